@@ -1,0 +1,206 @@
+"""Settings of the network and of its training: frozen, checked when they are made."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Shape of a RANet: one sub-network per scale, lowest resolution first.
+
+    The defaults are the CIFAR network of the paper's curve without its repeated top scale.
+    Sizes that do not fit together are refused by `ranet.model.plan.make_plan`, which
+    `__post_init__` calls.
+    """
+
+    scales: tuple[int, ...] = (1, 2, 3)
+    """Scale of each sub-network; scale 1 is the lowest resolution."""
+    growth_rate: int = 6
+    """Channels that one dense layer adds, before the growth factor of its sub-network."""
+    growth_factors: tuple[int, ...] = (4, 2, 1)
+    """Multiplier of all channel counts, one per sub-network."""
+    bottleneck_factors: tuple[int, ...] = (4, 2, 1)
+    """Width of the 1x1 bottleneck in units of the channels its layer adds, one per sub-network."""
+    stem_channels: int = 16
+    """Channels of the stem at the highest resolution, before the growth factor."""
+    layers_per_block: int = 4
+    """Dense layers in a block; in the first block where `layer_mode` is linear."""
+    layer_mode: Literal["even", "linear"] = "even"
+    """even: every block has layers_per_block layers; linear: block b has b times as many."""
+    num_blocks: int = 2
+    """Blocks of the first sub-network."""
+    extra_blocks: int = 2
+    """Blocks that each further sub-network has more than the one before."""
+    compress_factor: float = 0.25
+    """Share of a fusion layer's new channels that comes from the sub-network below."""
+    reduction: float = 0.5
+    """Share of the channels that a transition keeps."""
+    stem: Literal["small", "large"] = "small"
+    """small: 3x3 convolution, stride 1; large: 7x7 convolution, stride 2, then 3x3 max pooling."""
+    exit_channels: int | None = 128
+    """Channels inside an exit; null: as many as the features it reads."""
+    image_size: int = 32
+    """Height and width of an image, in pixels."""
+    num_classes: int = 10
+    """Classes to tell apart."""
+
+    def __post_init__(self) -> None:
+        # Sequences from YAML arrive as lists; a frozen config must be hashable.
+        for name in ("scales", "growth_factors", "bottleneck_factors"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.scales or self.scales[0] != 1 or self.scales != tuple(sorted(self.scales)):
+            raise ValueError(
+                f"model.scales must start at 1 and never fall, got {self.scales}: "
+                "each sub-network reads the features of the one before"
+            )
+        for name in ("growth_factors", "bottleneck_factors"):
+            factors = getattr(self, name)
+            if len(factors) != len(self.scales):
+                raise ValueError(
+                    f"model.{name} must have one entry per scale: got {len(factors)} entries "
+                    f"{factors} for {len(self.scales)} scales {self.scales}"
+                )
+            if min(factors) < 1:
+                raise ValueError(f"model.{name} must all be 1 or more, got {factors}")
+        for name in ("growth_rate", "stem_channels", "num_blocks", "image_size", "num_classes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be 1 or more, got {getattr(self, name)}")
+        if self.layers_per_block < 2:
+            raise ValueError(
+                f"model.layers_per_block must be 2 or more, got {self.layers_per_block}: "
+                "a block hands the input of its last layer to the sub-network above"
+            )
+        if self.layer_mode not in ("even", "linear"):
+            raise ValueError(f"model.layer_mode must be even or linear, got {self.layer_mode!r}")
+        if self.stem not in ("small", "large"):
+            raise ValueError(f"model.stem must be small or large, got {self.stem!r}")
+        if self.extra_blocks < 1 and len(self.scales) > 1:
+            raise ValueError(
+                f"model.extra_blocks must be 1 or more, got {self.extra_blocks}: "
+                "a sub-network without blocks of its own has no exit"
+            )
+        for name in ("compress_factor", "reduction"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(
+                    f"model.{name} must lie between 0 and 1, got {getattr(self, name)}"
+                )
+        if self.exit_channels is not None and self.exit_channels < 1:
+            raise ValueError(
+                f"model.exit_channels must be 1 or more, or null, got {self.exit_channels}"
+            )
+        from ranet.model.plan import make_plan
+
+        make_plan(self)
+
+    @property
+    def num_exits(self) -> int:
+        """Number of exits: one per block of the last, longest sub-network."""
+        return self.num_blocks + self.extra_blocks * (len(self.scales) - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Stochastic gradient descent and its learning rate; the defaults are the paper's."""
+
+    lr: float = 0.1
+    """Learning rate at the start of the schedule, for the whole (global) batch."""
+    momentum: float = 0.9
+    """Momentum of the gradient."""
+    nesterov: bool = False
+    """Nesterov's form of momentum."""
+    weight_decay: float = 1e-4
+    """L2 penalty, added to the gradient."""
+    decay: Literal["all", "weights"] = "all"
+    """all: decay every parameter, as the paper does; weights: neither batch norms nor biases."""
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    """multistep: multiply by gamma at each milestone; cosine: fall to 0, changed every step."""
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    """Where the learning rate falls, as shares of all epochs (multistep only)."""
+    gamma: float = 0.1
+    """Factor applied to the learning rate at a milestone (multistep only)."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the learning rate rises from 0 to lr, step by step."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise ValueError(f"train.optim.lr must be above 0, got {self.lr}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"train.optim.momentum must be in [0, 1), got {self.momentum}")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("train.optim.nesterov needs train.optim.momentum above 0, got 0")
+        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
+            raise ValueError(
+                f"train.optim.weight_decay must be 0 or more, got {self.weight_decay}"
+            )
+        if self.decay not in ("all", "weights"):
+            raise ValueError(f"train.optim.decay must be all or weights, got {self.decay!r}")
+        if self.schedule not in ("multistep", "cosine"):
+            raise ValueError(
+                f"train.optim.schedule must be multistep or cosine, got {self.schedule!r}"
+            )
+        if any(not 0 < share < 1 for share in self.milestones) or self.milestones != tuple(
+            sorted(self.milestones)
+        ):
+            raise ValueError(
+                "train.optim.milestones must be rising shares of all epochs between 0 and 1, "
+                f"got {self.milestones}"
+            )
+        if not 0 < self.gamma <= 1:
+            raise ValueError(f"train.optim.gamma must be in (0, 1], got {self.gamma}")
+        if not (self.warmup_epochs >= 0 and math.isfinite(self.warmup_epochs)):
+            raise ValueError(
+                f"train.optim.warmup_epochs must be 0 or more, got {self.warmup_epochs}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a network is trained; the defaults are the paper's CIFAR recipe."""
+
+    epochs: int = 300
+    """Passes over the training images."""
+    batch_size: int = 64
+    """Images a step, over all workers together."""
+    seed: int = 0
+    """Seed of the weights, of the image order and of the augmentation."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of the forward pass; bfloat16 is autocast, the weights stay float32."""
+    channels_last: bool = True
+    """Keep images and features channels last in memory."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+    exit_loss_weights: tuple[float, ...] = ()
+    """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """Optimizer and learning rate."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exit_loss_weights", tuple(self.exit_loss_weights))
+        if self.epochs < 1:
+            raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
+        if self.batch_size < 1:
+            raise ValueError(f"train.batch_size must be 1 or more, got {self.batch_size}")
+        if self.seed < 0:
+            raise ValueError(f"train.seed must be 0 or more, got {self.seed}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"train.precision must be float32 or bfloat16, got {self.precision!r}"
+            )
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"train.label_smoothing must be in [0, 1), got {self.label_smoothing}"
+            )
+        if any(not (w >= 0 and math.isfinite(w)) for w in self.exit_loss_weights) or (
+            self.exit_loss_weights and not any(self.exit_loss_weights)
+        ):
+            raise ValueError(
+                "train.exit_loss_weights must be 0 or more and not all 0, "
+                f"got {self.exit_loss_weights}"
+            )
+        if self.optim.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"train.optim.warmup_epochs must be below train.epochs ({self.epochs}), "
+                f"got {self.optim.warmup_epochs}"
+            )
