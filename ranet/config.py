@@ -4,13 +4,15 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ranet.plan import make_plan
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Shape of a RANet: one sub-network per scale, lowest resolution first.
 
     The defaults are the CIFAR network of the paper's curve without its repeated top scale.
-    Sizes that do not fit together are refused by `ranet.model.plan.make_plan`, which
+    Sizes that do not fit together are refused by `ranet.plan.make_plan`, which
     `__post_init__` calls.
     """
 
@@ -89,8 +91,6 @@ class ModelConfig:
             raise ValueError(
                 f"model.exit_channels must be 1 or more, or null, got {self.exit_channels}"
             )
-        from ranet.model.plan import make_plan
-
         make_plan(self)
 
     @property
@@ -173,6 +173,8 @@ class TrainConfig:
     """Share of the target that is spread evenly over all classes."""
     exit_loss_weights: tuple[float, ...] = ()
     """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
+    select_by: Literal["last_exit", "mean_exit"] = "last_exit"
+    """Validation top-1 by which the best epoch is chosen: the last exit's, or the mean over exits."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
 
@@ -198,6 +200,10 @@ class TrainConfig:
             raise ValueError(
                 "train.exit_loss_weights must be 0 or more and not all 0, "
                 f"got {self.exit_loss_weights}"
+            )
+        if self.select_by not in ("last_exit", "mean_exit"):
+            raise ValueError(
+                f"train.select_by must be last_exit or mean_exit, got {self.select_by!r}"
             )
         if self.optim.warmup_epochs >= self.epochs:
             raise ValueError(
