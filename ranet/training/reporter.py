@@ -13,8 +13,14 @@ Metrics: TypeAlias = dict[str, float]
 """Numbers of one epoch by name, such as `val/exit3/top1` in percent."""
 
 Snapshot: TypeAlias = dict[str, Any]
-"""All that a resumed run needs, as tensors, numbers, strings, lists and dicts only, so that
-`torch.load(weights_only=True)` reads it."""
+"""All that a resumed run needs, as CPU tensors, numbers, strings, lists and dicts only, so that
+`torch.load(weights_only=True)` reads it.
+
+- `epoch`: epochs done, `seed`: the training's seed; the learning rate follows from the epoch;
+- `model`: state dict, `optimizer`: its tensors by parameter name;
+- `history`: metrics of every epoch so far, first epoch first;
+- `best`: `epoch` (from 1), `value` (the accuracy it was chosen by) and `model` of the best epoch.
+"""
 
 
 class Batches(Protocol):

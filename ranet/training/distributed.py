@@ -1,0 +1,59 @@
+"""What the workers of one training do together; alone, every function is the identity."""
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    """Place of this worker among all, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of workers."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """Make a model average its gradients over the workers; all start from rank 0's weights."""
+    if world_size() == 1:
+        return model
+    # Every worker keeps batch norm statistics of its own images; `average_buffers` joins them.
+    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def gather(values: Tensor) -> list[Tensor]:
+    """Give every worker the tensors of all, in order of rank.
+
+    Sizes may differ between workers, the number of dimensions may not.
+    """
+    if world_size() == 1:
+        return [values]
+    shape = torch.tensor(values.shape, device=values.device)
+    shapes = [torch.empty_like(shape) for _ in range(world_size())]
+    distributed.all_gather(shapes, shape)
+    sizes = [size.tolist() for size in shapes]
+    padded = values.new_zeros(max(int(size.prod()) for size in shapes))
+    padded[: values.numel()] = values.flatten()
+    parts = [torch.empty_like(padded) for _ in range(world_size())]
+    distributed.all_gather(parts, padded)
+    return [
+        part[: torch.Size(size).numel()].reshape(size)
+        for part, size in zip(parts, sizes, strict=True)
+    ]
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Replace the model's saved floating buffers by their mean over the workers.
+
+    These are the running statistics of its batch norms. Integer buffers count steps, alike on
+    every worker; buffers that are not saved are constants.
+    """
+    saved = model.state_dict().keys()
+    buffers = [b for name, b in model.named_buffers() if name in saved and b.is_floating_point()]
+    if not buffers:
+        return
+    mean = torch.stack(gather(torch.cat([b.flatten() for b in buffers]))).mean(dim=0)
+    for buffer, values in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(values.reshape(buffer.shape))
