@@ -1,0 +1,34 @@
+# What a person types. PYTHON=... chooses the interpreter of a new .venv.
+
+.PHONY: help setup train test check lint types arch format ui
+
+help: ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: ## system packages and .venv; seconds where they are there
+	@PYTHON="$(PYTHON)" cluster/setup.sh
+
+train: setup ## train, evaluate and register a network on the built-in digits
+	.venv/bin/python pipelines/train.py --config configs/digits.yaml
+
+test: setup ## all tests
+	.venv/bin/python -m pytest
+
+check: lint types arch ## format, lint, types and import directions
+
+lint: setup
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+
+types: setup
+	.venv/bin/basedpyright
+
+arch: setup
+	.venv/bin/lint-imports
+
+format: setup ## format the code and mend what the linter can
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+ui: setup ## runs, curves and models of this folder in the browser
+	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui
