@@ -1,0 +1,22 @@
+"""Resolution Adaptive Networks in pure torch: the network, its training, its early exits."""
+
+from ranet.config import ModelConfig, OptimConfig, TrainConfig
+from ranet.inference.cascade import Cascade, Prediction
+from ranet.model.network import RANet
+from ranet.model.official import model_from_official, official_state_dict
+from ranet.plan import mult_adds, official_ops
+from ranet.presets import PRESETS
+
+__all__ = [
+    "PRESETS",
+    "Cascade",
+    "ModelConfig",
+    "OptimConfig",
+    "Prediction",
+    "RANet",
+    "TrainConfig",
+    "model_from_official",
+    "mult_adds",
+    "official_ops",
+    "official_state_dict",
+]

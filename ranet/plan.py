@@ -204,6 +204,16 @@ class Plan:
         return (block for blocks in self.subnetworks for block in blocks)
 
     @property
+    def num_norms(self) -> int:
+        """Number of batch norms, one behind every convolution."""
+        number = len(self.stem)
+        for block in self.blocks:
+            number += 2 * len(block.units) + (block.transition_channels is not None)
+            number += 2 * len(block.lower.units) + 1 if block.lower else 0
+            number += 2 if block.exit else 0
+        return number
+
+    @property
     def exit_costs(self) -> tuple[Cost, ...]:
         """Cost from the image to each exit, all earlier exits included."""
         total = Cost()

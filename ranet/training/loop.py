@@ -75,7 +75,7 @@ def fit(
             "training images: not one full batch; lower train.batch_size"
         )
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    model.to(memory_format=layout)
     optimizer = make_optimizer(config.optim, model)
     if resume is not None:
         _restore(config, model, optimizer, resume)

@@ -1,0 +1,212 @@
+"""Dense blocks in their fast form.
+
+A dense layer reads everything before it: x_j = cat(x_{j-1}, unit_j(x_{j-1})). Written so, each
+layer copies and re-reads all earlier channels. Here the same function is computed with every
+channel read as rarely as possible, which batch norm allows because it acts per channel:
+
+* what is known before the first layer (the input and the channels from below) goes through
+  *one* wide 1x1 convolution for all layers; a layer then adds only what the new channels of its
+  predecessors contribute;
+* all lateral units of a fusion block read prefixes of one tensor: one 1x1 convolution with a
+  staircase of zeros, one grouped 3x3 convolution and one resize serve all layers;
+* channels are joined once per block.
+
+Features are ordered (input, lateral 1..L, own 1..L, compressed), not layer by layer;
+`ranet.model.official` knows both orders.
+"""
+
+import math
+from itertools import pairwise
+from typing import TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ranet.model.layers import ConvNormRelu, NormRelu, conv_weight, resize
+from ranet.plan import BlockPlan, UnitPlan
+
+PassedUp: TypeAlias = tuple[Tensor, ...]
+"""What a block hands to the sub-network above: the features behind its last layer; a down block
+hands up those before its last layer as well, which have another size: (before, behind)."""
+
+
+class _Units(nn.Module):
+    """Weights of bottleneck units whose 1x1 convolutions share their first input channels."""
+
+    def __init__(self, units: tuple[UnitPlan, ...]) -> None:
+        super().__init__()
+        self.widths = [unit.width for unit in units]
+        shared = units[0].in_channels
+        self.reduce = nn.Parameter(
+            torch.cat([conv_weight(unit.width, shared, 1).detach() for unit in units])
+        )
+        self.convs = nn.ParameterList(
+            conv_weight(unit.out_channels, unit.width, 3) for unit in units
+        )
+
+
+def _staircase(steps: nn.ParameterList, width: int) -> list[Tensor]:
+    """Pad weights (out, in_j, 1, 1) with zeros to (out, width, 1, 1)."""
+    return [F.pad(step, (0, 0, 0, 0, 0, width - step.shape[1])) for step in steps]
+
+
+class DenseLayers(_Units):
+    """The layers of a block that compute its own channels.
+
+    Unit j's 1x1 convolution is stored in three parts: on the block's input (all units in
+    `reduce`), on the lateral channels of the layers before it, and on their own channels.
+    """
+
+    def __init__(self, plan: BlockPlan) -> None:
+        super().__init__(plan.units)
+        own, lateral = plan.units[0].out_channels, plan.lateral_channels
+        self.stride = 2 if plan.is_down else 1
+        later = list(enumerate(plan.units))[1:]
+        self.reduce_lateral = nn.ParameterList(
+            conv_weight(unit.width, j * lateral, 1) for j, unit in later if lateral
+        )
+        self.reduce_own = nn.ParameterList(
+            conv_weight(unit.width, j * own, 1) for j, unit in later
+        )
+        self.norms = nn.ModuleList(NormRelu(unit.width) for unit in plan.units)
+        self.conv_norms = nn.ModuleList(NormRelu(own) for _ in plan.units)
+
+    def forward(self, known: Tensor) -> list[Tensor]:
+        """Map the known channels (input, lateral) to the new channels of each layer."""
+        reduced = F.conv2d(known, self.reduce_weight(known.shape[1])).split(self.widths, dim=1)
+        new: list[Tensor] = []
+        last = len(self.widths) - 1
+        for j, share in enumerate(reduced):
+            if new:
+                share = share + F.conv2d(torch.cat(new, dim=1), self.reduce_own[j - 1])
+            features = F.conv2d(
+                self.norms[j](share),
+                self.convs[j],
+                stride=self.stride if j == last else 1,
+                padding=1,
+            )
+            new.append(self.conv_norms[j](features))
+        return new
+
+    def reduce_weight(self, known_channels: int) -> Tensor:
+        """Weight of all units' 1x1 convolutions on the known channels."""
+        if not self.reduce_lateral:
+            return self.reduce
+        lateral_channels = known_channels - self.reduce.shape[1]
+        first = self.reduce.new_zeros(self.widths[0], lateral_channels, 1, 1)
+        staircase = torch.cat([first, *_staircase(self.reduce_lateral, lateral_channels)])
+        return torch.cat([self.reduce, staircase], dim=1)
+
+
+class Laterals(_Units):
+    """All units of a fusion block that read the features of the block below."""
+
+    def __init__(self, units: tuple[UnitPlan, ...], below: BlockPlan) -> None:
+        super().__init__(units)
+        own, lateral = below.units[0].out_channels, below.lateral_channels
+        later = list(enumerate(units))[1:]
+        self.reduce_lateral = nn.ParameterList(
+            conv_weight(unit.width, j * lateral, 1) for j, unit in later if lateral
+        )
+        self.reduce_own = nn.ParameterList(
+            conv_weight(unit.width, j * own, 1) for j, unit in later
+        )
+        # A down block hands up the features before its last layer, without that layer's channels.
+        layers_read = len(units) - 1 if below.is_down else len(units)
+        self.below_lateral = layers_read * lateral
+        self.below_own = layers_read * own
+        self.norm = NormRelu(sum(self.widths))
+        self.conv_norm = NormRelu(sum(unit.out_channels for unit in units))
+
+    def forward(self, below: Tensor) -> Tensor:
+        """Map features of the block below to (batch, layers x lateral, height, width)."""
+        features = self.norm(F.conv2d(below, self.reduce_weight()))
+        weight, groups = self.conv_weight()
+        return self.conv_norm(F.conv2d(features, weight, padding=1, groups=groups))
+
+    def reduce_weight(self) -> Tensor:
+        """Weight of all units' 1x1 convolutions on the features of the block below."""
+        parts = [self.reduce]
+        for steps, width in (
+            (self.reduce_lateral, self.below_lateral),
+            (self.reduce_own, self.below_own),
+        ):
+            if steps:
+                first = self.reduce.new_zeros(self.widths[0], width, 1, 1)
+                parts.append(torch.cat([first, *_staircase(steps, width)]))
+        return torch.cat(parts, dim=1)
+
+    def conv_weight(self) -> tuple[Tensor, int]:
+        """Weight of all units' 3x3 convolutions, and its number of groups."""
+        weights = list(self.convs)
+        if len(set(self.widths)) == 1:
+            return torch.cat(weights), len(weights)
+        total, ends = sum(self.widths), [0]
+        for width in self.widths:
+            ends.append(ends[-1] + width)
+        padded = [
+            F.pad(weight, (0, 0, 0, 0, start, total - end))
+            for weight, (start, end) in zip(weights, pairwise(ends), strict=True)
+        ]
+        return torch.cat(padded), 1
+
+
+class DenseBlock(nn.Module):
+    """A normal block: dense layers, then a transition where the plan has one."""
+
+    def __init__(self, plan: BlockPlan) -> None:
+        super().__init__()
+        self.layers = DenseLayers(plan)
+        self.transition = _transition(plan)
+
+    def forward(self, features: Tensor, below: PassedUp = ()) -> tuple[Tensor, PassedUp]:
+        """Map features (batch, channels, height, width) to the block's output and what it
+        passes up.
+        """
+        features = torch.cat([features, *self.layers(features)], dim=1)
+        return self.transition(features), (features,)
+
+
+class FusionBlock(nn.Module):
+    """A block that also reads the block of the sub-network below.
+
+    Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.2, figure 4.
+    """
+
+    def __init__(self, plan: BlockPlan, below: BlockPlan) -> None:
+        super().__init__()
+        assert plan.lower is not None
+        self.laterals = Laterals(plan.lower.units, below)
+        self.layers = DenseLayers(plan)
+        self.compress = ConvNormRelu(plan.lower.in_channels, plan.lower.compressed_channels, 1)
+        self.transition = _transition(plan)
+        self.is_down = plan.is_down
+        self.lateral_channels = plan.lateral_channels
+
+    def forward(self, features: Tensor, below: PassedUp) -> tuple[Tensor, PassedUp]:
+        """Map features (batch, channels, height, width) and what the block below passed up to
+        the block's output and what it passes up.
+        """
+        size = features.shape[-2:]
+        lateral = self.laterals(below[0])
+        if not self.is_down:
+            known = torch.cat([features, resize(lateral, size)], dim=1)
+            features = torch.cat([known, *self.layers(known)], dim=1)
+            passed_up = (features,)
+        else:
+            early, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
+            known = torch.cat([features, resize(early, size)], dim=1)
+            *new, newest = self.layers(known)
+            before = torch.cat([known, *new], dim=1)
+            size = newest.shape[-2:]
+            features = torch.cat([resize(before, size), resize(late, size), newest], dim=1)
+            passed_up = (before, features)
+        compressed = resize(self.compress(below[-1]), size)
+        return self.transition(torch.cat([features, compressed], dim=1)), passed_up
+
+
+def _transition(plan: BlockPlan) -> nn.Module:
+    if plan.transition_channels is None:
+        return nn.Identity()
+    return ConvNormRelu(plan.gathered_channels, plan.transition_channels, 1)

@@ -1,0 +1,74 @@
+"""The pieces that blocks, stem and exits are made of."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Parameter:
+    """Make the weight of a convolution: normal, with He's standard deviation by fan-out.
+
+    Source: the authors' initialisation, sqrt(2 / (kernel^2 out_channels)).
+    """
+    std = math.sqrt(2 / (kernel * kernel * out_channels))
+    return nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel) * std)
+
+
+def resize(features: Tensor, size: torch.Size) -> Tensor:
+    """Resize features bilinearly to a height and width, corners aligned; as they are if equal."""
+    if features.shape[-2:] == size:
+        return features
+    return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
+
+
+class NormRelu(nn.Module):
+    """Batch norm, then ReLU.
+
+    Differs from `nn.BatchNorm2d`: keeps no count of batches, which would cost a kernel launch
+    per layer and step; `RANet` counts for all.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    momentum = 0.1
+    eps = 1e-5
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_channels))
+        self.bias = nn.Parameter(torch.zeros(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Normalise features (batch, channels, height, width) and cut them off at 0."""
+        normed = F.batch_norm(
+            features,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training,
+            self.momentum,
+            self.eps,
+        )
+        return F.relu_(normed)
+
+
+class ConvNormRelu(nn.Module):
+    """Convolution without bias, batch norm, ReLU; odd kernel, padded to keep the size."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.weight = conv_weight(out_channels, in_channels, kernel)
+        self.norm = NormRelu(out_channels)
+        self.stride = stride
+        self.padding = kernel // 2
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (batch, in_channels, height, width) to (batch, out_channels, ...)."""
+        return self.norm(
+            F.conv2d(features, self.weight, stride=self.stride, padding=self.padding)
+        )

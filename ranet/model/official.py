@@ -1,0 +1,305 @@
+"""The authors' state dict, in and out: every weight of theirs has one place in ours.
+
+The two networks compute the same function but store it differently: ours keeps the 1x1
+convolutions of a block's layers together and orders features as `ranet.model.blocks` says. The
+list of `_Piece`s below is the whole difference; both directions follow from it.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ranet.config import ModelConfig
+from ranet.model.network import RANet
+from ranet.plan import BlockPlan, UnitPlan, make_plan
+
+_NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """`official[:, columns]` is `ours[rows]`; without columns or rows, all of them."""
+
+    official: str
+    ours: str
+    shape: tuple[int, ...]
+    """Shape of the official entry."""
+    columns: tuple[int, ...] | None = None
+    rows: range | None = None
+
+
+def model_from_official(
+    config: Mapping[str, Any], num_classes: int, image_size: int, state_dict: Mapping[str, Tensor]
+) -> RANet:
+    """Build the network of an authors' checkpoint.
+
+    Args:
+        config: the authors' argument names: ds (cifar or imagenet), step, stepmode, scale_list,
+            grFactor, bnFactor, nChannels, growthRate, nBlocks, block_step, compress_factor,
+            reduction; others are ignored.
+        num_classes: classes of the checkpoint.
+        image_size: height and width of the images, in pixels.
+        state_dict: the authors' entries, with or without the prefix `module.`.
+
+    Raises:
+        ValueError: an argument or an entry is missing, unknown or of the wrong shape.
+    """
+    model_config = _config_from_official(config, num_classes, image_size)
+    official = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    pieces = list(_pieces(model_config))
+    counters = _counters(pieces)
+    _check_entries(official, pieces, counters)
+    model = RANet(model_config)
+    collected: dict[str, list[Tensor]] = {}
+    for piece in pieces:
+        value = official[piece.official]
+        if piece.columns is not None:
+            value = value[:, list(piece.columns)]
+        collected.setdefault(piece.ours, []).append(value)
+    # Rows of one entry of ours arrive in order, so joining them places them.
+    ours = {name: torch.cat(values) for name, values in collected.items()}
+    ours["batches_tracked"] = torch.stack(
+        [official[name].to(torch.int64) for name in counters]
+    )
+    model.load_state_dict({name: value.clone() for name, value in ours.items()}, assign=True)
+    return model
+
+
+def official_state_dict(model: RANet) -> dict[str, Tensor]:
+    """Give the authors' state dict of a network: their names, their order, no prefix."""
+    ours = model.state_dict()
+    official: dict[str, Tensor] = {}
+    norms = iter(model.batches_tracked)
+    for piece in _pieces(model.config):
+        value = ours[piece.ours]
+        if piece.rows is not None:
+            value = value[piece.rows.start : piece.rows.stop]
+        if piece.official not in official:
+            official[piece.official] = value.new_empty(piece.shape)
+        if piece.columns is None:
+            official[piece.official].copy_(value)
+        else:
+            official[piece.official][:, list(piece.columns)] = value
+        if piece.official.endswith("running_var"):
+            counter = next(norms).detach().clone()
+            official[_counter(piece.official)] = counter
+    return official
+
+
+def _counter(running_var: str) -> str:
+    return running_var.removesuffix("running_var") + "num_batches_tracked"
+
+
+def _counters(pieces: list[_Piece]) -> list[str]:
+    """Names of the authors' batch counters, in their order."""
+    return [_counter(p.official) for p in pieces if p.official.endswith("running_var")]
+
+
+def _config_from_official(
+    config: Mapping[str, Any], num_classes: int, image_size: int
+) -> ModelConfig:
+    needed = (
+        "ds step stepmode scale_list grFactor bnFactor nChannels growthRate nBlocks block_step "
+        "compress_factor reduction"
+    ).split()
+    if missing := [name for name in needed if name not in config]:
+        raise ValueError(f"config lacks the authors' arguments {', '.join(missing)}")
+    modes = {"even": "even", "lg": "linear"}
+    kinds = {"cifar": ("small", 128), "imagenet": ("large", None)}
+    if config["stepmode"] not in modes:
+        raise ValueError(f"config stepmode must be even or lg, got {config['stepmode']!r}")
+    if config["ds"] not in kinds:
+        raise ValueError(f"config ds must be cifar or imagenet, got {config['ds']!r}")
+    stem, exit_channels = kinds[config["ds"]]
+    return ModelConfig(
+        scales=tuple(config["scale_list"]),
+        growth_rate=config["growthRate"],
+        growth_factors=tuple(config["grFactor"]),
+        bottleneck_factors=tuple(config["bnFactor"]),
+        stem_channels=config["nChannels"],
+        layers_per_block=config["step"],
+        layer_mode=modes[config["stepmode"]],  # type: ignore[arg-type]
+        num_blocks=config["nBlocks"],
+        extra_blocks=config["block_step"],
+        compress_factor=config["compress_factor"],
+        reduction=config["reduction"],
+        stem=stem,  # type: ignore[arg-type]
+        exit_channels=exit_channels,
+        image_size=image_size,
+        num_classes=num_classes,
+    )
+
+
+def _check_entries(
+    official: Mapping[str, Tensor], pieces: list[_Piece], counters: list[str]
+) -> None:
+    expected: dict[str, tuple[int, ...]] = {piece.official: piece.shape for piece in pieces}
+    expected.update(dict.fromkeys(counters, ()))
+    for name, shape in expected.items():
+        if name not in official:
+            raise ValueError(f"state_dict lacks {name}, which this configuration has")
+        if tuple(official[name].shape) != shape:
+            raise ValueError(
+                f"state_dict entry {name} must have the shape {shape} in this configuration, "
+                f"got {tuple(official[name].shape)}"
+            )
+    if unknown := [name for name in official if name not in expected]:
+        raise ValueError(
+            f"state_dict has {unknown[0]}, which this configuration lacks"
+            + (f" ({len(unknown)} such entries)" if len(unknown) > 1 else "")
+        )
+
+
+def _pieces(config: ModelConfig) -> Iterator[_Piece]:
+    """List all pieces in the order of the authors' state dict."""
+    plan = make_plan(config)
+    exits: list[_Piece] = []
+    number = 0
+    for i, blocks in enumerate(plan.subnetworks):
+        order = list(range(plan.stem[i].out_channels))
+        orders: list[_Orders] = []
+        below = plan.subnetworks[i - 1] if i else ()
+        for k, block in enumerate(blocks):
+            official, ours = f"scale_flows.{i}.{k}", f"subnetworks.{i}.blocks.{k}"
+            if block.lower:
+                yield from _fusion_layers(official, ours, block, below[k], order, lower_orders[k])
+            else:
+                for j in range(len(block.units)):
+                    yield from _own_unit(f"{official}.layers.{j}", ours, block, j, order)
+            here = _orders(block, order)
+            order = here.gathered
+            if block.transition_channels:
+                shape = (block.transition_channels, block.gathered_channels, 1, 1)
+                yield from _conv(f"{official}.trans", f"{ours}.transition", shape, order)
+                order = list(range(block.transition_channels))
+            orders.append(here)
+            if block.exit:
+                exit_ = f"subnetworks.{i}.exits.{k - len(below)}"
+                width, inputs = block.exit.hidden_channels, block.exit.in_channels
+                theirs = f"classifier.{number}"
+                shape = (width, inputs, 3, 3)
+                exits += _conv(f"{theirs}.m.0", f"{exit_}.reduce.0", shape, order)
+                exits += _conv(f"{theirs}.m.1", f"{exit_}.reduce.1", (width, width, 3, 3))
+                classes = block.exit.num_classes
+                exits += [
+                    _Piece(f"{theirs}.linear.weight", f"{exit_}.classify.weight", (classes, width)),
+                    _Piece(f"{theirs}.linear.bias", f"{exit_}.classify.bias", (classes,)),
+                ]
+                number += 1
+        lower_orders = orders
+    yield from exits
+    for position, step in enumerate(reversed(plan.stem)):
+        official = f"FirstLayer.layers.{position}"
+        ours = f"stem.steps.{len(plan.stem) - 1 - position}"
+        if step.is_large:
+            shape = (step.out_channels, step.in_channels, 7, 7)
+            yield _Piece(f"{official}.0.weight", f"{ours}.conv.weight", shape)
+            yield _Piece(f"{official}.0.bias", f"{ours}.conv.bias", shape[:1])
+            yield from _norm(f"{official}.1", f"{ours}.norm", step.out_channels)
+        else:
+            yield from _conv(official, ours, (step.out_channels, step.in_channels, 3, 3))
+
+
+@dataclass(frozen=True)
+class _Orders:
+    """Official channel of each of our channels, at the places of a block that others read."""
+
+    before_last: list[int]
+    """Features before the last layer (read as such only behind a down block)."""
+    behind_last: list[int]
+    """Features behind the last layer."""
+    gathered: list[int]
+    """Those with the compressed channels: what the transition, or the next block, reads."""
+
+
+def _orders(block: BlockPlan, order: list[int]) -> _Orders:
+    num_layers = len(block.units)
+    if block.is_down:
+        lateral, own = _layer_channels(block, num_layers - 1)
+        before = order + lateral + own
+        all_lateral, all_own = _layer_channels(block, num_layers)
+        behind = before + all_lateral[len(lateral) :] + all_own[len(own) :]
+    else:
+        lateral, own = _layer_channels(block, num_layers)
+        before = behind = order + lateral + own
+    return _Orders(before, behind, behind + list(range(len(behind), block.gathered_channels)))
+
+
+def _layer_channels(block: BlockPlan, num_layers: int) -> tuple[list[int], list[int]]:
+    """Official channels that the first layers added: those from below, and their own."""
+    lateral, own = block.lateral_channels, block.units[0].out_channels
+    starts = [block.in_channels + j * (lateral + own) for j in range(num_layers)]
+    return (
+        [start + c for start in starts for c in range(lateral)],
+        [start + lateral + c for start in starts for c in range(own)],
+    )
+
+
+def _fusion_layers(
+    official: str,
+    ours: str,
+    block: BlockPlan,
+    below: BlockPlan,
+    order: list[int],
+    lower: _Orders,
+) -> Iterator[_Piece]:
+    assert block.lower is not None
+    lower_input = lower.behind_last[: below.in_channels]
+    widths = [unit.width for unit in block.lower.units]
+    lateral = block.lateral_channels
+    for j, unit in enumerate(block.lower.units):
+        theirs, laterals = f"{official}.layers.{j}.conv_up.net", f"{ours}.laterals"
+        yield from _reduce(theirs, laterals, unit, j, sum(widths[:j]), below, lower_input)
+        rows = range(sum(widths[:j]), sum(widths[: j + 1]))
+        yield from _norm(f"{theirs}.1", f"{laterals}.norm", unit.width, rows)
+        shape = (lateral, unit.width, 3, 3)
+        yield _Piece(f"{theirs}.3.weight", f"{laterals}.convs.{j}", shape)
+        rows = range(j * lateral, (j + 1) * lateral)
+        yield from _norm(f"{theirs}.4", f"{laterals}.conv_norm", lateral, rows)
+        yield from _own_unit(f"{official}.layers.{j}", ours, block, j, order)
+    shape = (block.lower.compressed_channels, block.lower.in_channels, 1, 1)
+    yield from _conv(f"{official}.conv_last", f"{ours}.compress", shape, lower.behind_last)
+
+
+def _own_unit(
+    official: str, ours: str, block: BlockPlan, j: int, order: list[int]
+) -> Iterator[_Piece]:
+    theirs, layers, unit = f"{official}.conv_normal.net", f"{ours}.layers", block.units[j]
+    start = sum(unit.width for unit in block.units[:j])
+    yield from _reduce(theirs, layers, unit, j, start, block, order)
+    yield from _norm(f"{theirs}.1", f"{layers}.norms.{j}", unit.width)
+    shape = (unit.out_channels, unit.width, 3, 3)
+    yield _Piece(f"{theirs}.3.weight", f"{layers}.convs.{j}", shape)
+    yield from _norm(f"{theirs}.4", f"{layers}.conv_norms.{j}", unit.out_channels)
+
+
+def _reduce(
+    official: str, ours: str, unit: UnitPlan, j: int, start: int, read: BlockPlan, order: list[int]
+) -> Iterator[_Piece]:
+    """Pieces of unit j's 1x1 convolution, which reads the input of layer j of block `read`."""
+    name, shape = f"{official}.0.weight", (unit.width, unit.in_channels, 1, 1)
+    rows = range(start, start + unit.width)
+    yield _Piece(name, f"{ours}.reduce", shape, tuple(order), rows)
+    if j:
+        lateral, own = _layer_channels(read, j)
+        if lateral:
+            yield _Piece(name, f"{ours}.reduce_lateral.{j - 1}", shape, tuple(lateral))
+        yield _Piece(name, f"{ours}.reduce_own.{j - 1}", shape, tuple(own))
+
+
+def _conv(
+    official: str, ours: str, shape: tuple[int, ...], columns: list[int] | None = None
+) -> Iterator[_Piece]:
+    order = None if columns is None else tuple(columns)
+    yield _Piece(f"{official}.net.0.weight", f"{ours}.weight", shape, order)
+    yield from _norm(f"{official}.net.1", f"{ours}.norm", shape[0])
+
+
+def _norm(
+    official: str, ours: str, num_channels: int, rows: range | None = None
+) -> Iterator[_Piece]:
+    for entry in _NORM_ENTRIES:
+        yield _Piece(f"{official}.{entry}", f"{ours}.{entry}", (num_channels,), None, rows)

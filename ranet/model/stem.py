@@ -1,0 +1,47 @@
+"""Base features of every sub-network."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ranet.model.layers import ConvNormRelu, NormRelu
+from ranet.plan import StemPlan
+
+
+class LargeStemStep(nn.Module):
+    """7x7 convolution with stride 2, batch norm, ReLU, 3x3 max pooling with stride 2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 7, stride=2, padding=3)
+        self.norm = NormRelu(out_channels)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (batch, 3, height, width) to features of a quarter of the size."""
+        return F.max_pool2d(self.norm(self.conv(images)), 3, stride=2, padding=1)
+
+
+class Stem(nn.Module):
+    """Base features at every scale, each computed from the next higher one.
+
+    Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.2 ("initial layer").
+    """
+
+    def __init__(self, plans: tuple[StemPlan, ...]) -> None:
+        super().__init__()
+        self.steps = nn.ModuleList(_step(plan) for plan in plans)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Map images (batch, 3, height, width) to features, lowest resolution first."""
+        features: list[Tensor] = []
+        for step in reversed(self.steps):
+            features.append(step(features[-1] if features else images))
+        return features[::-1]
+
+
+def _step(plan: StemPlan) -> nn.Module:
+    if plan.is_large:
+        return LargeStemStep(plan.in_channels, plan.out_channels)
+    step = ConvNormRelu(plan.in_channels, plan.out_channels, 3, stride=plan.stride)
+    # The authors leave the stem at the defaults of their framework.
+    nn.init.kaiming_uniform_(step.weight, a=5**0.5)
+    return step
