@@ -1,0 +1,401 @@
+"""What a trained network is worth: accuracy against mult-adds, and the model that is registered."""
+
+import json
+import math
+import tempfile
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from mlflow.entities import Metric
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from torch import Tensor
+
+import ranet
+from cluster import registry
+from pipelines.data import DatasetInfo
+from pipelines.run import Run
+from ranet.inference.anytime import Scores, anytime_accuracy
+from ranet.inference.budgeted import choose_exits, fit_budgets
+
+_FEWEST_THRESHOLD_SETS = 40
+_SCORE_NAME = "mean validation top-1 over the budgets"
+
+
+@dataclass(frozen=True)
+class ExitAccuracy:
+    """Anytime prediction: every image answered by one exit. Accuracies in percent."""
+
+    mult_adds: int
+    val_top1: float
+    val_top5: float
+    test_top1: float
+    test_top5: float
+
+
+@dataclass(frozen=True)
+class BudgetAccuracy:
+    """Budgeted batch classification: thresholds of one budget. Accuracies in percent."""
+
+    budget: float
+    """Share of the last exit's mult-adds that an image may cost on average."""
+    thresholds: tuple[float, ...]
+    """Fitted on the validation images."""
+    val_top1: float
+    test_top1: float
+    test_mult_adds: float
+    """Mean over the test images."""
+    exit_shares: tuple[float, ...]
+    """Test images that leave at each exit, in percent."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of every exit, and of every budget whose thresholds go with the model."""
+
+    exits: tuple[ExitAccuracy, ...]
+    curve: tuple[BudgetAccuracy, ...]
+    """Every threshold set, smallest budget first."""
+    reported: tuple[BudgetAccuracy, ...]
+    """Those of the budgets that were asked for."""
+
+    @property
+    def val_top1(self) -> float:
+        """Validation top-1 in percent, mean over the reported budgets."""
+        return sum(row.val_top1 for row in self.reported) / len(self.reported)
+
+
+def check_budgets(costs: tuple[int, ...], budgets: tuple[float, ...]) -> None:
+    """Refuse budgets that not even the first exit keeps.
+
+    Args:
+        costs: cumulative mult-adds of every exit.
+        budgets: shares of the last exit's mult-adds.
+    """
+    smallest = math.ceil(100 * costs[0] / costs[-1]) / 100
+    if min(budgets) < smallest:
+        raise ValueError(
+            f"registry.budgets must be {smallest} or more, got {budgets}: the first exit of this "
+            f"network costs {costs[0]:,} of {costs[-1]:,} mult-adds"
+        )
+
+
+def budget_grid(costs: tuple[int, ...]) -> tuple[float, ...]:
+    """Budgets whose thresholds go with a model: the first exit's share, then even steps up to 1.
+
+    The step is 0.01, or the largest smaller power of ten that gives 40 budgets. A network with a
+    single exit has the single budget 1.
+    """
+    first = costs[0] / costs[-1]
+    if first == 1:
+        return (1.0,)
+    steps = 100
+    while steps * (1 - first) < _FEWEST_THRESHOLD_SETS:
+        steps *= 10
+    return (first, *(k / steps for k in range(math.floor(first * steps) + 1, steps + 1)))
+
+
+def evaluate_scores(
+    costs: tuple[int, ...], val: Scores, test: Scores, budgets: tuple[float, ...]
+) -> Evaluation:
+    """Fit thresholds on the validation images and score them, and every exit, on the test images.
+
+    Args:
+        costs: cumulative mult-adds of every exit.
+        val: the network's answers to the validation images.
+        test: its answers to the test images.
+        budgets: shares of the last exit's mult-adds to report, in steps of 0.01.
+    """
+    check_budgets(costs, budgets)
+    grid = budget_grid(costs)
+    # In mult-adds; never below the first exit by a rounding of its share.
+    allowed = [max(costs[0], budget * costs[-1]) for budget in grid]
+    thresholds = fit_budgets(
+        val.confidences,
+        val.correct,
+        torch.tensor(costs),
+        torch.tensor(allowed, dtype=torch.float64),
+    )
+    curve = tuple(
+        _score_budget(budget, row, costs, val, test)
+        for budget, row in zip(grid, thresholds, strict=True)
+    )
+    accuracies = torch.stack((*anytime_accuracy(val), *anytime_accuracy(test)), dim=1)
+    exits = tuple(
+        ExitAccuracy(cost, *row) for cost, row in zip(costs, accuracies.tolist(), strict=True)
+    )
+    wanted = {round(budget, 2) for budget in budgets}
+    return Evaluation(
+        exits=exits, curve=curve, reported=tuple(row for row in curve if row.budget in wanted)
+    )
+
+
+def _score_budget(
+    budget: float, thresholds: Tensor, costs: tuple[int, ...], val: Scores, test: Scores
+) -> BudgetAccuracy:
+    val_exits = choose_exits(val.confidences, thresholds)
+    test_exits = choose_exits(test.confidences, thresholds)
+    shares = torch.bincount(test_exits, minlength=len(costs)).double() / len(test_exits)
+    return BudgetAccuracy(
+        budget=budget,
+        thresholds=tuple(thresholds.tolist()),
+        val_top1=_percent(val.correct.gather(0, val_exits[None])),
+        test_top1=_percent(test.correct.gather(0, test_exits[None])),
+        test_mult_adds=float(shares @ torch.tensor(costs, dtype=torch.float64)),
+        exit_shares=tuple((100 * shares).tolist()),
+    )
+
+
+def _percent(correct: Tensor) -> float:
+    return 100 * float(correct.double().mean())
+
+
+def format_tables(evaluation: Evaluation) -> str:
+    """Two tables for people: accuracy on the test images by exit, and by budget."""
+    lines = ["exit   mult-adds   top-1 %   top-5 %"]
+    lines += [
+        f"{number:4d}  {row.mult_adds / 1e6:8.2f} M  {row.test_top1:8.2f}  {row.test_top5:8.2f}"
+        for number, row in enumerate(evaluation.exits, start=1)
+    ]
+    lines += ["", "budget   mult-adds   top-1 %   % of the images leaving at exit 1, 2, ..."]
+    lines += [
+        f"{row.budget:6.2f}  {row.test_mult_adds / 1e6:8.2f} M  {row.test_top1:8.2f}   "
+        + " ".join(f"{share:5.1f}" for share in row.exit_shares)
+        for row in evaluation.reported
+    ]
+    return "\n".join(lines)
+
+
+def plot_curve(evaluation: Evaluation, title: str) -> Figure:
+    """Draw test top-1 against mult-adds: each exit on its own, and every budget."""
+    figure = Figure(figsize=(7.2, 4.5), layout="constrained")
+    axes = figure.subplots()
+    costs = [row.mult_adds / 1e6 for row in evaluation.exits]
+    top1 = [row.test_top1 for row in evaluation.exits]
+    axes.plot(
+        [row.test_mult_adds / 1e6 for row in evaluation.curve],
+        [row.test_top1 for row in evaluation.curve],
+        color="tab:blue",
+        linewidth=2,
+        label="budgeted batch: each image leaves when the network is sure",
+    )
+    axes.plot(
+        costs,
+        top1,
+        color="tab:orange",
+        linestyle="--",
+        marker="o",
+        markersize=11,
+        label="anytime: every image leaves at the numbered exit",
+    )
+    for number, (cost, accuracy) in enumerate(zip(costs, top1, strict=True), start=1):
+        axes.annotate(
+            str(number), (cost, accuracy), ha="center", va="center", color="white", fontsize=8
+        )
+    for k in {0, len(costs) - 1}:
+        axes.annotate(
+            f"{top1[k]:.2f} %",
+            (costs[k], top1[k]),
+            xytext=(0, -16),
+            textcoords="offset points",
+            ha="center",
+            color="tab:orange",
+        )
+    axes.set_title(title)
+    axes.set_xlabel("mult-adds per image, mean (millions)")
+    axes.set_ylabel("test top-1 accuracy (%)")
+    axes.margins(x=0.06, y=0.14)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
+
+
+def log_evaluation(
+    evaluation: Evaluation, run_id: str, model_id: str | None = None, *, folder: Path, title: str
+) -> Path:
+    """Write metrics, tables and the plot to an MLflow run.
+
+    Args:
+        evaluation: what to write.
+        run_id: the MLflow run.
+        model_id: a model of MLflow to give the metrics and the curves to as well.
+        folder: where the plot is kept on this machine.
+        title: heading of the plot.
+
+    Returns:
+        The file of the plot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    plot = folder / "budget_curve.png"
+    plot_curve(evaluation, title).savefig(plot, dpi=150)
+    now = round(time.time() * 1000)
+    metrics = [Metric(key, value, now, 0, model_id) for key, value in _metrics(evaluation).items()]
+    # A curve of MLflow has whole steps: here they are mult-adds.
+    metrics += [Metric(key, value, now, step, model_id) for key, step, value in _curves(evaluation)]
+    with registry.client_to(f"log the evaluation to MLflow run {run_id}") as client:
+        client.log_artifact(run_id, str(plot), "evaluation")
+        for name, table in _tables(evaluation).items():
+            client.log_table(run_id, table, f"evaluation/{name}.json")
+        client.log_batch(run_id, metrics)
+    return plot
+
+
+def _metrics(evaluation: Evaluation) -> dict[str, float]:
+    metrics = {"val/budget_mean/top1": evaluation.val_top1}
+    for number, row in enumerate(evaluation.exits, start=1):
+        metrics[f"test/exit{number}/top1"] = row.test_top1
+        metrics[f"test/exit{number}/top5"] = row.test_top5
+    for row in evaluation.reported:
+        metrics[f"val/budget_{row.budget:.2f}/top1"] = row.val_top1
+        metrics[f"test/budget_{row.budget:.2f}/top1"] = row.test_top1
+        metrics[f"test/budget_{row.budget:.2f}/mult_adds"] = row.test_mult_adds
+    return metrics
+
+
+def _curves(evaluation: Evaluation) -> list[tuple[str, int, float]]:
+    """Metric, mult-adds and accuracy of every point; of budgets that cost the same, the last."""
+    anytime = {row.mult_adds: row.test_top1 for row in evaluation.exits}
+    budgeted = {round(row.test_mult_adds): row.test_top1 for row in evaluation.curve}
+    return [
+        (name, cost, top1)
+        for name, points in (("anytime", anytime), ("budgeted", budgeted))
+        for key, (cost, top1) in ((f"test/{name}/top1", point) for point in points.items())
+    ]
+
+
+def _tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
+    exits = pd.DataFrame([asdict(row) for row in evaluation.exits])
+    exits.insert(0, "exit", range(1, len(exits) + 1))
+    budgets = pd.DataFrame(
+        {
+            "budget": row.budget,
+            "val_top1": row.val_top1,
+            "test_top1": row.test_top1,
+            "test_mult_adds": row.test_mult_adds,
+            **{f"exit{k}_share": share for k, share in enumerate(row.exit_shares, start=1)},
+        }
+        for row in evaluation.curve
+    )
+    return {"exits": exits, "budgets": budgets}
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A model in the registry."""
+
+    name: str
+    version: str
+    model_id: str
+    sentence: str
+    """What became of it: champion or candidate, and why."""
+
+
+def register_model(
+    run: Run,
+    state_dict: dict[str, Tensor],
+    evaluation: Evaluation,
+    data_info: DatasetInfo,
+    run_id: str,
+) -> RegisteredVersion:
+    """Log the model to an MLflow run, register it, and decide whether it is the champion.
+
+    A run that was stopped while it did so registers nothing twice.
+
+    Args:
+        run: what was trained.
+        state_dict: weights to register.
+        evaluation: the network's accuracies and thresholds.
+        data_info: what it was trained and evaluated on.
+        run_id: the MLflow run.
+    """
+    name = run.registry.model
+    found = registry.find_version(name, run_id)
+    if found is None:
+        budgets = ", ".join(f"{row.budget:.2f}" for row in evaluation.reported)
+        found = registry.register(
+            name,
+            _log_model(run, state_dict, evaluation, data_info, run_id),
+            run_id=run_id,
+            score=evaluation.val_top1,
+            yardstick=f"validation images {data_info.checksums['val'][:12]} at budgets {budgets}",
+        )
+    verdict = registry.offer(name, str(found.version), score_name=_SCORE_NAME)
+    model_id = str(found.source).removeprefix("models:/")
+    return RegisteredVersion(name, verdict.version, model_id, verdict.sentence)
+
+
+def _log_model(
+    run: Run,
+    state_dict: dict[str, Tensor],
+    evaluation: Evaluation,
+    data_info: DatasetInfo,
+    run_id: str,
+) -> str:
+    settings = {
+        "model": asdict(run.model),
+        "mean": run.data.mean,
+        "std": run.data.std,
+        "class_names": data_info.class_names,
+        "budgets": [row.budget for row in evaluation.curve],
+    }
+    tensors = {
+        "model": state_dict,
+        "thresholds": torch.tensor([row.thresholds for row in evaluation.curve]),
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        warnings.catch_warnings(),
+        registry.client_to("log the model") as client,
+    ):
+        warnings.filterwarnings("ignore", "[^A]*An input example was not provided", UserWarning)
+        settings_file, tensors_file = Path(folder, "settings.json"), Path(folder, "tensors.pt")
+        settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        torch.save(tensors, tensors_file)
+        mlflow_run = client.get_run(run_id)
+        model = client.create_logged_model(
+            mlflow_run.info.experiment_id,
+            "ranet",
+            source_run_id=run_id,
+            params=mlflow_run.data.params,
+        )
+        # Not mlflow.pyfunc.log_model: it would open the run, and end it too early.
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            run_id=run_id,
+            model_id=model.model_id,
+            python_model=str(Path(__file__).with_name("registered_model.py")),
+            artifacts={"settings": str(settings_file), "tensors": str(tensors_file)},
+            code_paths=[str(Path(ranet.__file__).parent)],
+            signature=_signature(run.model.image_size),
+            pip_requirements=[
+                # Without the build, such as +cu130, which package indexes do not list.
+                f"{name}=={version(name).partition('+')[0]}"
+                for name in ("mlflow", "numpy", "pandas", "torch")
+            ],
+        )
+    return model.model_id
+
+
+def _signature(image_size: int) -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, image_size, image_size))]),
+        outputs=Schema(
+            [
+                ColSpec(DataType.long, "label"),
+                ColSpec(DataType.string, "class_name"),
+                ColSpec(DataType.double, "confidence"),
+                ColSpec(DataType.long, "exit"),
+                ColSpec(DataType.long, "mult_adds"),
+            ]
+        ),
+        params=ParamSchema([ParamSpec("budget", DataType.double, default=1.0)]),
+    )
