@@ -1,0 +1,491 @@
+"""MLflow: which run a name means, what state it is in, and what it has measured.
+
+One rule for every pipeline. The newest attempt of a name decides: unfinished, it is resumed, if
+its settings are the same; finished, a new attempt begins. See docs/decisions/002-run-identity.md.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import queue
+import socket
+import subprocess
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import mlflow
+import requests
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.utils.time import get_current_time_millis
+
+from ranet.training.reporter import Metrics
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "ranet"
+"""Name of the MLflow experiment that holds every run."""
+
+BEAT_SECONDS = 20.0
+"""Time between two signs of life of a run's driver."""
+STALE_SECONDS = 90.0
+"""A driver on another host that gave no sign of life for so long counts as dead."""
+SETTLE_SECONDS = 1.0
+"""Time in which two drivers that claim one run see each other."""
+RETRY_SECONDS = 5.0
+"""Time between two attempts to reach an MLflow that does not answer."""
+PATIENCE_SECONDS = 300.0
+"""How long the end of a run waits for an MLflow that does not answer."""
+PARAM_LENGTH = 6000
+"""Characters that MLflow keeps of a parameter."""
+
+_NAME = "ranet.name"
+_ATTEMPT = "ranet.attempt"
+_STORAGE = "ranet.storage"
+_LEASE = "ranet.lease"
+_CHECKPOINTS = "checkpoints.json"
+
+
+class TrackingError(RuntimeError):
+    """MLflow cannot be used, or will not give us the run; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run in MLflow that this process owns, small enough to be sent to other processes."""
+
+    uri: str
+    run_id: str
+    name: str
+    attempt: int
+    resumed: bool
+
+    @property
+    def storage_name(self) -> str:
+        """Folder of this attempt's checkpoints; no other attempt, in any database, has it."""
+        return f"{self.name}-{self.attempt}-{self.run_id[:8]}"
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of the server that holds the run."""
+        return make_client(self.uri)
+
+    def log_history(self, history: Iterable[Metrics]) -> None:
+        """Log the metrics of those epochs that MLflow does not have."""
+        entries = [_Entry(dict(metrics), None, get_current_time_millis()) for metrics in history]
+        self._insist(lambda: _deliver(self, entries))
+
+    def log_checkpoint(self, metrics: Metrics, location: str, keep: int) -> None:
+        """Note step, metrics and location of the newest checkpoint, and of `keep` in all."""
+        entry = _Entry(dict(metrics), location, get_current_time_millis())
+        self._insist(lambda: _note_checkpoint(self, entry, keep))
+
+    def log_folder(self, folder: Path | str, artifact_path: str) -> None:
+        """Keep the files of a folder as artifacts."""
+        self._insist(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
+
+    def _insist(self, action: Callable[[], None]) -> None:
+        """Do what needs MLflow, waiting for it if it does not answer.
+
+        Raises:
+            TrackingError: it stayed away for `PATIENCE_SECONDS`.
+        """
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return action()
+            except Exception as error:
+                if time.monotonic() > deadline:
+                    raise TrackingError(
+                        f"MLflow at {self.uri} does not answer ({_sentence(error)}); training is "
+                        f"complete: start {self.name} again to do the rest"
+                    ) from error
+                logger.warning("MLflow does not answer, waiting for it: %s", _sentence(error))
+                time.sleep(RETRY_SECONDS)
+
+
+def tracking_uri() -> str:
+    """Return MLflow's address, with the path of a SQLite file made absolute for other processes."""
+    uri = mlflow.get_tracking_uri()
+    path = uri.removeprefix("sqlite:///")
+    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+
+
+def check_reachable() -> None:
+    """Ask an MLflow server for a sign of life.
+
+    Raises:
+        TrackingError: it gave none within seconds.
+    """
+    uri = tracking_uri()
+    if not uri.startswith(("http://", "https://")):
+        return
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=5)
+    except requests.RequestException as error:
+        raise TrackingError(
+            f"MLflow at {uri} does not answer ({type(error).__name__}); "
+            "start its server or set MLFLOW_TRACKING_URI to one that runs"
+        ) from error
+
+
+def make_client(uri: str) -> MlflowClient:
+    """Return a client that gives up after seconds: MLflow's own default is minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    return MlflowClient(uri)
+
+
+def provenance() -> dict[str, str]:
+    """Return tags that say what ran where: commit, package versions, Python, hardware."""
+    tags = {
+        "python": platform.python_version(),
+        "hardware.host": socket.gethostname(),
+        "hardware.cpu": f"{os.cpu_count()} x {_cpu_model()}",
+    }
+    for package in ("torch", "ray", "mlflow", "ffcv", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            tags[f"version.{package}"] = importlib.metadata.version(package)
+    commit = _git("rev-parse", "HEAD")
+    if commit:
+        tags["mlflow.source.git.commit"] = commit
+        tags["git.dirty"] = "true" if _git("status", "--porcelain") else "false"
+    return tags
+
+
+@contextmanager
+def start(
+    name: str,
+    *,
+    settings: Mapping[str, str],
+    parameters: Mapping[str, str],
+    tags: Mapping[str, str],
+    config_text: str,
+    fresh: bool = False,
+) -> Iterator[Record]:
+    """Open the run that `name` means, and set its state truthfully on leaving.
+
+    Args:
+        name: of letters, digits, dot, dash and underscore.
+        settings: those that decide what is trained; a resumed run must have the same.
+        parameters: the other settings, free to change when a run is resumed.
+        tags: what else is worth knowing about this start.
+        config_text: the whole configuration, kept as config.yaml.
+        fresh: begin a new attempt even where the last one is unfinished.
+
+    Raises:
+        TrackingError: MLflow does not answer, another driver runs this name, or its unfinished
+            attempt has other settings.
+    """
+    check_reachable()
+    uri = tracking_uri()
+    lease = _Lease.of_this_process()
+    try:
+        record = _open(uri, name, settings, parameters, lease, fresh)
+        for key, value in tags.items():
+            record.client.set_tag(record.run_id, key, value)
+        record.client.log_text(record.run_id, config_text, "config.yaml")
+    except (mlflow.MlflowException, requests.RequestException, OSError) as error:
+        raise TrackingError(
+            f"MLflow at {uri} cannot be used: {_sentence(error)}; "
+            "start its server or set MLFLOW_TRACKING_URI"
+        ) from error
+    logger.info(
+        "%s attempt %d of %s, MLflow run %s",
+        "resuming" if record.resumed else "starting", record.attempt, name, record.run_id,
+    )  # fmt: skip
+    state = RunStatus.FAILED
+    leaving = Event()
+    heart = Thread(target=_beat, args=(record, lease, leaving), name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield record
+        state = RunStatus.FINISHED
+    except (KeyboardInterrupt, SystemExit):
+        state = RunStatus.KILLED
+        raise
+    finally:
+        leaving.set()
+        heart.join(timeout=RETRY_SECONDS)
+        try:
+            record.client.set_terminated(record.run_id, RunStatus.to_string(state))
+        except Exception as error:
+            logger.warning(
+                "MLflow did not take the state of the run, the next start will put it right: %s",
+                _sentence(error),
+            )
+
+
+class MetricWriter:
+    """Sends the metrics of each epoch to MLflow from a thread, and keeps them until it answers."""
+
+    def __init__(
+        self, record: Record, *, keep_checkpoints: int, retry_seconds: float = RETRY_SECONDS
+    ) -> None:
+        self._record = record
+        self._keep_checkpoints = keep_checkpoints
+        self._retry_seconds = retry_seconds
+        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
+        self._closing = Event()
+        self._thread = Thread(target=self._run, name="mlflow-metrics", daemon=True)
+        self._thread.start()
+
+    def put(self, metrics: Metrics, location: str | None = None) -> None:
+        """Queue the metrics of one epoch, and where its checkpoint lies; never waits."""
+        self._queue.put(_Entry(dict(metrics), location, get_current_time_millis()))
+
+    def close(self, timeout: float) -> bool:
+        """Deliver what is queued, for at most `timeout` seconds; say whether all was delivered."""
+        self._closing.set()
+        self._queue.put(None)
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        lost = False
+        while (entry := self._queue.get()) is not None:
+            while True:
+                try:
+                    _deliver(self._record, [entry])
+                    _note_checkpoint(self._record, entry, self._keep_checkpoints)
+                    break
+                except Exception as error:
+                    if not lost:
+                        logger.warning(
+                            "MLflow does not answer, training goes on and its metrics are kept: %s",
+                            _sentence(error),
+                        )
+                    lost = True
+                    time.sleep(self._retry_seconds)
+            if lost:
+                logger.warning("MLflow answers again, kept metrics are being delivered")
+                lost = False
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Metrics of one epoch on their way to MLflow."""
+
+    metrics: Metrics
+    location: str | None
+    time: int
+
+    @property
+    def step(self) -> int:
+        return int(self.metrics["epoch"])
+
+
+def _deliver(record: Record, entries: list[_Entry]) -> None:
+    """Log the entries whose step MLflow does not have: it would keep both values."""
+    client = record.client
+    known = {metric.step for metric in client.get_metric_history(record.run_id, "epoch")}
+    for entry in entries:
+        if entry.step not in known:
+            batch = [
+                Metric(name, value, entry.time, entry.step) for name, value in entry.metrics.items()
+            ]
+            client.log_batch(record.run_id, metrics=batch)
+            known.add(entry.step)
+
+
+def _note_checkpoint(record: Record, entry: _Entry, keep: int) -> None:
+    if entry.location is None:
+        return
+    client = record.client
+    kept: list[dict[str, Any]] = []
+    if any(file.path == _CHECKPOINTS for file in client.list_artifacts(record.run_id)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = client.download_artifacts(record.run_id, _CHECKPOINTS, folder)
+            kept = [old for old in json.loads(Path(path).read_text()) if old["step"] != entry.step]
+    kept.append({"step": entry.step, "location": entry.location, "metrics": entry.metrics})
+    client.log_text(record.run_id, json.dumps(kept[-keep:], indent=2), _CHECKPOINTS)
+
+
+@dataclass(frozen=True)
+class _Lease:
+    """Which process drives a run, and when it last gave a sign of life."""
+
+    host: str
+    pid: int
+    started: int
+    token: str
+    beat: float
+
+    @classmethod
+    def of_this_process(cls) -> "_Lease":
+        started = _process_start(os.getpid())
+        assert started is not None
+        return cls(_host(), os.getpid(), started, uuid.uuid4().hex, time.time())
+
+    @classmethod
+    def of_run(cls, run: Run) -> "_Lease | None":
+        text = run.data.tags.get(_LEASE)
+        return None if text is None else cls(**json.loads(text))
+
+    def text(self) -> str:
+        return json.dumps(asdict(replace(self, beat=time.time())))
+
+    def is_alive(self) -> bool:
+        if self.host == _host():
+            return _process_start(self.pid) == self.started
+        return time.time() - self.beat < STALE_SECONDS
+
+
+def _open(
+    uri: str,
+    name: str,
+    settings: Mapping[str, str],
+    parameters: Mapping[str, str],
+    lease: _Lease,
+    fresh: bool,
+) -> Record:
+    client = make_client(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    _close_abandoned(client, experiment_id)
+    last = _last_attempt(client, experiment_id, name)
+    if last is not None and last.info.status == "RUNNING":  # those of the dead were just closed
+        holder = _Lease.of_run(last)
+        where = "" if holder is None else f" (process {holder.pid} on {holder.host.split('/')[0]})"
+        raise TrackingError(
+            f"{name} is running{where}, MLflow run {last.info.run_id}; "
+            "wait for it, stop it, or use another name"
+        )
+    if last is not None and last.info.status != "FINISHED" and not fresh:
+        _check_same_settings(name, last, settings)
+        record = Record(uri, last.info.run_id, name, int(last.data.tags[_ATTEMPT]), resumed=True)
+        client.set_tag(record.run_id, _LEASE, lease.text())
+        client.update_run(record.run_id, status="RUNNING")
+    else:
+        attempt = 1 if last is None else int(last.data.tags[_ATTEMPT]) + 1
+        run = client.create_run(
+            experiment_id,
+            run_name=f"{name}-{attempt}",
+            tags={_NAME: name, _ATTEMPT: str(attempt), _LEASE: lease.text()},
+        )
+        record = Record(uri, run.info.run_id, name, attempt, resumed=False)
+        client.log_batch(
+            record.run_id,
+            params=[
+                Param(key, value[:PARAM_LENGTH])
+                for key, value in {**parameters, **settings}.items()
+            ],
+            tags=[RunTag(_STORAGE, record.storage_name)],
+        )
+    _check_claim(client, experiment_id, record, lease)
+    return record
+
+
+def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
+    """Mark runs as killed whose driver died without a word, whatever their name."""
+    for run in _search(client, experiment_id, "attributes.status = 'RUNNING'"):
+        lease = _Lease.of_run(run)
+        if lease is not None and not lease.is_alive():
+            client.set_terminated(run.info.run_id, "KILLED", end_time=int(lease.beat * 1000))
+            logger.info("marked MLflow run %s as killed: its driver is gone", run.info.run_id)
+
+
+def _last_attempt(client: MlflowClient, experiment_id: str, name: str) -> Run | None:
+    runs = _search(client, experiment_id, f"tags.`{_NAME}` = '{name}'")
+    # Of two starts in the same moment the earlier one counts.
+    return max(
+        runs,
+        key=lambda run: (int(run.data.tags[_ATTEMPT]), -run.info.start_time, run.info.run_id),
+        default=None,
+    )
+
+
+def _check_same_settings(name: str, run: Run, settings: Mapping[str, str]) -> None:
+    then = run.data.params
+    changes = [
+        f"{key}: {then.get(key, '(none)')} -> {value}"
+        for key, value in settings.items()
+        if then.get(key) != value[:PARAM_LENGTH]
+    ]
+    if changes:
+        raise TrackingError(
+            f"{name} is unfinished and its settings have changed: {'; '.join(changes)}; give the "
+            "old settings to go on with it, --fresh=true to give it up, or another name"
+        )
+
+
+def _check_claim(client: MlflowClient, experiment_id: str, record: Record, lease: _Lease) -> None:
+    """Give way to another driver that claimed the same attempt at the same time."""
+    time.sleep(SETTLE_SECONDS)
+    winner = _last_attempt(client, experiment_id, record.name)
+    assert winner is not None
+    holder = _Lease.of_run(winner)
+    if winner.info.run_id == record.run_id and holder is not None and holder.token == lease.token:
+        return
+    if winner.info.run_id != record.run_id:
+        client.delete_run(record.run_id)
+    raise TrackingError(
+        f"{record.name} was started by another process at the same time, MLflow run "
+        f"{winner.info.run_id}; wait for it, or use another name"
+    )
+
+
+def _beat(record: Record, lease: _Lease, leaving: Event) -> None:
+    while not leaving.wait(BEAT_SECONDS):
+        try:
+            record.client.set_tag(record.run_id, _LEASE, lease.text())
+        except Exception as error:
+            logger.debug("no sign of life could be given: %s", error)
+
+
+def _search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, page_token=token)
+        runs.extend(page)
+        token = page.token
+        if not token:
+            return runs
+
+
+def _sentence(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _host() -> str:
+    """Name of this machine since it was last started: process ids mean nothing beyond it."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{socket.gethostname()}/{boot}"
+
+
+def _process_start(pid: int) -> int | None:
+    """Return when a process started, in clock ticks; none where it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _git(*arguments: str) -> str:
+    """Return what git says about the working folder, nothing where it is no repository."""
+    try:
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,150 @@
+"""Every setting of a run, and the one way in: a YAML file and the command line."""
+
+import difflib
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, auto_cli
+
+from cluster.config import ClusterConfig
+from cluster.launch import RunError
+from cluster.registry import RegistryConfig
+from cluster.tracking import TrackingError
+from pipelines.data.config import DataConfig
+from ranet.config import ModelConfig, TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training, from images to a registered model."""
+
+    name: str = "cifar10"
+    """Name of the run; a second start goes on with an unfinished run, or repeats a finished one."""
+    fresh: bool = False
+    """Give up an unfinished run of this name and start anew."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Shape of the network."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Images and how they are read."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """How the network is trained."""
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    """Workers and storage."""
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
+    """Where the model is registered."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
+            raise ValueError(
+                "name must be letters, digits, dots, dashes and underscores, at most 100, "
+                f"got {self.name!r}"
+            )
+        if self.train.batch_size % self.cluster.num_workers:
+            raise ValueError(
+                f"train.batch_size must be a multiple of cluster.num_workers "
+                f"({self.cluster.num_workers}), got {self.train.batch_size}: "
+                "it counts the images of all workers"
+            )
+        weights = self.train.exit_loss_weights
+        if weights and len(weights) != self.model.num_exits:
+            raise ValueError(
+                f"train.exit_loss_weights must have one entry per exit, {self.model.num_exits}, "
+                f"got {len(weights)}: {weights}"
+            )
+
+
+def read_run(argv: Sequence[str] | None = None) -> Run:
+    """Read a run from `--config FILE` and `--section.field=value`, or leave with status 2.
+
+    Args:
+        argv: the command line without the name of the script; by default that of this process.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = ["--fresh=true" if text == "--fresh" else text for text in arguments]
+    try:
+        return auto_cli(Run, args=arguments, as_positional=False, exit_on_error=False)
+    except (ArgumentError, ValueError) as error:  # ValueError: from a failing __post_init__
+        sys.stderr.write(f"error: {_readable(str(error))}\n")
+        raise SystemExit(2) from None
+
+
+def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
+    """Return every setting by its dotted name; strings as they are, others as JSON."""
+    flat: dict[str, str] = {}
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        key = f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            flat |= flatten(value, f"{key}.")
+        else:
+            flat[key] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def identity(run: Run) -> dict[str, str]:
+    """Return the settings that a resumed run must share; the number of workers is none of them."""
+    free = {"fresh", *(f"cluster.{entry.name}" for entry in fields(run.cluster))}
+    return {
+        key: value
+        for key, value in flatten(run).items()
+        if key == "cluster.storage" or key not in free
+    }
+
+
+def config_text(run: Run) -> str:
+    """Return the run as YAML that `--config` reads."""
+    settings = asdict(run)
+    del settings["fresh"]  # an order for one start, no property of the run
+    # By way of JSON, tuples become lists, which YAML knows.
+    return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
+
+
+def configure_logging() -> None:
+    """Send our log to stderr, and of the libraries' only warnings."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    for package in ("ranet", "cluster", "tuning", "pipelines"):
+        logging.getLogger(package).setLevel(logging.INFO)
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End the process with one sentence where the user, or the machine, is the cause of an error.
+
+    Status 1 for an error and 130 for Ctrl-C. An error of our own keeps its traceback.
+    """
+    try:
+        yield
+    except (RunError, TrackingError, ValueError, OSError) as error:
+        logger.debug("traceback", exc_info=error)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped; start it again under the same name to go on\n")
+        raise SystemExit(130) from None
+
+
+def _readable(message: str) -> str:
+    """Say in one line which option was wrong, and what it may have been meant to be."""
+    message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
+    unknown = re.match(
+        r"Group '(?P<group>\S+)' does not accept option '(?P<key>\S+)'"
+        r"|unrecognized arguments: --(?P<option>[^\s=]+)",
+        message,
+    )
+    if unknown is None:
+        return message
+    name = unknown["option"] or f"{unknown['group']}.{unknown['key']}"
+    similar = difflib.get_close_matches(name, flatten(Run()), n=1)
+    hint = f"did you mean {similar[0]}?" if similar else "see --help"
+    return f"{name} is not a setting; {hint}"

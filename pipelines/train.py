@@ -1,0 +1,157 @@
+"""Train a RANet on two or more workers, evaluate it, and register it.
+
+    python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...]
+    ray job submit --working-dir . -- python pipelines/train.py --config configs/cifar10.yaml
+
+Uses the Ray cluster that RAY_ADDRESS names, as it does in a submitted job, or starts a local one.
+"""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from ray.train import Checkpoint, UserCallback
+
+from cluster import tracking
+from cluster.launch import connected, launch, resolve_storage
+from cluster.reporter import MlflowMetrics, location_of
+from cluster.tracking import Record
+from pipelines.data import DatasetInfo, prepare, prepared_folder
+from pipelines.evaluation import (
+    check_budgets,
+    evaluate_scores,
+    format_tables,
+    log_evaluation,
+    register_model,
+)
+from pipelines.run import (
+    Run,
+    config_text,
+    configure_logging,
+    flatten,
+    identity,
+    one_sentence,
+    read_run,
+)
+from pipelines.worker import Trained, read_trained, train_worker
+from ranet import mult_adds
+
+
+def main() -> None:
+    """Read the run, train it, and register the model."""
+    run = read_run()
+    configure_logging()
+    with one_sentence():
+        info = make_ready(run)
+        with track(run) as record:
+            trained = train(run, record)
+            print(offer(run, record, trained, info))
+
+
+def make_ready(run: Run) -> DatasetInfo:
+    """Prepare the images, and refuse what cannot work before a run is opened."""
+    tracking.check_reachable()
+    resolve_storage(run.cluster.storage)
+    check_budgets(mult_adds(run.model), run.registry.budgets)
+    info = prepare(run.data, run.model.image_size)
+    if len(info.class_names) != run.model.num_classes:
+        raise ValueError(
+            f"model.num_classes must be {len(info.class_names)}, the classes of data.source "
+            f"{run.data.source}, got {run.model.num_classes}"
+        )
+    return info
+
+
+def track(run: Run) -> AbstractContextManager[Record]:
+    """Open the MLflow run that the run's name means."""
+    return tracking.start(
+        run.name,
+        settings=identity(run),
+        parameters=flatten(run),
+        tags=tracking.provenance(),
+        config_text=config_text(run),
+        fresh=run.fresh,
+    )
+
+
+def train(run: Run, record: Record, callbacks: Sequence[UserCallback] = ()) -> Trained:
+    """Train on Ray, going on where an earlier start of this record stopped.
+
+    Args:
+        run: what to train; its images are prepared.
+        record: the run in MLflow, which gets metrics and checkpoints.
+        callbacks: called in Ray's controller process after every epoch.
+    """
+    keep = run.cluster.keep_checkpoints
+    with connected(run.cluster):
+        checkpoint = launch(
+            train_worker,
+            {"run": _located(run)},
+            name=record.storage_name,
+            storage=resolve_storage(run.cluster.storage),
+            cluster=run.cluster,
+            callbacks=[MlflowMetrics(record, keep), *callbacks],
+        )
+    trained = read_trained(checkpoint)
+    # Nothing is lost even where the controller, which sends metrics while training, was killed.
+    record.log_history(trained.snapshot["history"])
+    record.log_checkpoint(trained.snapshot["history"][-1], location_of(checkpoint), keep)
+    _keep_best_and_last(record, trained, checkpoint)
+    return trained
+
+
+def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
+    """Evaluate and register the best weights; return the closing lines for people."""
+    evaluation = evaluate_scores(
+        mult_adds(run.model), trained.val, trained.test, run.registry.budgets
+    )
+    best = trained.snapshot["best"]
+    version = register_model(run, best["model"], evaluation, info, record.run_id)
+    plot = log_evaluation(
+        evaluation,
+        record.run_id,
+        version.model_id,
+        folder=Path("outputs") / "evaluation" / record.storage_name,
+        title=f"{run.name}: best of {run.train.epochs} epochs",
+    )
+    python = Path(sys.executable)
+    here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
+    lines = [
+        "",
+        format_tables(evaluation),
+        "",
+        f"curve       {plot}",
+        f"MLflow run  {record.run_id} ({run.name}, attempt {record.attempt})",
+        f"model       {version.name} version {version.version}: {version.sentence}",
+        "",
+        "see it in the browser:  make ui",
+        f"classify an image:      {here} pipelines/predict.py "
+        f"models:/{version.name}/{version.version} IMAGE.png --budget 0.5",
+    ]
+    return "\n".join(lines)
+
+
+def _located(run: Run) -> Run:
+    """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
+    data = replace(
+        run.data,
+        folder=str(prepared_folder(run.data, run.model.image_size).absolute()),
+        decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
+    )
+    return replace(run, data=data)
+
+
+def _keep_best_and_last(record: Record, trained: Trained, checkpoint: Checkpoint) -> None:
+    with checkpoint.as_directory() as folder:
+        record.log_folder(folder, "checkpoints/last")
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(trained.snapshot["best"], Path(folder) / "best.pt")
+        record.log_folder(folder, "checkpoints/best")
+
+
+if __name__ == "__main__":
+    main()

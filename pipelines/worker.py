@@ -1,0 +1,91 @@
+"""What one training worker does, and what it leaves behind."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint
+
+from cluster.reporter import SNAPSHOT, RayReporter, load_checkpoint
+from pipelines.data import open_batches
+from pipelines.run import Run, configure_logging
+from ranet import RANet
+from ranet.inference.anytime import Scores, collect_scores
+from ranet.model.normalize import Normalize
+from ranet.training.loop import fit
+from ranet.training.reporter import Snapshot
+
+SCORES = "scores.pt"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a complete training leaves in its last checkpoint."""
+
+    snapshot: Snapshot
+    """State after the last epoch, with the history of all epochs and the best weights."""
+    val: Scores
+    """Answers of the best weights to the validation images."""
+    test: Scores
+    """Answers of the best weights to the test images."""
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Train, from the last checkpoint if there is one, then score the best weights.
+
+    Args:
+        config: `run`, a Run whose paths are absolute.
+    """
+    run: Run = config["run"]
+    configure_logging()
+    saved = load_checkpoint(ray.train.get_checkpoint())
+    if SCORES in saved:  # stopped when all but the driver's part was done
+        return
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    assert isinstance(device, torch.device)
+    torch.set_num_threads(run.cluster.cpus_per_worker)
+    torch.manual_seed(run.train.seed)
+    model = RANet(run.model).to(device)
+    normalize = Normalize(run.data.mean, run.data.std).to(device)
+    train, val, test = (
+        open_batches(
+            run.data,
+            split,
+            image_size=run.model.image_size,
+            batch_size=run.train.batch_size,
+            rank=context.get_world_rank(),
+            num_workers=context.get_world_size(),
+            seed=run.train.seed,
+            device=device,
+        )
+        for split in ("train", "val", "test")
+    )
+    reporter = RayReporter()
+    snapshot = fit(
+        run.train, model, train, val, reporter,
+        normalize=normalize, device=device, resume=saved.get(SNAPSHOT),
+    )  # fmt: skip
+    model.load_state_dict(snapshot["best"]["model"])
+    scores = [
+        collect_scores(
+            model, split, normalize=normalize, device=device, precision=run.train.precision
+        )
+        for split in (val, test)
+    ]
+    reporter.save(
+        snapshot["history"][-1],
+        {
+            SNAPSHOT: snapshot,
+            SCORES: {"val": scores[0].state(), "test": scores[1].state()},
+        },
+    )
+
+
+def read_trained(checkpoint: Checkpoint) -> Trained:
+    """Read what `train_worker` left in its last checkpoint."""
+    files = load_checkpoint(checkpoint)
+    scores = {split: Scores.from_state(state) for split, state in files[SCORES].items()}
+    return Trained(snapshot=files[SNAPSHOT], **scores)
