@@ -1,0 +1,18 @@
+"""Images: sources, prepared files, and batches for training and evaluation."""
+
+from pipelines.data.config import DataConfig, Split
+from pipelines.data.images import UnreadableImageError, decode_rgb
+from pipelines.data.loader import open_batches
+from pipelines.data.preparation import prepare
+from pipelines.data.sidecar import DatasetInfo, verify
+
+__all__ = [
+    "DataConfig",
+    "DatasetInfo",
+    "Split",
+    "UnreadableImageError",
+    "decode_rgb",
+    "open_batches",
+    "prepare",
+    "verify",
+]

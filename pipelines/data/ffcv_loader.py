@@ -1,0 +1,123 @@
+"""Batches decoded from an FFCV file while training."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import TimeoutError as PoolTimeoutError
+from multiprocessing.pool import AsyncResult, ThreadPool
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.data.beton import Beton
+from pipelines.data.decode import batch_decoder
+from pipelines.data.plan import EpochPlan, Planner
+
+STALL_SECONDS = 120.0
+"""A batch takes milliseconds; after this long the disk or the network is gone."""
+
+
+@dataclass
+class FfcvBatches:
+    """Batches of one split for one worker, decoded by threads a few batches ahead.
+
+    Each thread decodes whole batches into a ring of buffers. FFCV's own `Loader` is not used: it
+    waits for ever when its thread fails and leaks it when stopped early
+    (docs/decisions/003-data.md).
+    """
+
+    beton: Beton
+    planner: Planner
+    device: torch.device
+    threads: int = 0
+    """0: one per CPU that the process may use."""
+    stall_seconds: float = STALL_SECONDS
+    _ring: list[Tensor] = field(default_factory=list, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        available = len(os.sched_getaffinity(0))
+        self.threads = min(self.threads or available, available)
+
+    @property
+    def num_samples(self) -> int:
+        """Images of the whole split, over all workers."""
+        return len(self.beton)
+
+    def __len__(self) -> int:
+        """Batches that this worker reads in one epoch."""
+        return len(self.planner)
+
+    @contextmanager
+    def epoch(self, epoch: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+        """Open the batches of one epoch; see `ranet.training.reporter.Batches`."""
+        pool = ThreadPool(self.threads)
+        try:
+            yield self._read(pool, self.planner.epoch(epoch))
+        except TimeoutError:
+            pool.terminate()  # its threads hang: they are daemons, and joining them would hang too
+            raise
+        except BaseException:
+            _close(pool)
+            raise
+        _close(pool)
+
+    def _read(self, pool: ThreadPool, plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
+        # One buffer for each thread, one that is ready, one in the reader's hands.
+        ring = self._buffers(self.threads + 2)
+        copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        waiting: deque[AsyncResult[Tensor]] = deque()
+        submitted = 0
+        for number in range(len(plan)):
+            while submitted < min(len(plan), number + len(ring) - 1):
+                samples, boxes = plan[submitted]
+                buffer = ring[submitted % len(ring)][: len(samples)]
+                waiting.append(pool.apply_async(self._decode, (samples, boxes, buffer)))
+                submitted += 1
+            try:
+                images = waiting.popleft().get(self.stall_seconds)
+            except PoolTimeoutError:
+                raise TimeoutError(
+                    f"{self.beton.path}: no batch for {self.stall_seconds:g} seconds; "
+                    "is its disk or network file system still there?"
+                ) from None
+            labels = torch.from_numpy(self.beton.labels[plan[number][0]])
+            if copy_stream is None:
+                yield images, labels
+            else:
+                yield self._to_cuda(images, copy_stream), labels.to(self.device)
+
+    def _decode(self, samples: np.ndarray, boxes: np.ndarray, buffer: Tensor) -> Tensor:
+        damaged = batch_decoder()(self.beton.data, self.beton.table, samples, boxes, buffer.numpy())
+        if damaged >= 0:
+            raise ValueError(
+                f"{self.beton.path}: image {damaged} is damaged, its JPEG cannot be decoded; "
+                "copy or prepare the file anew"
+            )
+        return buffer.permute(0, 3, 1, 2)
+
+    def _buffers(self, count: int) -> list[Tensor]:
+        """The ring, kept over the epochs: pinning memory takes long."""
+        if not self._ring:
+            size = self.planner.image_size
+            shape = (self.planner.batch_size, size, size, 3)
+            pinned = self.device.type == "cuda"
+            self._ring = [
+                torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)
+            ]
+        return self._ring
+
+    def _to_cuda(self, images: Tensor, copy_stream: torch.cuda.Stream) -> Tensor:
+        """Copy beside the computation, and wait: the buffer is about to be used again."""
+        with torch.cuda.stream(copy_stream):
+            copied = images.to(self.device, non_blocking=True)
+        copy_stream.synchronize()
+        copied.record_stream(torch.cuda.current_stream(self.device))
+        return copied
+
+
+def _close(pool: ThreadPool) -> None:
+    pool.terminate()
+    pool.join()

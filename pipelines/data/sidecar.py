@@ -1,0 +1,192 @@
+"""What is said beside a prepared file: its classes, counts, checksum and settings."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipelines.data.config import SPLITS, DataConfig, Split, prepared_folder, prepared_settings
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """Contents of `<split>.beton.json`."""
+
+    format: int
+    """Version of this form."""
+    split: Split
+    """Which images the file holds."""
+    class_names: list[str]
+    """Names of the classes, by label."""
+    num_samples: int
+    """Images in the file."""
+    samples_per_class: list[int]
+    """Images of each class, by label."""
+    heights: tuple[int, int]
+    """Smallest and largest stored height, in pixels."""
+    widths: tuple[int, int]
+    """Smallest and largest stored width, in pixels."""
+    bytes: int
+    """Size of the file."""
+    sha256: str
+    """Checksum of the file."""
+    source_sha256: str
+    """Checksum of the names and labels of all images of the source, in all splits."""
+    skipped: list[str]
+    """Unreadable images that were left out, and why."""
+    settings: dict[str, str | int | float]
+    """Settings that decided what is in the file."""
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The three prepared files."""
+
+    folder: Path
+    """Where they lie."""
+    class_names: tuple[str, ...]
+    """Names of the classes, by label."""
+    num_samples: dict[Split, int]
+    """Images of each split."""
+    samples_per_class: dict[Split, tuple[int, ...]]
+    """Images of each class in each split, by label."""
+    sha256: dict[Split, str]
+    """Checksum of each file."""
+    skipped: dict[Split, tuple[str, ...]]
+    """Unreadable images that were left out of each split, and why."""
+
+
+def split_path(folder: Path, split: Split) -> Path:
+    """The prepared file of a split."""
+    return folder / f"{split}.beton"
+
+
+def sidecar_path(path: Path) -> Path:
+    """The sidecar of a prepared file."""
+    return path.with_name(f"{path.name}.json")
+
+
+def write_sidecar(path: Path, sidecar: Sidecar) -> None:
+    """Write the sidecar of a prepared file, whole or not at all."""
+    part = path.with_name(f"{path.name}.json.part")
+    with part.open("w") as file:
+        json.dump(asdict(sidecar), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(sidecar_path(path))
+
+
+def read_sidecar(path: Path) -> Sidecar:
+    """Read the sidecar of a prepared file.
+
+    Raises:
+        FileNotFoundError: the file or its sidecar is missing.
+        ValueError: the sidecar is not of this form, or tells of another file.
+    """
+    beside = sidecar_path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; run pipelines/prepare_data.py")
+    if not beside.is_file():
+        raise FileNotFoundError(
+            f"{beside}: no such file, so {path.name} was not finished; "
+            "run pipelines/prepare_data.py again"
+        )
+    try:
+        sidecar = Sidecar(**json.loads(beside.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{beside} is no sidecar: {error}; prepare {path.name} anew") from error
+    if sidecar.format != FORMAT:
+        raise ValueError(
+            f"{beside} has format {sidecar.format}, but {FORMAT} is needed: prepare it anew"
+        )
+    size = path.stat().st_size
+    if size != sidecar.bytes:
+        raise ValueError(
+            f"{path} has {size} bytes, but {beside.name} says {sidecar.bytes}: "
+            "copy or prepare it anew"
+        )
+    return sidecar
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(path: Path) -> None:
+    """Hold a prepared file against the checksum in its sidecar, which takes reading all of it.
+
+    Raises:
+        ValueError: the file is not the one that was written.
+    """
+    sidecar = read_sidecar(path)
+    found = file_sha256(path)
+    if found != sidecar.sha256:
+        raise ValueError(
+            f"{path} is damaged: its SHA-256 is {found}, but {sidecar_path(path).name} says "
+            f"{sidecar.sha256}; copy or prepare it anew"
+        )
+
+
+def is_prepared(folder: Path, split: Split) -> bool:
+    """Whether a split's file was written to its end."""
+    path = split_path(folder, split)
+    return path.is_file() and sidecar_path(path).is_file()
+
+
+def check_settings(path: Path, sidecar: Sidecar, split: Split, wanted: dict) -> None:
+    """Refuse a file of another split or of other settings.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    if sidecar.split != split:
+        raise ValueError(
+            f"{path} holds the {sidecar.split} split, but lies where {split} belongs; "
+            "delete it and prepare it anew"
+        )
+    different = [
+        f"{name} {sidecar.settings.get(name)!r} (now {value!r})"
+        for name, value in wanted.items()
+        if sidecar.settings.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{path} was prepared with {', '.join(different)}; set data.folder to another folder, "
+            f"or delete {path.parent} to prepare it anew"
+        )
+
+
+def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
+    """Read what lies prepared for these settings.
+
+    Raises:
+        FileNotFoundError: a file or its sidecar is missing.
+        ValueError: a file has other settings, or the three are not of one source.
+    """
+    folder = prepared_folder(config, image_size)
+    wanted = prepared_settings(config, image_size)
+    sidecars: dict[Split, Sidecar] = {}
+    for split in SPLITS:
+        path = split_path(folder, split)
+        sidecars[split] = read_sidecar(path)
+        check_settings(path, sidecars[split], split, wanted)
+    if len({sidecar.source_sha256 for sidecar in sidecars.values()}) != 1:
+        raise ValueError(
+            f"{folder}: its files were prepared from different images, so that one image may be in "
+            "two splits; delete the folder and prepare it anew"
+        )
+    return DatasetInfo(
+        folder=folder,
+        class_names=tuple(sidecars["train"].class_names),
+        num_samples={split: sidecar.num_samples for split, sidecar in sidecars.items()},
+        samples_per_class={
+            split: tuple(sidecar.samples_per_class) for split, sidecar in sidecars.items()
+        },
+        sha256={split: sidecar.sha256 for split, sidecar in sidecars.items()},
+        skipped={split: tuple(sidecar.skipped) for split, sidecar in sidecars.items()},
+    )
