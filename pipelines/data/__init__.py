@@ -1,6 +1,6 @@
 """Images: sources, prepared files, and batches for training and evaluation."""
 
-from pipelines.data.config import DataConfig, Split
+from pipelines.data.config import DataConfig, Split, prepared_folder
 from pipelines.data.images import UnreadableImageError, decode_rgb
 from pipelines.data.loader import open_batches
 from pipelines.data.preparation import prepare
@@ -14,5 +14,6 @@ __all__ = [
     "decode_rgb",
     "open_batches",
     "prepare",
+    "prepared_folder",
     "verify",
 ]

@@ -102,7 +102,10 @@ def write_beton(
                 record, pixels = encoded.result()
             except UnreadableImageError as error:
                 if not skip_unreadable:
-                    raise
+                    raise UnreadableImageError(
+                        f"{error}; repair or remove it, or leave out all such images with "
+                        "pipelines/prepare_data.py --skip-unreadable"
+                    ) from error
                 skipped.append(str(error))
                 continue
             if pixels.nbytes > PAGE_BYTES:

@@ -20,7 +20,7 @@ STALL_SECONDS = 120.0
 """A batch takes milliseconds; after this long the disk or the network is gone."""
 
 
-@dataclass
+@dataclass(eq=False)
 class FfcvBatches:
     """Batches of one split for one worker, decoded by threads a few batches ahead.
 
@@ -40,6 +40,7 @@ class FfcvBatches:
     def __post_init__(self) -> None:
         available = len(os.sched_getaffinity(0))
         self.threads = min(self.threads or available, available)
+        self._decode_batch = batch_decoder()
 
     @property
     def num_samples(self) -> int:
@@ -90,7 +91,9 @@ class FfcvBatches:
                 yield self._to_cuda(images, copy_stream), labels.to(self.device)
 
     def _decode(self, samples: np.ndarray, boxes: np.ndarray, buffer: Tensor) -> Tensor:
-        damaged = batch_decoder()(self.beton.data, self.beton.table, samples, boxes, buffer.numpy())
+        damaged = self._decode_batch(
+            self.beton.data, self.beton.table, samples, boxes, buffer.numpy()
+        )
         if damaged >= 0:
             raise ValueError(
                 f"{self.beton.path}: image {damaged} is damaged, its JPEG cannot be decoded; "

@@ -79,12 +79,11 @@ def _write_missing(
     if not missing:
         return
     source = open_source(config, image_size)
-    fingerprint = source.fingerprint()
     for split, sidecar in present.items():
-        if sidecar.source_sha256 != fingerprint:
+        if sidecar.source_sha256 != source.fingerprint:
             raise ValueError(
                 f"{split_path(folder, split)} was prepared from other images than the source holds "
-                f"now; delete {folder} to prepare all splits anew"
+                f"now; delete {folder}/*.beton* to prepare all splits anew"
             )
     parts = split_source(source, config)
     for split in missing:
@@ -132,15 +131,19 @@ def _write_split(
             widths=_range(written.sizes[:, 1]),
             bytes=part.stat().st_size,
             sha256=file_sha256(part),
-            source_sha256=source.fingerprint(),
+            source_sha256=source.fingerprint,
             skipped=list(written.skipped),
             settings=settings,
         )
         part.replace(path)
         write_sidecar(path, sidecar)
     except OSError as error:
-        error.add_note(f"while writing {path}: free disk space or set data.folder")
-        raise
+        if error.filename is not None:  # it says itself which file: an image that is not there
+            raise
+        raise OSError(
+            error.errno,
+            f"{path} cannot be written: {error.strerror}; free disk space or set data.folder",
+        ) from error
     finally:
         part.unlink(missing_ok=True)
     if written.skipped:

@@ -157,7 +157,7 @@ def check_settings(path: Path, sidecar: Sidecar, split: Split, wanted: dict) -> 
     if different:
         raise ValueError(
             f"{path} was prepared with {', '.join(different)}; set data.folder to another folder, "
-            f"or delete {path.parent} to prepare it anew"
+            f"or delete {path.parent}/*.beton* to prepare it anew"
         )
 
 
@@ -178,7 +178,7 @@ def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
     if len({sidecar.source_sha256 for sidecar in sidecars.values()}) != 1:
         raise ValueError(
             f"{folder}: its files were prepared from different images, so that one image may be in "
-            "two splits; delete the folder and prepare it anew"
+            "two splits; delete its *.beton* and prepare it anew"
         )
     return DatasetInfo(
         folder=folder,

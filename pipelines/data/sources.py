@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -53,6 +54,7 @@ class Source:
     test: Images
     class_names: tuple[str, ...]
 
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the classes and of every image's name and label, in order."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
