@@ -1,0 +1,92 @@
+"""The files around the code agree with each other."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from pipelines.run import read_run
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def pinned_versions() -> dict[str, str]:
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!+]+)", line)
+        assert match, f"constraints.txt has more than a name and a version: {line!r}"
+        pins[canonicalize_name(match[1])] = match[2]
+    return pins
+
+
+def test_every_dependency_is_pinned_to_a_version_it_allows():
+    pins = pinned_versions()
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["train"], *extras["dev"]]:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
+
+
+def test_the_model_alone_needs_torch_alone():
+    assert PROJECT["dependencies"] == ["torch"]
+
+
+def test_the_nodes_run_the_pinned_ray_on_a_python_that_the_project_takes():
+    cluster = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+    image = cluster["docker"]["image"]
+    match = re.fullmatch(r"rayproject/ray:([\d.]+)-py3(\d+)-gpu", image)
+    assert match
+    assert match[1] == pinned_versions()["ray"]
+    assert f"3.{match[2]}" in SpecifierSet(PROJECT["requires-python"])
+    assert f"FROM {image}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_ray_accepts_the_cluster_file():
+    cluster = yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
+    validate_config(prepare_config(cluster))
+    for source in cluster["file_mounts"].values():
+        assert (ROOT / source).is_file()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_config_is_a_run_of_its_own_name(path: Path):
+    assert read_run(["--config", str(path)]).name == path.stem
+
+
+def test_an_unusable_python_is_refused_by_name():
+    outcome = subprocess.run(
+        [ROOT / "cluster" / "setup.sh"],
+        env={**os.environ, "PYTHON": "/no/such/python"},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 1
+    assert "PYTHON is /no/such/python" in outcome.stderr
+
+
+def test_system_packages_that_cannot_be_installed_are_named(tmp_path: Path):
+    for tool in ("bash", "dpkg-query"):  # neither apt-get nor sudo
+        real = shutil.which(tool)
+        if real is None:
+            pytest.skip(f"no {tool}: not a Debian or Ubuntu machine")
+        (tmp_path / tool).symlink_to(real)
+    outcome = subprocess.run(
+        ["bash", ROOT / "cluster" / "packages.sh", "no-such-package"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert outcome.returncode == 1
+    assert "no-such-package" in outcome.stderr
