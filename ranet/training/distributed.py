@@ -20,7 +20,7 @@ def wrap(model: nn.Module) -> nn.Module:
     if world_size() == 1:
         return model
     # Every worker keeps batch norm statistics of its own images; `average_buffers` joins them.
-    return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def gather(values: Tensor) -> list[Tensor]:

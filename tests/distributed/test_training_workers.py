@@ -1,0 +1,165 @@
+"""Training by several gloo workers."""
+
+import math
+import os
+import time
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+
+from ranet.config import OptimConfig, TrainConfig
+from ranet.inference.anytime import collect_scores
+from ranet.training.loop import evaluate, fit
+from ranet.training.optim import NonFiniteLoss
+from tests.tiny import Digits, Recorder, TwoExits, assert_same, normalize
+
+pytestmark = pytest.mark.distributed
+
+CPU = torch.device("cpu")
+QUICK = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05))
+ONE_EPOCH = TrainConfig(epochs=1, batch_size=32, optim=OptimConfig(lr=0.05))
+
+
+def run_workers(work, num_workers, folder: Path, seconds=300):
+    """Run `work(rank, num_workers)` in new processes; give what each returned."""
+    context = spawn(start_worker, (work, num_workers, folder), nprocs=num_workers, join=False)
+    assert context is not None
+    deadline = time.monotonic() + seconds
+    try:
+        while not context.join(timeout=1):
+            assert time.monotonic() < deadline, f"the workers were not done after {seconds} s"
+    finally:
+        for process in context.processes:
+            process.kill()  # pyright: ignore[reportAttributeAccessIssue] - typed as None
+    return [torch.load(folder / f"{k}.pt", weights_only=True) for k in range(num_workers)]
+
+
+def start_worker(rank, work, num_workers, folder: Path):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    warnings.simplefilter("error")
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=num_workers,
+        timeout=timedelta(seconds=60),
+    )
+    torch.save(work(rank, num_workers), folder / f"{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def train(config, rank, num_workers, model, *, resume=None, prepare=normalize):
+    """Fit a network; give all snapshots."""
+    recorder = Recorder()
+    fit(
+        config,
+        model,
+        Digits(0, 320, config.batch_size, shuffled=True, rank=rank, num_workers=num_workers),
+        Digits(1000, 1081, 32, rank=rank, num_workers=num_workers),
+        recorder,
+        normalize=prepare,
+        device=CPU,
+        resume=resume,
+    )
+    return recorder.snapshots
+
+
+def train_and_resume(rank, num_workers):
+    """Train unbroken, resumed, and a network without batch norm."""
+    # Each worker comes with weights of its own: the first one's must win.
+    unbroken = train(QUICK, rank, num_workers, TwoExits(seed=rank))
+    resumed = train(QUICK, rank, num_workers, TwoExits(seed=5), resume=unbroken[1])
+    plain = train(ONE_EPOCH, rank, num_workers, TwoExits(normed=False))
+    return {"unbroken": unbroken[-1], "resumed": resumed[-1], "plain": plain[-1]}
+
+
+def diverge_on_one_worker(rank, num_workers):
+    """Meet NaN on the second worker, at step 2 of epoch 2, and tell how training ended."""
+    model = TwoExits()
+    calls, weights = 0, {}
+
+    def prepare(images):
+        nonlocal calls, weights
+        calls += 1
+        # Ten steps and three validation batches an epoch.
+        if calls == 15:
+            weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+            return normalize(images) * (math.nan if rank == 1 else 1)
+        return normalize(images)
+
+    with pytest.raises(NonFiniteLoss) as caught:
+        train(QUICK, rank, num_workers, model, prepare=prepare)
+    now = {name: p.detach() for name, p in model.named_parameters()}
+    return {"error": str(caught.value), "before": weights, "after": now}
+
+
+def evaluate_shares(rank, num_workers, num_images):
+    """Evaluate in batches of 7 a worker."""
+    batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
+    model = TwoExits()
+    metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
+    scores = collect_scores(model, batches, normalize=normalize, device=CPU)
+    return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
+
+
+def everything(rank, num_workers):
+    """Do all that the tests look at: starting processes takes longer than their work."""
+    return {
+        "trained": train_and_resume(rank, num_workers),
+        "diverged": diverge_on_one_worker(rank, num_workers),
+        "evaluated": {n: evaluate_shares(rank, num_workers, n) for n in (57, 1)},
+    }
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory):
+    return run_workers(everything, 2, tmp_path_factory.mktemp("workers"))
+
+
+def test_workers_end_with_equal_weights_statistics_and_metrics(two_workers):
+    first, second = (worker["trained"]["unbroken"] for worker in two_workers)
+    assert_same(first, second)
+    assert first["history"] == second["history"]
+    assert first["history"][-1]["val/exit2/top1"] > first["history"][0]["val/exit2/top1"] > 20
+
+
+def test_resumed_workers_end_where_unbroken_ones_do(two_workers):
+    for worker in two_workers:
+        assert_same(worker["trained"]["resumed"], worker["trained"]["unbroken"])
+
+
+def test_two_workers_take_the_steps_of_one_with_the_whole_batch(two_workers):
+    alone = train(ONE_EPOCH, 0, 1, TwoExits(normed=False))[-1]
+    together = two_workers[0]["trained"]["plain"]
+    for name, weight in alone["model"].items():
+        torch.testing.assert_close(together["model"][name], weight, atol=1e-5, rtol=1e-5)
+    for name in ("train/loss", "val/loss", "val/exit1/top1", "val/exit2/top5"):
+        assert together["history"][0][name] == pytest.approx(alone["history"][0][name], rel=1e-5)
+
+
+def test_a_bad_loss_on_one_worker_stops_all_before_the_step(two_workers):
+    ends = [worker["diverged"] for worker in two_workers]
+    for end in ends:
+        assert "epoch 2 of 4, step 2 of 10" in end["error"]
+        assert_same(end["after"], end["before"])
+    assert_same(ends[0]["after"], ends[1]["after"])
+
+
+@pytest.mark.parametrize(("num_images", "num_batches"), [(57, [5, 4]), (1, [1, 0])])
+def test_unequal_shares_are_evaluated_exactly(two_workers, num_images, num_batches):
+    first, second = (worker["evaluated"][num_images] for worker in two_workers)
+    assert [first.pop("num_batches"), second.pop("num_batches")] == num_batches
+    assert_same(first, second)
+    alone = evaluate_shares(0, 1, num_images)
+    assert first["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
+    # Workers take every second image: back into the order of the split.
+    order = torch.cat([torch.arange(num_images)[k::2] for k in range(2)]).argsort()
+    for key, values in alone["scores"].items():
+        gathered = first["scores"][key][:, order]
+        torch.testing.assert_close(gathered, values, atol=1e-6, rtol=1e-6)

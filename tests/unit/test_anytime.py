@@ -1,0 +1,56 @@
+"""Scores of every exit against a plain pass over the same images."""
+
+import pytest
+import torch
+
+from ranet.inference.anytime import Scores, anytime_accuracy, collect_scores
+from tests.tiny import Digits, TwoExits, normalize
+
+
+def test_scores_are_those_of_a_plain_pass():
+    model, digits = TwoExits(), Digits(0, 45, 10)
+    model.train()
+    scores = collect_scores(model, digits, normalize=normalize, device=torch.device("cpu"))
+    with torch.inference_mode():
+        probabilities = model.eval()(normalize(digits.images)).softmax(dim=-1)
+    assert digits.num_open == 0
+    assert scores.confidences.dtype == torch.float32
+    torch.testing.assert_close(scores.confidences, probabilities.amax(dim=-1))
+    assert torch.equal(scores.correct, probabilities.argmax(dim=-1) == digits.labels)
+    rank = (probabilities > probabilities[:, range(45), digits.labels][..., None]).sum(dim=-1)
+    assert torch.equal(scores.correct_top5, rank < 5)
+
+
+def test_scores_in_bfloat16_are_close_to_those_in_float32():
+    model, digits, device = TwoExits(), Digits(0, 45, 10), torch.device("cpu")
+    exact = collect_scores(model, digits, normalize=normalize, device=device)
+    rounded = collect_scores(
+        model, digits, normalize=normalize, device=device, precision="bfloat16"
+    )
+    assert rounded.confidences.dtype == torch.float32
+    assert not torch.equal(rounded.confidences, exact.confidences)
+    torch.testing.assert_close(rounded.confidences, exact.confidences, atol=0.02, rtol=0)
+
+
+def test_accuracy_is_the_share_of_right_answers_in_percent():
+    correct = torch.tensor([[True, False, False, False], [True, True, True, False]])
+    top5 = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    top1, five = anytime_accuracy(Scores(torch.zeros(2, 4), correct, top5))
+    assert top1.tolist() == [25.0, 75.0]
+    assert five.tolist() == [50.0, 100.0]
+
+
+def test_scores_survive_a_file(tmp_path):
+    hits = torch.tensor([[True, False]])
+    scores = Scores(torch.tensor([[0.25, 0.5]]), hits, ~hits)
+    torch.save(scores.state(), tmp_path / "scores.pt")
+    loaded = Scores.from_state(torch.load(tmp_path / "scores.pt", weights_only=True))
+    assert torch.equal(loaded.confidences, scores.confidences)
+    assert torch.equal(loaded.correct, hits)
+    assert torch.equal(loaded.correct_top5, ~hits)
+
+
+def test_scores_of_unequal_shapes_are_refused():
+    hits = torch.zeros(2, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"must all be \(exits, samples\), got .*\(2, 3\)"):
+        Scores(torch.zeros(2, 3), hits, hits)
