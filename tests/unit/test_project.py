@@ -62,7 +62,7 @@ def test_ray_accepts_the_cluster_file():
     "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_config_is_a_run_of_its_own_name(path: Path):
-    assert read_run(["--config", str(path)]).name == path.stem
+    assert read_run(["--config", str(path)]).name == path.stem.replace("_", "-")
 
 
 def test_an_unusable_python_is_refused_by_name():
