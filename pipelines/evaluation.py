@@ -24,7 +24,7 @@ from cluster import registry
 from pipelines.data import DatasetInfo
 from pipelines.run import Run
 from ranet.inference.anytime import Scores, anytime_accuracy
-from ranet.inference.budgeted import choose_exits, fit_budgets
+from ranet.inference.budgeted import fit_budgets, score_budget
 
 _FEWEST_THRESHOLD_SETS = 40
 _SCORE_NAME = "mean validation top-1 over the budgets"
@@ -118,12 +118,7 @@ def evaluate_scores(
     grid = budget_grid(costs)
     # In mult-adds; never below the first exit by a rounding of its share.
     allowed = [max(costs[0], budget * costs[-1]) for budget in grid]
-    thresholds = fit_budgets(
-        val.confidences,
-        val.correct,
-        torch.tensor(costs),
-        torch.tensor(allowed, dtype=torch.float64),
-    )
+    thresholds = fit_budgets(val.confidences, val.correct, costs, allowed)
     curve = tuple(
         _score_budget(budget, row, costs, val, test)
         for budget, row in zip(grid, thresholds, strict=True)
@@ -141,21 +136,18 @@ def evaluate_scores(
 def _score_budget(
     budget: float, thresholds: Tensor, costs: tuple[int, ...], val: Scores, test: Scores
 ) -> BudgetAccuracy:
-    val_exits = choose_exits(val.confidences, thresholds)
-    test_exits = choose_exits(test.confidences, thresholds)
-    shares = torch.bincount(test_exits, minlength=len(costs)).double() / len(test_exits)
+    on_val, on_test = (
+        score_budget(scores.confidences, scores.correct, costs, thresholds)
+        for scores in (val, test)
+    )
     return BudgetAccuracy(
         budget=budget,
         thresholds=tuple(thresholds.tolist()),
-        val_top1=_percent(val.correct.gather(0, val_exits[None])),
-        test_top1=_percent(test.correct.gather(0, test_exits[None])),
-        test_mult_adds=float(shares @ torch.tensor(costs, dtype=torch.float64)),
-        exit_shares=tuple((100 * shares).tolist()),
+        val_top1=on_val.top1,
+        test_top1=on_test.top1,
+        test_mult_adds=on_test.mean_cost,
+        exit_shares=tuple(100 * share for share in on_test.shares),
     )
-
-
-def _percent(correct: Tensor) -> float:
-    return 100 * float(correct.double().mean())
 
 
 def format_tables(evaluation: Evaluation) -> str:
@@ -265,9 +257,9 @@ def _curves(evaluation: Evaluation) -> list[tuple[str, int, float]]:
     anytime = {row.mult_adds: row.test_top1 for row in evaluation.exits}
     budgeted = {round(row.test_mult_adds): row.test_top1 for row in evaluation.curve}
     return [
-        (name, cost, top1)
+        (f"test/{name}/top1", cost, top1)
         for name, points in (("anytime", anytime), ("budgeted", budgeted))
-        for key, (cost, top1) in ((f"test/{name}/top1", point) for point in points.items())
+        for cost, top1 in points.items()
     ]
 
 
@@ -325,7 +317,7 @@ def register_model(
             _log_model(run, state_dict, evaluation, data_info, run_id),
             run_id=run_id,
             score=evaluation.val_top1,
-            yardstick=f"validation images {data_info.checksums['val'][:12]} at budgets {budgets}",
+            yardstick=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
         )
     verdict = registry.offer(name, str(found.version), score_name=_SCORE_NAME)
     model_id = str(found.source).removeprefix("models:/")

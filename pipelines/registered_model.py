@@ -11,12 +11,13 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import numpy as np
 import pandas as pd
 import torch
-from mlflow.exceptions import MlflowException
+from mlflow import MlflowException
+from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.pyfunc.model import PythonModel
 
 from ranet import Cascade, ModelConfig, RANet, mult_adds
 from ranet.model.normalize import Normalize
@@ -25,7 +26,7 @@ _CHUNK_IMAGES = 256
 """Images classified at a time, so that memory does not grow with the batch of the caller."""
 
 
-class BudgetedClassifier(mlflow.pyfunc.PythonModel):
+class BudgetedClassifier(PythonModel):
     """Classifies images with no more mult-adds an image, on average, than a budget allows."""
 
     def load_context(self, context: Any) -> None:
@@ -34,22 +35,24 @@ class BudgetedClassifier(mlflow.pyfunc.PythonModel):
         Args:
             context: paths of the artifacts `settings` (JSON) and `tensors` (torch file).
         """
-        settings = json.loads(Path(context.artifacts["settings"]).read_text(encoding="utf-8"))
+        self.settings: dict[str, Any] = json.loads(
+            Path(context.artifacts["settings"]).read_text(encoding="utf-8")
+        )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         tensors = torch.load(
             context.artifacts["tensors"], map_location=self.device, weights_only=True
         )
-        config = ModelConfig(**settings["model"])
-        self.class_names: list[str] = settings["class_names"]
-        self.budgets: list[float] = settings["budgets"]
+        config = ModelConfig(**self.settings["model"])
         self.thresholds = tensors["thresholds"]
         self.model = RANet(config).to(self.device).eval()
         self.model.load_state_dict(tensors["model"])
-        self.normalize = Normalize(tuple(settings["mean"]), tuple(settings["std"])).to(self.device)
+        self.normalize = Normalize(tuple(self.settings["mean"]), tuple(self.settings["std"])).to(
+            self.device
+        )
         costs = mult_adds(config)
         self.smallest_budget = costs[0] / costs[-1]
 
-    def predict(
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]: the base has no type
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Classify images (batch, 3, height, width), uint8; one row per image, in their order.
@@ -72,7 +75,7 @@ class BudgetedClassifier(mlflow.pyfunc.PythonModel):
         return pd.DataFrame(
             {
                 "label": labels,
-                "class_name": [self.class_names[label] for label in labels],
+                "class_name": [self.settings["class_names"][label] for label in labels],
                 "confidence": [value for part in parts for value in part.confidences.tolist()],
                 "exit": [value for part in parts for value in part.exits.tolist()],
                 "mult_adds": [value for part in parts for value in part.mult_adds.tolist()],
@@ -89,7 +92,7 @@ class BudgetedClassifier(mlflow.pyfunc.PythonModel):
                 f"(the mult-adds of the last exit), got {budget}",
                 error_code=INVALID_PARAMETER_VALUE,
             )
-        return self.thresholds[bisect_right(self.budgets, budget) - 1]
+        return self.thresholds[bisect_right(self.settings["budgets"], budget) - 1]
 
 
-mlflow.models.set_model(BudgetedClassifier())
+set_model(BudgetedClassifier())

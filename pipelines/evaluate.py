@@ -1,0 +1,113 @@
+"""Evaluate a registered model again: every exit, and budgets fitted anew on validation images.
+
+    python pipelines/evaluate.py models:/ranet-digits@champion --config configs/digits.yaml
+
+The images, the budgets and the workers are those of the config; the network, its weights and its
+normalisation are the model's. The numbers go to an MLflow run of their own.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cluster import registry, tracking
+from cluster.launch import connected, launch, resolve_storage
+from cluster.reporter import load_checkpoint
+from pipelines.data import prepare
+from pipelines.evaluation import check_budgets, evaluate_scores, format_tables, log_evaluation
+from pipelines.run import (
+    Run,
+    config_text,
+    configure_logging,
+    flatten,
+    identity,
+    one_sentence,
+    read_run,
+)
+from pipelines.scoring import score_worker
+from pipelines.worker import SCORES
+from ranet import ModelConfig, mult_adds
+from ranet.inference.anytime import Scores
+
+
+def main() -> None:
+    """Load the model, score it, and print, draw and log what it is worth."""
+    model_uri, run = read_arguments(sys.argv[1:])
+    configure_logging()
+    with one_sentence():
+        tracking.check_reachable()
+        resolve_storage(run.cluster.storage)
+        classifier = registry.load(model_uri).unwrap_python_model()
+        run = with_model(run, classifier)
+        name = f"{run.name}-evaluation"
+        with tracking.start(
+            name,
+            settings={"evaluated": model_uri, **identity(run)},
+            parameters=flatten(run),
+            tags=tracking.provenance(),
+            config_text=config_text(run),
+            fresh=True,
+        ) as record:
+            scores = score(run, classifier.model.state_dict(), record.storage_name)
+            evaluation = evaluate_scores(
+                mult_adds(run.model), scores["val"], scores["test"], run.registry.budgets
+            )
+            plot = log_evaluation(
+                evaluation,
+                record.run_id,
+                folder=Path("outputs") / "evaluation" / record.storage_name,
+                title=f"{model_uri} on {run.name}",
+            )
+        print(f"\n{format_tables(evaluation)}\n\ncurve       {plot}")
+        print(f"MLflow run  {record.run_id} ({name}, attempt {record.attempt})")
+
+
+def read_arguments(argv: Sequence[str]) -> tuple[str, Run]:
+    """Read the model's address and, from the rest, the run."""
+    if not argv or argv[0].startswith("-"):
+        sys.stderr.write("usage: evaluate.py MODEL_URI --config FILE [--section.field=value ...]\n")
+        raise SystemExit(2)
+    return argv[0], read_run(argv[1:])
+
+
+def with_model(run: Run, classifier: Any) -> Run:
+    """Prepare the images of a run, and give it the network and normalisation of a loaded model."""
+    settings = classifier.settings
+    model = ModelConfig(**settings["model"])
+    check_budgets(mult_adds(model), run.registry.budgets)
+    info = prepare(run.data, model.image_size)
+    if list(info.class_names) != settings["class_names"]:
+        raise ValueError(
+            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "
+            f"model tells {settings['class_names']} apart; evaluate it on images of its classes"
+        )
+    data = replace(
+        run.data,
+        folder=str(info.folder.absolute()),
+        decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
+        mean=tuple(settings["mean"]),
+        std=tuple(settings["std"]),
+    )
+    return replace(run, model=model, data=data)
+
+
+def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, Scores]:
+    """Score weights on the workers of a run; gives the scores of `val` and `test`."""
+    with connected(run.cluster):
+        checkpoint = launch(
+            score_worker,
+            {"run": run, "weights": {name: value.cpu() for name, value in weights.items()}},
+            name=storage_name,
+            storage=resolve_storage(run.cluster.storage),
+            cluster=run.cluster,
+        )
+    states = load_checkpoint(checkpoint)[SCORES]
+    return {split: Scores.from_state(state) for split, state in states.items()}
+
+
+if __name__ == "__main__":
+    main()
