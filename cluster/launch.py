@@ -29,7 +29,11 @@ from ray.train import (
     WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2.api.callback import RayTrainCallback
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig
@@ -84,16 +88,17 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
         return
     if "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.WARNING)
+        ray.init(logging_level=logging.ERROR)
     else:
         needed = cluster.num_workers * cluster.cpus_per_worker
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
         ray.init(
             address="local",
             num_cpus=max(needed, os.cpu_count() or 1),
             # Ray would claim a third of the memory; only settings pass through the object store.
             object_store_memory=100 << 20,
             include_dashboard=False,
-            logging_level=logging.WARNING,
+            logging_level=logging.ERROR,
         )
     try:
         yield
@@ -127,8 +132,10 @@ def launch(
     """
     # Read by Ray Train in this process and handed to its controller.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
+    # Every report waits for the controller's next look, by default every two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     use_gpu = wants_gpu(cluster)
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         worker,
         train_loop_config=config,
         scaling_config=ScalingConfig(
@@ -188,6 +195,21 @@ def interface_of(address: str) -> str:
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     return "lo"
+
+
+class _Trainer(TorchTrainer):
+    """A TorchTrainer without Ray's cleaner of placement groups.
+
+    The cleaner asks the dashboard every second, and complains where there is none; the placement
+    group of a controller goes with it anyway.
+    """
+
+    def _create_default_callbacks(self) -> list[RayTrainCallback]:
+        return [
+            callback
+            for callback in super()._create_default_callbacks()
+            if not isinstance(callback, PlacementGroupCleanerCallback)
+        ]
 
 
 def _interruptible(fit: Callable[[], Result]) -> Result:

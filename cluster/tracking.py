@@ -140,10 +140,11 @@ def check_reachable() -> None:
 
 
 def make_client(uri: str) -> MlflowClient:
-    """Return a client that gives up after seconds: MLflow's own default is minutes."""
+    """Return a quiet client that gives up after seconds: MLflow's own default is minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     return MlflowClient(uri)
 
 

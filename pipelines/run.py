@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, auto_cli
@@ -21,6 +21,8 @@ from pipelines.data.config import DataConfig
 from ranet.config import ModelConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
+
+_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,13 +70,29 @@ def read_run(argv: Sequence[str] | None = None) -> Run:
     Args:
         argv: the command line without the name of the script; by default that of this process.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    arguments = ["--fresh=true" if text == "--fresh" else text for text in arguments]
+    return read_settings(Run, argv)
+
+
+def read_settings(kind: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
+    """Read settings of any kind as `read_run` does, and leave with status 2 as it does."""
     try:
-        return auto_cli(Run, args=arguments, as_positional=False, exit_on_error=False)
-    except (ArgumentError, ValueError) as error:  # ValueError: from a failing __post_init__
-        sys.stderr.write(f"error: {_readable(str(error))}\n")
+        return parse_settings(kind, sys.argv[1:] if argv is None else argv)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
         raise SystemExit(2) from None
+
+
+def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
+    """Make settings from command-line arguments.
+
+    Raises:
+        ValueError: one sentence on what is wrong with them.
+    """
+    full = ["--fresh=true" if text == "--fresh" else text for text in arguments]
+    try:
+        return auto_cli(kind, args=full, as_positional=False, exit_on_error=False)
+    except (ArgumentError, ValueError) as error:  # ValueError: from a failing __post_init__
+        raise ValueError(_readable(str(error), kind)) from None
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
@@ -115,6 +133,7 @@ def configure_logging() -> None:
     )
     for package in ("ranet", "cluster", "tuning", "pipelines"):
         logging.getLogger(package).setLevel(logging.INFO)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 
 @contextmanager
@@ -134,7 +153,7 @@ def one_sentence() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
-def _readable(message: str) -> str:
+def _readable(message: str, kind: type) -> str:
     """Say in one line which option was wrong, and what it may have been meant to be."""
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
     unknown = re.match(
@@ -145,6 +164,6 @@ def _readable(message: str) -> str:
     if unknown is None:
         return message
     name = unknown["option"] or f"{unknown['group']}.{unknown['key']}"
-    similar = difflib.get_close_matches(name, flatten(Run()), n=1)
+    similar = difflib.get_close_matches(name, flatten(kind()), n=1)
     hint = f"did you mean {similar[0]}?" if similar else "see --help"
     return f"{name} is not a setting; {hint}"

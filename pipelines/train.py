@@ -20,7 +20,8 @@ from cluster import tracking
 from cluster.launch import connected, launch, resolve_storage
 from cluster.reporter import MlflowMetrics, location_of
 from cluster.tracking import Record
-from pipelines.data import DatasetInfo, prepare, prepared_folder
+from pipelines.data import DatasetInfo, prepare
+from pipelines.data.config import prepared_folder
 from pipelines.evaluation import (
     check_budgets,
     evaluate_scores,

@@ -1,5 +1,6 @@
 """What one training worker does, and what it leaves behind."""
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """
     run: Run = config["run"]
     configure_logging()
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure, once
     saved = load_checkpoint(ray.train.get_checkpoint())
     if SCORES in saved:  # stopped when all but the driver's part was done
         return
