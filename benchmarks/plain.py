@@ -62,9 +62,7 @@ class PlainLayer(nn.Module):
         if lower is None:
             return torch.cat([features, new], dim=1)
         size = new.shape[-1]
-        return torch.cat(
-            [resize(features, size), resize(self.conv_up(lower), size), new], dim=1
-        )
+        return torch.cat([resize(features, size), resize(self.conv_up(lower), size), new], dim=1)
 
 
 class PlainBlock(nn.Module):

@@ -131,9 +131,7 @@ class OptimConfig:
         if self.nesterov and self.momentum == 0:
             raise ValueError("train.optim.nesterov needs train.optim.momentum above 0, got 0")
         if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(
-                f"train.optim.weight_decay must be 0 or more, got {self.weight_decay}"
-            )
+            raise ValueError(f"train.optim.weight_decay must be 0 or more, got {self.weight_decay}")
         if self.decay not in ("all", "weights"):
             raise ValueError(f"train.optim.decay must be all or weights, got {self.decay!r}")
         if self.schedule not in ("multistep", "cosine"):
@@ -174,7 +172,7 @@ class TrainConfig:
     exit_loss_weights: tuple[float, ...] = ()
     """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
     select_by: Literal["last_exit", "mean_exit"] = "last_exit"
-    """Validation top-1 by which the best epoch is chosen: the last exit's, or the mean over exits."""
+    """Validation top-1 that chooses the best epoch: the last exit's, or the mean over exits."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
 
@@ -187,13 +185,9 @@ class TrainConfig:
         if self.seed < 0:
             raise ValueError(f"train.seed must be 0 or more, got {self.seed}")
         if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(
-                f"train.precision must be float32 or bfloat16, got {self.precision!r}"
-            )
+            raise ValueError(f"train.precision must be float32 or bfloat16, got {self.precision!r}")
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"train.label_smoothing must be in [0, 1), got {self.label_smoothing}"
-            )
+            raise ValueError(f"train.label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if any(not (w >= 0 and math.isfinite(w)) for w in self.exit_loss_weights) or (
             self.exit_loss_weights and not any(self.exit_loss_weights)
         ):

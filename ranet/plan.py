@@ -183,9 +183,7 @@ class BlockPlan:
             total += unit.cost(self.in_size, self.in_size)
         total += self.units[-1].cost(self.in_size, self.out_size)
         if self.transition_channels:
-            total += _conv_cost(
-                self.gathered_channels, self.transition_channels, 1, self.out_size
-            )
+            total += _conv_cost(self.gathered_channels, self.transition_channels, 1, self.out_size)
         return total
 
 
@@ -335,9 +333,7 @@ def _plan_block(
         below_growth = config.growth_rate * config.growth_factors[i - 1]
         inputs = [below.in_channels + j * below_growth for j in range(num_layers)]
         lower = LowerPlan(
-            units=tuple(
-                UnitPlan(n, min(n, lower_width * lateral), lateral) for n in inputs
-            ),
+            units=tuple(UnitPlan(n, min(n, lower_width * lateral), lateral) for n in inputs),
             in_channels=below.dense_channels,
             compressed_channels=int(config.compress_factor * dense_channels),
             in_size=below.in_size,

@@ -15,7 +15,6 @@ Features are ordered (input, lateral 1..L, own 1..L, compressed), not layer by l
 `ranet.model.official` knows both orders.
 """
 
-import math
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -66,9 +65,7 @@ class DenseLayers(_Units):
         self.reduce_lateral = nn.ParameterList(
             conv_weight(unit.width, j * lateral, 1) for j, unit in later if lateral
         )
-        self.reduce_own = nn.ParameterList(
-            conv_weight(unit.width, j * own, 1) for j, unit in later
-        )
+        self.reduce_own = nn.ParameterList(conv_weight(unit.width, j * own, 1) for j, unit in later)
         self.norms = nn.ModuleList(NormRelu(unit.width) for unit in plan.units)
         self.conv_norms = nn.ModuleList(NormRelu(own) for _ in plan.units)
 
@@ -109,9 +106,7 @@ class Laterals(_Units):
         self.reduce_lateral = nn.ParameterList(
             conv_weight(unit.width, j * lateral, 1) for j, unit in later if lateral
         )
-        self.reduce_own = nn.ParameterList(
-            conv_weight(unit.width, j * own, 1) for j, unit in later
-        )
+        self.reduce_own = nn.ParameterList(conv_weight(unit.width, j * own, 1) for j, unit in later)
         # A down block hands up the features before its last layer, without that layer's channels.
         layers_read = len(units) - 1 if below.is_down else len(units)
         self.below_lateral = layers_read * lateral
@@ -127,7 +122,7 @@ class Laterals(_Units):
 
     def reduce_weight(self) -> Tensor:
         """Weight of all units' 1x1 convolutions on the features of the block below."""
-        parts = [self.reduce]
+        parts: list[Tensor] = [self.reduce]
         for steps, width in (
             (self.reduce_lateral, self.below_lateral),
             (self.reduce_own, self.below_own),
@@ -139,7 +134,7 @@ class Laterals(_Units):
 
     def conv_weight(self) -> tuple[Tensor, int]:
         """Weight of all units' 3x3 convolutions, and its number of groups."""
-        weights = list(self.convs)
+        weights: list[Tensor] = list(self.convs)
         if len(set(self.widths)) == 1:
             return torch.cat(weights), len(weights)
         total, ends = sum(self.widths), [0]
@@ -161,9 +156,7 @@ class DenseBlock(nn.Module):
         self.transition = _transition(plan)
 
     def forward(self, features: Tensor, below: PassedUp = ()) -> tuple[Tensor, PassedUp]:
-        """Map features (batch, channels, height, width) to the block's output and what it
-        passes up.
-        """
+        """Map features (batch, channels, height, width) to output and what is passed up."""
         features = torch.cat([features, *self.layers(features)], dim=1)
         return self.transition(features), (features,)
 
@@ -185,8 +178,11 @@ class FusionBlock(nn.Module):
         self.lateral_channels = plan.lateral_channels
 
     def forward(self, features: Tensor, below: PassedUp) -> tuple[Tensor, PassedUp]:
-        """Map features (batch, channels, height, width) and what the block below passed up to
-        the block's output and what it passes up.
+        """Map features (batch, channels, height, width) to output and what is passed up.
+
+        Args:
+            features: output of the block before.
+            below: what the same block of the sub-network below passed up.
         """
         size = features.shape[-2:]
         lateral = self.laterals(below[0])

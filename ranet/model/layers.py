@@ -69,6 +69,4 @@ class ConvNormRelu(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (batch, in_channels, height, width) to (batch, out_channels, ...)."""
-        return self.norm(
-            F.conv2d(features, self.weight, stride=self.stride, padding=self.padding)
-        )
+        return self.norm(F.conv2d(features, self.weight, stride=self.stride, padding=self.padding))

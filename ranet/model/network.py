@@ -49,9 +49,7 @@ class RANet(nn.Module):
             SubNetwork(blocks, lower)
             for blocks, lower in zip(plan.subnetworks, below, strict=False)
         )
-        self.register_buffer(
-            "batches_tracked", torch.zeros(plan.num_norms, dtype=torch.int64)
-        )
+        self.register_buffer("batches_tracked", torch.zeros(plan.num_norms, dtype=torch.int64))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, height, width) to logits (exits, batch, classes)."""

@@ -19,7 +19,9 @@ class Normalize(nn.Module):
         super().__init__()
         shape = (1, len(mean), 1, 1)
         self.register_buffer("mean", (torch.tensor(mean) * 255).reshape(shape), persistent=False)
-        self.register_buffer("scale", (1 / (torch.tensor(std) * 255)).reshape(shape), persistent=False)
+        self.register_buffer(
+            "scale", (1 / (torch.tensor(std) * 255)).reshape(shape), persistent=False
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (batch, channels, height, width), uint8, to float32; layout is kept."""

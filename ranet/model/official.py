@@ -17,6 +17,10 @@ from ranet.model.network import RANet
 from ranet.plan import BlockPlan, UnitPlan, make_plan
 
 _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
+_ARGUMENTS = (
+    *("ds", "step", "stepmode", "scale_list", "grFactor", "bnFactor", "nChannels"),
+    *("growthRate", "nBlocks", "block_step", "compress_factor", "reduction"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,7 @@ def model_from_official(
         collected.setdefault(piece.ours, []).append(value)
     # Rows of one entry of ours arrive in order, so joining them places them.
     ours = {name: torch.cat(values) for name, values in collected.items()}
-    ours["batches_tracked"] = torch.stack(
-        [official[name].to(torch.int64) for name in counters]
-    )
+    ours["batches_tracked"] = torch.stack([official[name].to(torch.int64) for name in counters])
     model.load_state_dict({name: value.clone() for name, value in ours.items()}, assign=True)
     return model
 
@@ -101,11 +103,7 @@ def _counters(pieces: list[_Piece]) -> list[str]:
 def _config_from_official(
     config: Mapping[str, Any], num_classes: int, image_size: int
 ) -> ModelConfig:
-    needed = (
-        "ds step stepmode scale_list grFactor bnFactor nChannels growthRate nBlocks block_step "
-        "compress_factor reduction"
-    ).split()
-    if missing := [name for name in needed if name not in config]:
+    if missing := [name for name in _ARGUMENTS if name not in config]:
         raise ValueError(f"config lacks the authors' arguments {', '.join(missing)}")
     modes = {"even": "even", "lg": "linear"}
     kinds = {"cifar": ("small", 128), "imagenet": ("large", None)}
@@ -158,6 +156,7 @@ def _pieces(config: ModelConfig) -> Iterator[_Piece]:
     plan = make_plan(config)
     exits: list[_Piece] = []
     number = 0
+    lower_orders: list[_Orders] = []
     for i, blocks in enumerate(plan.subnetworks):
         order = list(range(plan.stem[i].out_channels))
         orders: list[_Orders] = []

@@ -1,0 +1,154 @@
+"""The cascade against the full pass, and that it really stops."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ranet import Cascade, ModelConfig, RANet, mult_adds
+from ranet.model.exit import Exit
+from ranet.plan import make_plan
+
+CONFIG = ModelConfig(
+    scales=(1, 2, 3, 3),
+    growth_factors=(4, 2, 1, 1),
+    bottleneck_factors=(4, 2, 1, 1),
+    stem_channels=4,
+    growth_rate=4,
+    layers_per_block=2,
+)
+INF = float("inf")
+
+
+@pytest.fixture(scope="module")
+def model() -> RANet:
+    torch.manual_seed(0)
+    model = RANet(CONFIG)
+    model.train()(torch.randn(32, 3, 32, 32))
+    for module in model.modules():
+        if isinstance(module, Exit):  # spread the confidences
+            module.classify.weight.data *= 20
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(40, 3, 32, 32)
+
+
+@pytest.fixture(scope="module")
+def full(model: RANet, images: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.inference_mode():
+        return model(images).softmax(dim=2).max(dim=2)
+
+
+def quantiles(confidences: Tensor, share: float) -> Tensor:
+    return confidences.quantile(1 - share, dim=1)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("change", [{}, {2: INF}, {0: INF, 1: INF}, {3: -INF}, {7: INF}])
+def test_answers_are_those_of_the_full_pass(
+    model: RANet, images: Tensor, full: tuple[Tensor, Tensor], share: float, change: dict
+):
+    confidences, labels = full
+    thresholds = quantiles(confidences, share)
+    for exit_, value in change.items():
+        thresholds[exit_] = value
+    rule = thresholds.clone()
+    rule[-1] = -INF
+    first = (confidences >= rule[:, None]).float().argmax(dim=0)
+    prediction = Cascade(model, thresholds)(images)
+    assert torch.equal(prediction.exits, first + 1)
+    assert torch.equal(prediction.labels, labels.gather(0, first[None])[0])
+    expected = confidences.gather(0, first[None])[0]
+    torch.testing.assert_close(prediction.confidences, expected, rtol=0, atol=5e-5)
+    costs = torch.tensor(mult_adds(CONFIG))[first]
+    reachable = all(value <= 1 for value in thresholds.tolist()[:-1])
+    assert torch.equal(prediction.mult_adds, costs) == reachable
+    assert (prediction.mult_adds <= costs).all()
+
+
+def test_every_block_sees_only_the_images_that_reached_it(model: RANet, images: Tensor):
+    seen: dict[str, int] = {}
+    hooks = []
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if len(parts) == 4 and parts[0] == "subnetworks":
+            hooks.append(
+                module.register_forward_hook(
+                    lambda _, args, __, name=name: seen.update({name: len(args[0])})
+                )
+            )
+    with torch.inference_mode():
+        confidences = model(images).softmax(dim=2).amax(dim=2)
+    seen.clear()
+    prediction = Cascade(model, quantiles(confidences, 0.3))(images)
+    for hook in hooks:
+        hook.remove()
+    last = int(prediction.exits.max())
+    reached = {k: int((prediction.exits >= k).sum()) for k in range(1, 9)}
+    number = 0
+    for i, blocks in enumerate(make_plan(CONFIG).subnetworks):
+        for k, block in enumerate(blocks):
+            runs = number + 1 <= last
+            assert seen.get(f"subnetworks.{i}.blocks.{k}", 0) == (
+                reached[number + 1] if runs else 0
+            )
+            if block.exit:
+                number += 1
+    assert len(set(reached.values())) > 3
+
+
+def test_nothing_runs_once_all_images_have_left(model: RANet, images: Tensor):
+    ran = []
+    second = model.get_submodule("subnetworks.1.blocks.0")
+    hook = second.register_forward_hook(lambda *_: ran.append(1))
+    prediction = Cascade(model, torch.full((8,), -INF))(images)
+    hook.remove()
+    assert not ran
+    assert prediction.exits.tolist() == [1] * len(images)
+    assert prediction.mult_adds.tolist() == [mult_adds(CONFIG)[0]] * len(images)
+
+
+def test_an_exit_that_no_image_can_take_is_neither_computed_nor_charged(
+    model: RANet, images: Tensor
+):
+    thresholds = torch.full((8,), INF)
+    ran = []
+    hooks = [
+        exit_.register_forward_hook(lambda *_: ran.append(1))
+        for exit_ in model.modules()
+        if isinstance(exit_, Exit)
+    ]
+    prediction = Cascade(model, thresholds)(images)
+    for hook in hooks:
+        hook.remove()
+    heads = [block.exit.cost.mult_adds for block in make_plan(CONFIG).blocks if block.exit]
+    assert len(ran) == 1
+    assert prediction.exits.tolist() == [8] * len(images)
+    expected = mult_adds(CONFIG)[-1] - sum(heads[:-1])
+    assert prediction.mult_adds.tolist() == [expected] * len(images)
+
+
+def test_one_image_none_and_a_model_in_training_mode(model: RANet, images: Tensor):
+    thresholds = torch.full((8,), 0.6)
+    all_at_once = Cascade(model, thresholds)(images)
+    model.train()
+    alone = Cascade(model, thresholds)(images[3:4])
+    assert model.training
+    model.eval()
+    assert alone.exits.tolist() == all_at_once.exits[3:4].tolist()
+    assert alone.labels.tolist() == all_at_once.labels[3:4].tolist()
+    nobody = Cascade(model, thresholds)(images[:0])
+    assert [len(field) for field in vars(nobody).values()] == [0, 0, 0, 0]
+    assert not alone.confidences.requires_grad
+
+
+def test_thresholds_and_images_of_a_wrong_shape_are_refused(model: RANet):
+    with pytest.raises(ValueError, match="one number for each of the 8 exits"):
+        Cascade(model, torch.zeros(7))
+    with pytest.raises(ValueError, match="one number for each of the 8 exits"):
+        Cascade(model, torch.full((8,), float("nan")))
+    with pytest.raises(ValueError, match=r"\(batch, 3, height, width\), got \(3, 32, 32\)"):
+        Cascade(model, torch.zeros(8))(torch.zeros(3, 32, 32))

@@ -1,0 +1,143 @@
+"""The fast network against the plain one, and its laziness."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks.plain import PlainRANet
+from ranet import PRESETS, ModelConfig, RANet, official_state_dict
+from ranet.model.layers import NormRelu
+
+SMALL = ModelConfig(stem_channels=4, growth_rate=4, layers_per_block=2, num_classes=5)
+
+
+def randomised(config: ModelConfig, seed: int = 0) -> RANet:
+    """A network in float64 whose batch norms have seen one batch."""
+    torch.manual_seed(seed)
+    model = RANet(config).double()
+    norms = [module for module in model.modules() if isinstance(module, NormRelu)]
+    for norm in norms:
+        norm.momentum = 1.0
+    model.train()(torch.randn(8, 3, config.image_size, config.image_size, dtype=torch.float64))
+    for norm in norms:
+        del norm.momentum
+    return model
+
+
+def plain_twin(model: RANet) -> PlainRANet:
+    plain = PlainRANet(model.config).double()
+    plain.load_state_dict(official_state_dict(model))
+    return plain
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> ModelConfig:
+    scales = draw(st.sampled_from([(1,), (1, 2), (1, 3), (1, 2, 2), (1, 2, 3), (1, 2, 3, 3)]))
+    factors = st.tuples(*[st.integers(1, 3) for _ in scales])
+    # Sizes that leave every exit a map of 5 to 12 pixels, odd ones among them.
+    halvings = len(set(scales)) - 1
+    low = draw(st.integers(6, 9))
+    return ModelConfig(
+        scales=scales,
+        growth_factors=draw(factors),
+        bottleneck_factors=draw(factors),
+        stem_channels=draw(st.integers(2, 6)),
+        growth_rate=draw(st.integers(4, 6)),
+        layers_per_block=draw(st.integers(2, 3)),
+        layer_mode=draw(st.sampled_from(["even", "linear"])),
+        num_blocks=draw(st.integers(1, 2)),
+        extra_blocks=draw(st.integers(1, 2)),
+        compress_factor=draw(st.sampled_from([0.25, 0.4, 0.5])),
+        exit_channels=draw(st.sampled_from([None, 6])),
+        image_size=low * 2**halvings - draw(st.integers(0, 1)),
+        num_classes=3,
+    )
+
+
+@settings(max_examples=8, deadline=None)
+@given(configs())
+def test_any_network_gives_the_plain_networks_answers_and_gradients(config: ModelConfig):
+    model = randomised(config)
+    plain = plain_twin(model)
+    images = torch.randn(3, 3, config.image_size, config.image_size, dtype=torch.float64)
+    torch.testing.assert_close(model.eval()(images), plain.eval()(images), rtol=0, atol=1e-10)
+    targets = torch.randn_like(plain(images))
+    for network in (model.train(), plain.train()):
+        ((network(images) - targets) ** 2).sum().backward()
+    # A gradient step, exported, is a gradient step of the plain network, statistics included.
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *plain.parameters()):
+            assert parameter.grad is not None
+            parameter -= 1e-3 * parameter.grad
+    expected = plain.state_dict()
+    for name, value in official_state_dict(model).items():
+        scale = 1 + expected[name].double().abs().max().item()
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-8 * scale)
+
+
+@pytest.mark.parametrize("name", ["cifar_readme", "cifar_script"])
+def test_the_published_cifar_networks_equal_their_plain_form_in_float32(name: str):
+    model = randomised(PRESETS[name]).float().eval()
+    plain = plain_twin(model).float().eval()
+    images = torch.randn(4, 3, 32, 32)
+    with torch.inference_mode():
+        expected = plain(images)
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=5e-5)
+        last = model(images.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(last, expected, rtol=0, atol=5e-5)
+
+
+def test_forward_gives_what_reading_exit_by_exit_gives():
+    model = randomised(SMALL).eval()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    lazily = torch.stack(list(model.predictions(images)))
+    assert lazily.shape == (SMALL.num_exits, 2, 5)
+    assert torch.equal(model(images), lazily)
+
+
+def test_no_block_runs_behind_the_exit_at_which_reading_stops():
+    model = randomised(SMALL).eval()
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        if len(parts) == 4 and parts[0] == "subnetworks":
+            module.register_forward_hook(lambda *_, name=name: ran.append(name))
+    predictions = model.predictions(torch.randn(2, 3, 32, 32, dtype=torch.float64))
+    next(predictions)
+    assert ran == ["subnetworks.0.blocks.0", "subnetworks.0.exits.0"]
+    next(predictions)
+    assert ran[2:] == ["subnetworks.0.blocks.1", "subnetworks.0.exits.1"]
+    next(predictions)
+    assert ran[4:] == [f"subnetworks.1.blocks.{k}" for k in range(3)] + ["subnetworks.1.exits.0"]
+
+
+def test_weights_start_as_the_authors_do():
+    torch.manual_seed(0)
+    state = official_state_dict(RANet(PRESETS["cifar_script"]))
+    for name, value in state.items():
+        if value.ndim == 4 and not name.startswith("FirstLayer") and value.numel() > 2000:
+            fan_out = value.shape[0] * value.shape[2] * value.shape[3]
+            assert value.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.1), name
+    stem = state["FirstLayer.layers.2.net.0.weight"]  # framework default: uniform
+    bound = 1 / math.sqrt(stem[0].numel())
+    assert stem.abs().max() <= bound
+    assert stem.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.1)
+    assert not state["classifier.0.linear.bias"].any()
+    assert state["classifier.0.linear.weight"].abs().max() <= 1 / math.sqrt(128)
+
+
+def test_every_training_batch_is_counted_once():
+    model = randomised(SMALL).train()
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model(images)
+    model(images)
+    model.eval()(images)
+    counts = {
+        int(value)
+        for name, value in official_state_dict(model).items()
+        if name.endswith("num_batches_tracked")
+    }
+    assert counts == {1 + 2}  # `randomised` trains on one

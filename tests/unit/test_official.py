@@ -1,0 +1,97 @@
+"""The authors' state dict, in and out."""
+
+import pytest
+import torch
+
+from ranet import ModelConfig, RANet, model_from_official, official_state_dict
+
+OFFICIAL = {
+    "ds": "cifar",
+    "step": 2,
+    "stepmode": "lg",
+    "scale_list": [1, 2, 3],
+    "grFactor": [2, 2, 1],
+    "bnFactor": [2, 1, 1],
+    "nChannels": 4,
+    "growthRate": 5,
+    "nBlocks": 2,
+    "block_step": 2,
+    "compress_factor": 0.25,
+    "reduction": 0.5,
+}
+
+
+def checkpoint(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    """An authors' checkpoint with values of its own in every entry."""
+    torch.manual_seed(1)
+    config = ModelConfig(
+        scales=(1, 2, 3),
+        growth_factors=(2, 2, 1),
+        bottleneck_factors=(2, 1, 1),
+        stem_channels=4,
+        growth_rate=5,
+        layers_per_block=2,
+        layer_mode="linear",
+        num_classes=6,
+    )
+    shapes = official_state_dict(RANet(config))
+    return {
+        name: torch.tensor(41 + k) if value.ndim == 0 else torch.rand(value.shape, dtype=dtype)
+        for k, (name, value) in enumerate(shapes.items())
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_the_round_trip_keeps_every_bit(prefix: str, dtype: torch.dtype):
+    state = checkpoint(dtype)
+    given = {prefix + name: value for name, value in state.items()}
+    returned = official_state_dict(model_from_official(OFFICIAL, 6, 32, given))
+    assert list(returned) == list(state)
+    for name, value in state.items():
+        assert returned[name].dtype == value.dtype, name
+        assert torch.equal(returned[name], value), name
+
+
+def test_our_state_dict_survives_the_way_out_and_in():
+    model = model_from_official(OFFICIAL, 6, 32, checkpoint())
+    again = model_from_official(OFFICIAL, 6, 32, official_state_dict(model))
+    for name, value in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+    assert again.config == model.config
+
+
+def test_loaded_counts_are_kept_and_the_batches_trained_added():
+    state = checkpoint()
+    model = model_from_official(OFFICIAL, 6, 32, state).train()
+    model(torch.randn(2, 3, 32, 32))
+    for name, value in official_state_dict(model).items():
+        if name.endswith("num_batches_tracked"):
+            assert value == state[name] + 1
+            assert value.dtype == torch.int64
+
+
+def test_changing_the_model_leaves_the_checkpoint_alone():
+    state = checkpoint()
+    copies = {name: value.clone() for name, value in state.items()}
+    model = model_from_official(OFFICIAL, 6, 32, state)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert all(torch.equal(state[name], copies[name]) for name in state)
+
+
+def test_wrong_entries_are_named():
+    state = checkpoint()
+    name = "scale_flows.1.1.layers.2.conv_up.net.0.weight"
+    with pytest.raises(ValueError, match=f"lacks {name}"):
+        model_from_official(OFFICIAL, 6, 32, {k: v for k, v in state.items() if k != name})
+    with pytest.raises(ValueError, match=rf"{name} must have the shape .* got \(3, 3\)"):
+        model_from_official(OFFICIAL, 6, 32, {**state, name: torch.zeros(3, 3)})
+    with pytest.raises(ValueError, match="has stray"):
+        model_from_official(OFFICIAL, 6, 32, {**state, "stray.weight": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"classifier\.0\.linear\.weight must have the shape"):
+        model_from_official(OFFICIAL, 7, 32, state)
+    short = {k: v for k, v in OFFICIAL.items() if k not in ("grFactor", "step")}
+    with pytest.raises(ValueError, match="lacks the authors' arguments step, grFactor"):
+        model_from_official(short, 6, 32, state)
