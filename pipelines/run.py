@@ -90,9 +90,13 @@ def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings
     """
     full = ["--fresh=true" if text == "--fresh" else text for text in arguments]
     try:
-        return auto_cli(kind, args=full, as_positional=False, exit_on_error=False)
+        settings = auto_cli(
+            kind, args=full, as_positional=False, exit_on_error=False, allow_abbrev=False
+        )
     except (ArgumentError, ValueError) as error:  # ValueError: from a failing __post_init__
         raise ValueError(_readable(str(error), kind)) from None
+    assert isinstance(settings, kind)
+    return settings
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
