@@ -7,6 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from ranet import ModelConfig, RANet
 from ranet.training.reporter import Metrics, Snapshot
 
 
@@ -14,13 +15,22 @@ class Digits:
     """scikit-learn's digits, doubled to 16x16 RGB: `Batches` of one worker, cut from `images`."""
 
     def __init__(
-        self, first, last, batch_size, *, shuffled=False, rank=0, num_workers=1, seed=0
+        self,
+        first,
+        last,
+        batch_size,
+        *,
+        shuffled=False,
+        rank=0,
+        num_workers=1,
+        seed=0,
+        device=torch.device("cpu"),
     ) -> None:
         pixels, targets = load_digits(return_X_y=True)
         images = torch.from_numpy(pixels[first:last] * 15).to(torch.uint8).reshape(-1, 8, 8)
         images = images.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-        self.images = images[:, None].repeat(1, 3, 1, 1)
-        self.labels = torch.from_numpy(targets[first:last]).long()
+        self.images = images[:, None].repeat(1, 3, 1, 1).to(device)
+        self.labels = torch.from_numpy(targets[first:last]).long().to(device)
         self.batch_size, self.shuffled, self.seed = batch_size, shuffled, seed
         self.rank, self.num_workers = rank, num_workers
         self.num_open = 0
@@ -69,6 +79,23 @@ class TwoExits(nn.Module):
         pooled = nn.functional.avg_pool2d(features, 2)
         deep = self.second_norm(self.second(features)).relu()
         return torch.stack((self.first_exit(pooled.flatten(1)), self.second_exit(deep.flatten(1))))
+
+
+def small_ranet(seed: int = 0) -> RANet:
+    """Make a real network with four exits for 16x16 images."""
+    torch.manual_seed(seed)
+    return RANet(
+        ModelConfig(
+            scales=(1, 2),
+            growth_factors=(2, 1),
+            bottleneck_factors=(2, 1),
+            growth_rate=4,
+            stem_channels=4,
+            layers_per_block=2,
+            exit_channels=16,
+            image_size=16,
+        )
+    )
 
 
 class Recorder:

@@ -88,7 +88,7 @@ def fit(
         return normalize(images.contiguous(memory_format=layout))
 
     wrapped = wrap(model)
-    progress = _Progress(config.epochs, len(train), first_epoch)
+    progress = Progress(config.epochs, len(train), first_epoch)
     for epoch in range(first_epoch, config.epochs):
         # Strings are hashed, so that neighbouring seeds, epochs and ranks have nothing in common.
         torch.manual_seed(random.Random(f"{config.seed} {epoch} {rank()}").getrandbits(63))
@@ -125,7 +125,7 @@ def train_one_epoch(
     epoch: int,
     *,
     normalize: Callable[[Tensor], Tensor],
-    progress: "_Progress | None" = None,
+    progress: "Progress",
 ) -> Metrics:
     """Take one step for each batch; the same metrics come back on every worker.
 
@@ -154,7 +154,7 @@ def train_one_epoch(
             num_images += len(labels)
             if images.device.type == "cpu" or step % STEPS_BETWEEN_READS == 0:
                 _raise_if_bad(guard, config, epoch, len(batches))
-            if progress is not None and progress.is_due():
+            if progress.is_due():
                 progress.log_step(epoch, step, totals, num_images, time.perf_counter() - started)
             asked = time.perf_counter()
     assert totals is not None, "a training split has at least one batch"
@@ -194,7 +194,7 @@ def evaluate(
             logits = compute_logits(model, images, normalize, config.precision)
             loss_sum += exit_loss(logits, labels, config.exit_loss_weights) * len(labels)
             batch_hits = torch.stack(exit_hits(logits, labels)).sum(dim=2)
-            hits = batch_hits + hits if num_images else batch_hits.double()
+            hits = hits + batch_hits if num_images else batch_hits.double()
             num_images += len(labels)
     hit_sums = torch.stack([each for each in gather(hits) if each.numel()]).sum(dim=0)
     sums = torch.stack(gather(torch.stack((loss_sum, loss_sum.new_tensor(num_images)))))
@@ -229,7 +229,7 @@ def exit_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return hits[..., 0], hits.any(dim=-1)
 
 
-class _Progress:
+class Progress:
     """Logs, on the first worker only, how far training is and how long it will still take."""
 
     def __init__(self, num_epochs: int, steps_per_epoch: int, first_epoch: int) -> None:

@@ -101,9 +101,9 @@ class FiniteGuard:
 
     def backward(self, loss: Tensor) -> None:
         """Compute the gradients of a loss and check them."""
-        # Not the loss alone is checked: it may be infinite where its gradient is finite, on one
-        # worker only.
-        loss.backward(torch.where(loss.isfinite(), 1.0, math.nan))
+        # Times 1, or times NaN: an infinite loss may have a finite gradient, and on one worker
+        # only. Arithmetic, because torch.where would copy its two numbers to the device.
+        loss.backward(loss.detach() * 0 + 1)
         with torch.no_grad():
             gradients = [p.grad for p in self._parameters if p.grad is not None]
             bad = get_total_norm(gradients, norm_type=math.inf).isfinite().logical_not()

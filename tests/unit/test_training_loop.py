@@ -12,22 +12,30 @@ from ranet.config import OptimConfig, TrainConfig
 from ranet.training import loop
 from ranet.training.loop import evaluate, exit_hits, fit
 from ranet.training.optim import NonFiniteLoss
-from tests.tiny import Digits, Recorder, TwoExits, assert_same, normalize
+from tests.tiny import Digits, Recorder, TwoExits, assert_same, normalize, small_ranet
 
 CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05, warmup_epochs=0.5))
 
 
-def train(config=QUICK, model=None, resume=None, recorder=None, digits=320, prepare=normalize):
+def train(
+    config=QUICK,
+    model=None,
+    resume=None,
+    recorder=None,
+    digits=320,
+    prepare=normalize,
+    device=CPU,
+):
     """Fit a fresh network, or the given one, to the first digits; 80 others are for validation."""
     if model is None:
         model = TwoExits(config.seed)
-    batches = Digits(0, digits, config.batch_size, shuffled=True, seed=config.seed)
-    val = Digits(1000, 1080, 32)
+    batches = Digits(0, digits, config.batch_size, shuffled=True, seed=config.seed, device=device)
+    val = Digits(1000, 1080, 32, device=device)
     recorder = recorder or Recorder()
     try:
         return fit(
-            config, model, batches, val, recorder, normalize=prepare, device=CPU, resume=resume
+            config, model, batches, val, recorder, normalize=prepare, device=device, resume=resume
         )
     finally:
         assert batches.num_open == 0
@@ -83,12 +91,13 @@ def test_every_epoch_is_reported_with_every_metric():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(precision):
+@pytest.mark.parametrize("make_model", [TwoExits, small_ranet])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, precision):
     config = TrainConfig(
         epochs=4, batch_size=32, precision=precision, optim=OptimConfig(lr=0.05, nesterov=True)
     )
     recorder = Recorder()
-    unbroken_model, resumed_model = TwoExits(0), TwoExits(1)
+    unbroken_model, resumed_model = make_model(0), make_model(1)
     unbroken = train(config, unbroken_model, recorder=recorder)
     resumed = train(config, resumed_model, resume=saved_and_loaded(recorder.snapshots[1]))
     assert_same(resumed, unbroken)
@@ -154,13 +163,20 @@ def test_of_equally_good_epochs_the_first_stays_best():
     assert snapshot["best"]["epoch"] == 1
 
 
-def test_a_loss_that_is_not_a_number_stops_before_its_step():
-    model = TwoExits()
+GPU = pytest.param(
+    torch.device("cuda"),
+    marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
+)
+
+
+@pytest.mark.parametrize("device", [CPU, GPU], ids=str)
+def test_a_loss_that_is_not_a_number_stops_before_its_step(device):
+    model = TwoExits().to(device)
     # Ten steps and three validation batches an epoch: the seventeenth call is step 4 of epoch 2.
     poison = Poison(model, call=17)
     recorder = Recorder()
     with pytest.raises(NonFiniteLoss, match=r"epoch 2 of 4, step 4 of 10.*optim\.lr is 0\.05"):
-        train(model=model, prepare=poison, recorder=recorder)
+        train(model=model, prepare=poison, recorder=recorder, device=device)
     assert all(
         torch.equal(p, then) for p, then in zip(model.parameters(), poison.weights, strict=True)
     )
