@@ -24,7 +24,7 @@ class Digits:
         rank=0,
         num_workers=1,
         seed=0,
-        device="cpu",
+        device: str | torch.device = "cpu",
     ) -> None:
         pixels, targets = load_digits(return_X_y=True)
         images = torch.from_numpy(pixels[first:last] * 15).to(torch.uint8).reshape(-1, 8, 8)
