@@ -1,0 +1,84 @@
+"""A registered model is evaluated again by the script, on the workers of its config."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from cluster.config import ClusterConfig
+from pipelines.data import open_batches, prepare
+from pipelines.evaluation import register_model
+from pipelines.run import config_text
+from ranet.inference.anytime import anytime_accuracy, collect_scores
+from ranet.model.normalize import Normalize
+from tests.registered import MODEL, RUN, create_run, trained_network
+
+pytestmark = pytest.mark.e2e
+
+SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
+
+
+@pytest.mark.timeout(300)
+def test_the_script_finds_what_the_registered_weights_are_worth(
+    tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = replace(
+        RUN,
+        data=replace(RUN.data, folder=str(tmp_path / "digits"), crop="none"),
+        cluster=ClusterConfig(storage=str(tmp_path / "runs")),
+    )
+    info = prepare(run.data, MODEL.image_size)
+    client = MlflowClient()
+    network = trained_network()
+    version = register_model(
+        run, network.model.state_dict(), network.evaluation, info, create_run(client, tmp_path)
+    )
+    # The model's own normalisation counts, not the config's.
+    config = tmp_path / "tiny.yaml"
+    config.write_text(config_text(replace(run, data=replace(run.data, mean=(0, 0, 0)))))
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), f"models:/{version.name}@champion", "--config", str(config),
+         "--registry.budgets=[0.5, 0.9]"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "budget   mult-adds" in done.stdout
+    (plot,) = tmp_path.glob("outputs/evaluation/*/budget_curve.png")
+    assert str(plot.relative_to(tmp_path)) in done.stdout
+
+    cpu = torch.device("cpu")
+    test = open_batches(
+        run.data, "test", image_size=MODEL.image_size, batch_size=50, rank=0, num_workers=1,
+        seed=0, device=cpu,
+    )  # fmt: skip
+    normalize = Normalize(run.data.mean, run.data.std)
+    top1, _ = anytime_accuracy(collect_scores(network.model, test, normalize=normalize, device=cpu))
+    experiment = client.get_experiment_by_name("ranet")
+    assert experiment is not None
+    (found,) = client.search_runs(
+        [experiment.experiment_id], "attributes.run_name = 'tiny-evaluation-1'"
+    )
+    assert found.info.status == "FINISHED"
+    metrics = found.data.metrics
+    assert [metrics[f"test/exit{k}/top1"] for k in (1, 2, 3)] == pytest.approx(top1.tolist())
+    assert {"test/budget_0.50/top1", "test/budget_0.90/top1"} <= metrics.keys()
+    assert "test/budget_0.75/top1" not in metrics
+
+
+def test_without_a_model_the_script_says_how_it_is_used():
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "--config", "tiny.yaml"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: evaluate.py MODEL_URI --config FILE")
