@@ -1,8 +1,9 @@
 """Resolution Adaptive Networks in pure torch: the network, its training, its early exits."""
 
 from ranet.config import ModelConfig, OptimConfig, TrainConfig
+from ranet.inference.budgeted import fit_budgets, fit_thresholds
 from ranet.inference.cascade import Cascade, Prediction
-from ranet.model.network import RANet
+from ranet.model.network import OptimizedRANet, RANet
 from ranet.model.official import model_from_official, official_state_dict
 from ranet.plan import mult_adds, official_ops
 from ranet.presets import PRESETS
@@ -12,9 +13,12 @@ __all__ = [
     "Cascade",
     "ModelConfig",
     "OptimConfig",
+    "OptimizedRANet",
     "Prediction",
     "RANet",
     "TrainConfig",
+    "fit_budgets",
+    "fit_thresholds",
     "model_from_official",
     "mult_adds",
     "official_ops",

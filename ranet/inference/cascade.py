@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ranet.model.network import RANet
+from ranet.config import ModelConfig
+from ranet.model.network import OptimizedRANet, RANet
 from ranet.plan import make_plan
 
 
@@ -31,7 +32,7 @@ class Cascade:
     take, because its threshold is above 1, is not computed and not charged.
     """
 
-    def __init__(self, model: RANet, thresholds: Tensor) -> None:
+    def __init__(self, model: RANet | OptimizedRANet, thresholds: Tensor) -> None:
         """Set the thresholds (exits,); they may be plus or minus infinity.
 
         Raises:
@@ -48,7 +49,7 @@ class Cascade:
         self.thresholds = [*thresholds.tolist()[:-1], float("-inf")]
         self.exits = [k for k in range(1, num_exits + 1) if self.thresholds[k - 1] <= 1]
         self.skipped = frozenset(range(1, num_exits + 1)) - frozenset(self.exits)
-        self.mult_adds = _path_mult_adds(model, self.skipped)
+        self.mult_adds = _path_mult_adds(model.config, self.skipped)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Prediction:
@@ -94,9 +95,9 @@ class Cascade:
         predictions.close()
 
 
-def _path_mult_adds(model: RANet, skipped: frozenset[int]) -> list[int]:
+def _path_mult_adds(config: ModelConfig, skipped: frozenset[int]) -> list[int]:
     """Mult-adds from the image to each exit without the exits that are skipped."""
-    plan = make_plan(model.config)
+    plan = make_plan(config)
     spent = sum(step.cost.mult_adds for step in plan.stem)
     path: list[int] = []
     for block in plan.blocks:

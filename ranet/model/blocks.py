@@ -45,9 +45,11 @@ class _Units(nn.Module):
         )
 
 
-def _staircase(steps: nn.ParameterList, width: int) -> list[Tensor]:
-    """Pad weights (out, in_j, 1, 1) with zeros to (out, width, 1, 1)."""
-    return [F.pad(step, (0, 0, 0, 0, 0, width - step.shape[1])) for step in steps]
+def _staircase(steps: nn.ParameterList, first_rows: int, width: int) -> Tensor:
+    """Join weights (out_j, in_j, 1, 1) below rows of zeros, padded with zeros to one width."""
+    rows: list[Tensor] = [steps[0].new_zeros(first_rows, width, 1, 1)]
+    rows += [F.pad(step, (0, 0, 0, 0, 0, width - step.shape[1])) for step in steps]
+    return torch.cat(rows)
 
 
 class DenseLayers(_Units):
@@ -61,6 +63,8 @@ class DenseLayers(_Units):
         super().__init__(plan.units)
         own, lateral = plan.units[0].out_channels, plan.lateral_channels
         self.stride = 2 if plan.is_down else 1
+        layers_known = len(plan.units) - plan.is_down
+        self.lateral_channels = layers_known * lateral
         later = list(enumerate(plan.units))[1:]
         self.reduce_lateral = nn.ParameterList(
             conv_weight(unit.width, j * lateral, 1) for j, unit in later if lateral
@@ -71,7 +75,7 @@ class DenseLayers(_Units):
 
     def forward(self, known: Tensor) -> list[Tensor]:
         """Map the known channels (input, lateral) to the new channels of each layer."""
-        reduced = F.conv2d(known, self.reduce_weight(known.shape[1])).split(self.widths, dim=1)
+        reduced = F.conv2d(known, self.reduce_weight()).split(self.widths, dim=1)
         new: list[Tensor] = []
         last = len(self.widths) - 1
         for j, share in enumerate(reduced):
@@ -86,13 +90,11 @@ class DenseLayers(_Units):
             new.append(self.conv_norms[j](features))
         return new
 
-    def reduce_weight(self, known_channels: int) -> Tensor:
+    def reduce_weight(self) -> Tensor:
         """Weight of all units' 1x1 convolutions on the known channels."""
         if not self.reduce_lateral:
             return self.reduce
-        lateral_channels = known_channels - self.reduce.shape[1]
-        first = self.reduce.new_zeros(self.widths[0], lateral_channels, 1, 1)
-        staircase = torch.cat([first, *_staircase(self.reduce_lateral, lateral_channels)])
+        staircase = _staircase(self.reduce_lateral, self.widths[0], self.lateral_channels)
         return torch.cat([self.reduce, staircase], dim=1)
 
 
@@ -128,8 +130,7 @@ class Laterals(_Units):
             (self.reduce_own, self.below_own),
         ):
             if steps:
-                first = self.reduce.new_zeros(self.widths[0], width, 1, 1)
-                parts.append(torch.cat([first, *_staircase(steps, width)]))
+                parts.append(_staircase(steps, self.widths[0], width))
         return torch.cat(parts, dim=1)
 
     def conv_weight(self) -> tuple[Tensor, int]:

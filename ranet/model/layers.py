@@ -56,6 +56,17 @@ class NormRelu(nn.Module):
         )
         return F.relu_(normed)
 
+    def folded(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fold the evaluation form into the convolution before it: its new weight and bias.
+
+        Args:
+            weight: (channels, in_channels, height, width).
+            bias: (channels,); None: the convolution has none.
+        """
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        mean = self.running_mean if bias is None else self.running_mean - bias
+        return weight * scale[:, None, None, None], self.bias - mean * scale
+
 
 class ConvNormRelu(nn.Module):
     """Convolution without bias, batch norm, ReLU; odd kernel, padded to keep the size."""

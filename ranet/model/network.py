@@ -1,5 +1,6 @@
 """The network: sub-networks over one stem, exits behind their blocks."""
 
+import copy
 from collections import deque
 from collections.abc import Collection, Generator
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from ranet.config import ModelConfig
 from ranet.model.blocks import DenseBlock, FusionBlock, PassedUp
 from ranet.model.exit import Exit
+from ranet.model.folded import fold
 from ranet.model.stem import Stem
 from ranet.plan import BlockPlan, make_plan
 
@@ -30,26 +32,14 @@ class SubNetwork(nn.Module):
         return self.exits[number] if number >= 0 else None  # type: ignore[return-value]
 
 
-class RANet(nn.Module):
-    """Resolution Adaptive Network: cheap low-resolution exits first, the rest only on demand.
+class Network(nn.Module):
+    """How images run through stem, blocks and exits, whatever form those have."""
 
-    Yang et al., CVPR 2020 (arXiv:2003.07326); computes the authors' network exactly.
-    """
-
-    batches_tracked: Tensor
-    """Training batches that each batch norm of the authors' network has seen, in their order."""
-
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, stem: nn.Module, subnetworks: nn.ModuleList) -> None:
         super().__init__()
         self.config = config
-        plan = make_plan(config)
-        self.stem = Stem(plan.stem)
-        below = ((), *plan.subnetworks)
-        self.subnetworks = nn.ModuleList(
-            SubNetwork(blocks, lower)
-            for blocks, lower in zip(plan.subnetworks, below, strict=False)
-        )
-        self.register_buffer("batches_tracked", torch.zeros(plan.num_norms, dtype=torch.int64))
+        self.stem = stem
+        self.subnetworks = subnetworks
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, height, width) to logits (exits, batch, classes)."""
@@ -69,8 +59,6 @@ class RANet(nn.Module):
             images: (batch, 3, height, width), normalised.
             skip: exits, counted from 1, that are neither computed nor yielded.
         """
-        if self.training:
-            self.batches_tracked += 1
         number = 0
         kept = None  # indices into `images` of those that go on; None: all
         bases = self.stem(images)
@@ -95,6 +83,56 @@ class RANet(nn.Module):
                     features = take(features, keep)
                     kept = keep if kept is None else kept[keep]
             below = passed_up
+
+
+class RANet(Network):
+    """Resolution Adaptive Network: cheap low-resolution exits first, the rest only on demand.
+
+    Yang et al., CVPR 2020 (arXiv:2003.07326); computes the authors' network exactly.
+    """
+
+    batches_tracked: Tensor
+    """Training batches that each batch norm of the authors' network has seen, in their order."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        plan = make_plan(config)
+        below = ((), *plan.subnetworks)
+        subnetworks = nn.ModuleList(
+            SubNetwork(blocks, lower)
+            for blocks, lower in zip(plan.subnetworks, below, strict=False)
+        )
+        super().__init__(config, Stem(plan.stem), subnetworks)
+        self.register_buffer("batches_tracked", torch.zeros(plan.num_norms, dtype=torch.int64))
+
+    def predictions(
+        self, images: Tensor, skip: Collection[int] = ()
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """Yield logits of each exit, as `Network.predictions` does; count training batches."""
+        if self.training:
+            self.batches_tracked += 1
+        return super().predictions(images, skip)
+
+    def optimized(self, dtype: torch.dtype = torch.float32) -> "OptimizedRANet":
+        """Give a frozen inference form, called like the model: norms folded, masks baked in."""
+        return OptimizedRANet(self, dtype)
+
+
+class OptimizedRANet(Network):
+    """A trained RANet for inference only: the same answers from fewer, simpler operations."""
+
+    def __init__(self, model: RANet, dtype: torch.dtype) -> None:
+        frozen = copy.deepcopy(model)
+        fold(frozen)
+        super().__init__(model.config, frozen.stem, frozen.subnetworks)
+        self.dtype = dtype
+        self.to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+    def predictions(
+        self, images: Tensor, skip: Collection[int] = ()
+    ) -> Generator[Tensor, Tensor | None, None]:
+        """Yield logits of each exit, as `Network.predictions` does."""
+        images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
+        return super().predictions(images, skip)
 
 
 class _Cached:

@@ -1,6 +1,7 @@
 """The fast network against the plain one, and its laziness."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,7 +64,10 @@ def test_any_network_gives_the_plain_networks_answers_and_gradients(config: Mode
     model = randomised(config)
     plain = plain_twin(model)
     images = torch.randn(3, 3, config.image_size, config.image_size, dtype=torch.float64)
-    torch.testing.assert_close(model.eval()(images), plain.eval()(images), rtol=0, atol=1e-10)
+    expected = plain.eval()(images)
+    torch.testing.assert_close(model.eval()(images), expected, rtol=0, atol=1e-10)
+    optimized = model.optimized(torch.float64)
+    torch.testing.assert_close(optimized(images), expected, rtol=0, atol=1e-10)
     targets = torch.randn_like(plain(images))
     for network in (model.train(), plain.train()):
         ((network(images) - targets) ** 2).sum().backward()
@@ -87,7 +91,34 @@ def test_the_published_cifar_networks_equal_their_plain_form_in_float32(name: st
         expected = plain(images)
         torch.testing.assert_close(model(images), expected, rtol=0, atol=5e-5)
         last = model(images.contiguous(memory_format=torch.channels_last))
-    torch.testing.assert_close(last, expected, rtol=0, atol=5e-5)
+        torch.testing.assert_close(last, expected, rtol=0, atol=5e-5)
+        torch.testing.assert_close(model.optimized()(images), expected, rtol=0, atol=5e-5)
+
+
+def test_the_large_stem_keeps_its_answers_in_the_inference_form():
+    config = replace(SMALL, stem="large", image_size=128, exit_channels=None, compress_factor=0.5)
+    model = randomised(config).eval()
+    images = torch.randn(2, 3, 128, 128, dtype=torch.float64)
+    expected = plain_twin(model).eval()(images)
+    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.optimized(torch.float64)(images), expected, rtol=0, atol=1e-10)
+
+
+def test_the_inference_form_is_frozen_and_its_own():
+    model = randomised(SMALL).float().eval()
+    images = torch.randn(2, 3, 32, 32)
+    optimized = model.optimized()
+    before = optimized(images)
+    assert not before.requires_grad
+    assert not any(p.requires_grad for p in optimized.parameters())
+    optimized.train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(optimized(images), before)
+    half = randomised(SMALL).float().eval().optimized(torch.bfloat16)(images)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), before, rtol=0.1, atol=0.1)
 
 
 def test_forward_gives_what_reading_exit_by_exit_gives():
