@@ -1,5 +1,6 @@
 """Settings of the workers and of the place where they keep their checkpoints."""
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,3 +38,8 @@ class ClusterConfig:
             raise ValueError(
                 f"cluster.start_timeout_seconds must be above 0, got {self.start_timeout_seconds}"
             )
+
+
+def in_submitted_job() -> bool:
+    """Say whether this is the script of a `ray job submit`, whose folder is thrown away."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

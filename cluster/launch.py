@@ -36,7 +36,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.callback import RayTrainCallback
 from torch.distributed import DistError
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, in_submitted_job
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,6 @@ logger = logging.getLogger(__name__)
 
 class RunError(RuntimeError):
     """A run that failed; its message is the cause, in one sentence."""
-
-
-def in_submitted_job() -> bool:
-    """Say whether this is the script of a `ray job submit`, whose folder is thrown away."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def resolve_storage(storage: str) -> str:
@@ -247,13 +242,13 @@ def _cause(error: TrainingFailedError, cluster: ClusterConfig) -> str:
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         if isinstance(cause, WorkerGroupStartupTimeoutError):
+            gpu = " and 1 GPU" if wants_gpu(cluster) else ""
             has = ray.cluster_resources()
             return (
-                f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs each "
-                f"(cluster.device {cluster.device}) did not get their resources in "
-                f"cluster.start_timeout_seconds = {cluster.start_timeout_seconds:g}: the cluster "
-                f"has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs; "
-                "ask for less or add nodes"
+                f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each did "
+                "not get their resources within cluster.start_timeout_seconds = "
+                f"{cluster.start_timeout_seconds:g}: the cluster has {has.get('CPU', 0):g} CPUs "
+                f"and {has.get('GPU', 0):g} GPUs; ask for less or add nodes"
             )
         return f"{type(cause).__name__}: {cause}"
     return str(error)

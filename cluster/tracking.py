@@ -29,6 +29,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.utils.time import get_current_time_millis
 
+from cluster.config import in_submitted_job
 from ranet.training.reporter import Metrics
 
 logger = logging.getLogger(__name__)
@@ -125,9 +126,15 @@ def check_reachable() -> None:
     """Ask an MLflow server for a sign of life.
 
     Raises:
-        TrackingError: it gave none within seconds.
+        TrackingError: it gave none within seconds, or its place would be thrown away.
     """
     uri = tracking_uri()
+    is_here = Path(uri.removeprefix("sqlite:///")).is_relative_to(Path.cwd())
+    if is_here and in_submitted_job():
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is {os.environ.get('MLFLOW_TRACKING_URI', 'not set')}: a "
+            "submitted job runs in a folder that is thrown away; give the address of a server"
+        )
     if not uri.startswith(("http://", "https://")):
         return
     try:

@@ -161,13 +161,14 @@ def _readable(message: str, kind: type) -> str:
     """Say in one line which option was wrong, and what it may have been meant to be."""
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
     unknown = re.match(
-        r"Group '(?P<group>\S+)' does not accept option '(?P<key>\S+)'"
+        r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<key>\S+)'"
         r"|unrecognized arguments: --(?P<option>[^\s=]+)",
         message,
     )
     if unknown is None:
         return message
-    name = unknown["option"] or f"{unknown['group']}.{unknown['key']}"
+    group = f"{unknown['group']}." if unknown["group"] else ""
+    name = unknown["option"] or f"{group}{unknown['key']}"
     similar = difflib.get_close_matches(name, flatten(kind()), n=1)
     hint = f"did you mean {similar[0]}?" if similar else "see --help"
     return f"{name} is not a setting; {hint}"

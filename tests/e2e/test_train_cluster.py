@@ -1,0 +1,103 @@
+"""Training on a cluster that is there already, and on one that is too small."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.training import CONFIG, PROJECT, client, runs, steps, training
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+
+RAY = Path(sys.executable).with_name("ray")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def head(tmp_path):
+    """A Ray head of our own with two CPUs; gives the environment of its clients."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+    dashboard = free_port()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    environment |= {"RAY_AUTH_MODE": "disabled"}
+    with (tmp_path / "head.log").open("w") as log:
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2",
+             f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
+             f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=100000000",
+             "--disable-usage-stats"],
+            stdout=log, stderr=log, start_new_session=True, env=environment,
+        )  # fmt: skip
+    environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
+    yield environment
+    os.killpg(process.pid, signal.SIGTERM)  # takes its children along
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def submit(environment, config, *arguments, **variables):
+    """Submit train.py with the project as working folder, and wait for its end."""
+    command = [
+        RAY, "job", "submit", "--working-dir", PROJECT,
+        "--runtime-env-json", json.dumps({
+            "env_vars": {k: str(v) for k, v in variables.items()},
+            "excludes": ["/tests", "/outputs", "/data", "/mlruns"],
+        }),
+        "--", sys.executable, "pipelines/train.py", "--config", config, *arguments,
+    ]  # fmt: skip
+    for _ in range(60):  # until the head listens
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        if "Failed to connect" not in done.stdout + done.stderr:
+            break
+    return done
+
+
+def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_folder(
+    head, tmp_path
+):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    arguments = (tmp_path / "config.yaml", "--train.epochs=2", f"--data.folder={tmp_path}/digits")
+    refused = submit(head, *arguments, MLFLOW_TRACKING_URI=uri)
+    assert refused.returncode != 0
+    assert "error: cluster.storage is outputs/runs: a submitted job" in refused.stdout
+    storage = f"--cluster.storage={tmp_path}/runs"
+    refused = submit(head, *arguments, storage)
+    assert refused.returncode != 0
+    assert "error: MLFLOW_TRACKING_URI is not set: a submitted job" in refused.stdout
+    done = submit(head, *arguments, storage, MLFLOW_TRACKING_URI=uri)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [run] = runs(client(tmp_path))
+    assert run.info.status == "FINISHED"
+    assert steps(client(tmp_path), run.info.run_id) == [1, 2]
+    assert len(list(tmp_path.glob("runs/small-1-*/checkpoint_*/snapshot.pt"))) == 2
+
+
+def test_more_than_the_cluster_has_is_waited_for_and_then_refused(tmp_path):
+    with training(
+        tmp_path, "--cluster.device=gpu", "--cluster.num_workers=2",
+        "--cluster.start_timeout_seconds=3",
+    ) as process:  # fmt: skip
+        assert process.wait(120) == 1, process.output()
+    last = process.output().splitlines()[-1]
+    assert last.startswith("error: 2 workers with 1 CPUs and 1 GPU each did not get")
+    assert "= 3: the cluster has" in last
+    assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]

@@ -1,0 +1,91 @@
+"""What is refused before Ray is asked for anything."""
+
+import os
+import socket
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.launch import RunError, interface_of, resolve_storage, worker_environment
+from cluster.tracking import TrackingError, check_reachable
+from pipelines.run import one_sentence
+
+
+@pytest.fixture
+def submitted_job(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_relative_storage_lies_below_the_working_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_storage("outputs/runs") == str(tmp_path / "outputs" / "runs")
+    assert list((tmp_path / "outputs" / "runs").iterdir()) == []
+
+
+def test_an_address_is_left_as_it_is():
+    assert resolve_storage("s3://bucket/runs") == "s3://bucket/runs"
+
+
+def test_a_submitted_job_must_say_where_its_results_go(submitted_job, tmp_path):
+    with pytest.raises(ValueError, match=r"cluster.storage is outputs/runs: a submitted job"):
+        resolve_storage("outputs/runs")
+    assert list(tmp_path.iterdir()) == []
+    assert resolve_storage(str(tmp_path / "runs")) == str(tmp_path / "runs")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is not set: a submitted job"):
+        check_reachable()
+
+
+def test_a_submitted_job_may_use_a_database_outside_its_folder(
+    submitted_job, monkeypatch, tmp_path_factory
+):
+    database = tmp_path_factory.mktemp("database") / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    check_reachable()
+
+
+def test_storage_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cluster.storage is .*: cannot write to .*Not a direct"):
+        resolve_storage(str(tmp_path / "file" / "runs"))
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110
+def test_full_storage_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: open("/dev/full", "wb"))  # noqa: PTH123, SIM115
+    with pytest.raises(ValueError, match="No space left on device"):
+        resolve_storage(str(tmp_path))
+
+
+def test_gloo_is_told_the_interface_of_the_address():
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.77") == "lo"  # nobody's
+    names = {name for _, name in socket.if_nameindex()}
+    assert worker_environment(ClusterConfig())["GLOO_SOCKET_IFNAME"] in names
+
+
+def test_an_interface_that_the_user_chose_is_kept(monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    assert worker_environment(ClusterConfig()) == {"OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "sentence"),
+    [
+        (ValueError("data.root is wrong"), 1, "error: data.root is wrong\n"),
+        (RunError("worker 1 failed: it"), 1, "error: worker 1 failed: it\n"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
+        (KeyboardInterrupt(), 130, "stopped; start it again under the same name to go on\n"),
+    ],
+)
+def test_an_error_of_the_user_ends_with_one_sentence(error, status, sentence, capsys):
+    with pytest.raises(SystemExit) as ending, one_sentence():
+        raise error
+    assert ending.value.code == status
+    assert capsys.readouterr().err == sentence
+
+
+def test_an_error_of_ours_keeps_its_traceback():
+    with pytest.raises(KeyError), one_sentence():
+        raise KeyError("a bug")

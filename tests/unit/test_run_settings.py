@@ -1,0 +1,121 @@
+"""Settings of a run: files, the command line, and how a wrong one is refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipelines.run import Run, config_text, flatten, identity, read_run
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_says_what_it_costs(path):
+    run = read_run(["--config", str(path)])
+    assert run.name
+    assert path.read_text().startswith("# ")
+
+
+def test_the_paper_recipe_is_the_paper_recipe():
+    run = read_run(["--config", str(next(path for path in CONFIGS if path.stem == "cifar10"))])
+    assert run.model.scales == (1, 2, 3, 3)
+    assert run.model.num_exits == 8
+    assert (run.train.epochs, run.train.batch_size, run.train.label_smoothing) == (300, 64, 0.0)
+    assert run.train.exit_loss_weights == ()
+    optim = run.train.optim
+    assert (optim.lr, optim.momentum, optim.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (optim.schedule, optim.milestones, optim.gamma) == ("multistep", (0.5, 0.75), 0.1)
+    assert (optim.nesterov, optim.decay, optim.warmup_epochs) == (False, "all", 0)
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: mine\ntrain: {epochs: 7, optim: {lr: 0.5}}\n")
+    run = read_run(["--config", str(path), "--train.optim.lr=0.3", "--model.scales=[1,2,3]"])
+    assert (run.name, run.train.epochs, run.train.optim.lr) == ("mine", 7, 0.3)
+    assert run.model.scales == (1, 2, 3)
+    assert not run.fresh
+    assert read_run(["--fresh"]).fresh
+    assert read_run(["--fresh=true"]).fresh
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--train.epochz=3"], "train.epochz is not a setting; did you mean train.epochs?"),
+        (["--train.epochs=three"], "train.epochs: Expected a <class 'int'>. Got value: three"),
+        (["--model.scales=[3,1,1]"], "model.scales must start at 1 and never fall"),
+        (["--model.image_size=8"], "model.image_size"),
+        (["--train.optim.schedule=steps"], "train.optim.schedule: Expected a typing.Literal"),
+        (["--config", "/nowhere.yaml"], "config: File does not exist: '/nowhere.yaml'"),
+        (["--name=a/b"], "name must be letters"),
+        (["--train.batch_size=63"], "train.batch_size must be a multiple of cluster.num_workers"),
+        (["--train.exit_loss_weights=[1,2]"], "train.exit_loss_weights must have one entry per"),
+        (["--cluster.num_workers=0"], "cluster.num_workers must be 1 or more, got 0"),
+        (["--cluster.storage="], "cluster.storage must name a folder"),
+        (["train"], "unrecognized arguments: train"),
+    ],
+)
+def test_a_wrong_setting_is_named_in_one_line_with_status_2(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as ending:
+        read_run(arguments)
+    assert ending.value.code == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith(f"error: {sentence}")
+    assert len(written.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("model: {scalez: [1]}", "model.scalez is not a setting; did you mean model.scales?"),
+        ("epochs: 3", "epochs is not a setting"),
+        ("train: {optim: {lr: fast}}", "train.optim.lr: Expected a <class 'float'>"),
+        ("name: [", "Problems parsing config"),
+        ("- name", "Unexpected config"),
+    ],
+)
+def test_a_wrong_file_is_refused_in_one_line_with_status_2(text, sentence, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ending:
+        read_run(["--config", str(path)])
+    assert ending.value.code == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("option", ["--help", "--print_config"])
+def test_help_and_print_config_show_every_setting(option, capsys):
+    with pytest.raises(SystemExit) as ending:
+        read_run([option])
+    assert ending.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(name.split(".")[-1] in shown for name in flatten(Run()))
+    assert ("Images a step, over all workers together" in shown) == (option == "--help")
+
+
+def test_the_resolved_config_is_the_same_run(tmp_path):
+    run = read_run(["--config", str(CONFIGS[0]), "--train.exit_loss_weights=[]", "--fresh"])
+    path = tmp_path / "config.yaml"
+    path.write_text(config_text(run))
+    assert read_run(["--config", str(path)]) == replace(run, fresh=False)
+
+
+def test_settings_are_flattened_with_strings_as_they_are_and_the_rest_as_json():
+    flat = flatten(Run())
+    assert flat["name"] == "cifar10"
+    assert flat["fresh"] == "false"
+    assert flat["model.scales"] == "[1, 2, 3]"
+    assert flat["train.optim.lr"] == "0.1"
+
+
+def test_what_is_trained_and_where_it_lies_make_the_identity_and_nothing_else_does():
+    keys = identity(Run())
+    assert {key.split(".")[0] for key in keys} == {
+        "name", "model", "data", "train", "registry", "cluster",
+    }  # fmt: skip
+    assert [key for key in keys if key.startswith("cluster.")] == ["cluster.storage"]
