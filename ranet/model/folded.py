@@ -40,6 +40,9 @@ class FoldedConv(nn.Module):
 class FoldedDenseLayers(nn.Module):
     """`DenseLayers` without norms: the 1x1 convolutions' biases ride on the known channels."""
 
+    weight: Tensor
+    bias: Tensor
+
     def __init__(self, layers: DenseLayers) -> None:
         super().__init__()
         self.widths = layers.widths
@@ -54,6 +57,7 @@ class FoldedDenseLayers(nn.Module):
         self.convs = nn.ModuleList(
             FoldedConv(*norm.folded(conv), stride=layers.stride if j == last else 1, padding=1)
             for j, (norm, conv) in enumerate(zip(layers.conv_norms, layers.convs, strict=True))
+            if isinstance(norm, NormRelu)
         )
 
     def forward(self, known: Tensor) -> list[Tensor]:

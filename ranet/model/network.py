@@ -125,7 +125,8 @@ class OptimizedRANet(Network):
         fold(frozen)
         super().__init__(model.config, frozen.stem, frozen.subnetworks)
         self.dtype = dtype
-        self.to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.eval().requires_grad_(False)
 
     def predictions(
         self, images: Tensor, skip: Collection[int] = ()
