@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from ray.train import Checkpoint, UserCallback
 
 from cluster import tracking
@@ -67,13 +68,14 @@ def make_ready(run: Run) -> DatasetInfo:
     return info
 
 
-def track(run: Run) -> AbstractContextManager[Record]:
-    """Open the MLflow run that the run's name means."""
+def track(run: Run, parent: str | None = None) -> AbstractContextManager[Record]:
+    """Open the MLflow run that the run's name means, as a child of the MLflow run `parent`."""
+    nested = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
     return tracking.start(
         run.name,
         settings=identity(run),
         parameters=flatten(run),
-        tags=tracking.provenance(),
+        tags=tracking.provenance() | nested,
         config_text=config_text(run),
         fresh=run.fresh,
     )
