@@ -5,7 +5,7 @@ import math
 import tempfile
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,11 +17,12 @@ from matplotlib.figure import Figure
 from mlflow.entities import Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from PIL import Image
 from torch import Tensor
 
 import ranet
 from cluster import registry
-from pipelines.data import DatasetInfo
+from pipelines.data import DatasetInfo, open_batches
 from pipelines.run import Run
 from ranet.inference.anytime import Scores, anytime_accuracy
 from ranet.inference.budgeted import fit_budgets, score_budget
@@ -100,7 +101,7 @@ def budget_grid(costs: tuple[int, ...]) -> tuple[float, ...]:
     steps = 100
     while steps * (1 - first) < _FEWEST_THRESHOLD_SETS:
         steps *= 10
-    return (first, *(k / steps for k in range(math.floor(first * steps) + 1, steps + 1)))
+    return (first, *(k / steps for k in range(1, steps + 1) if k / steps > first))
 
 
 def evaluate_scores(
@@ -192,7 +193,7 @@ def plot_curve(evaluation: Evaluation, title: str) -> Figure:
         axes.annotate(
             str(number), (cost, accuracy), ha="center", va="center", color="white", fontsize=8
         )
-    for k in {0, len(costs) - 1}:
+    for k in sorted({0, len(costs) - 1}):
         axes.annotate(
             f"{top1[k]:.2f} %",
             (costs[k], top1[k]),
@@ -206,7 +207,7 @@ def plot_curve(evaluation: Evaluation, title: str) -> Figure:
     axes.set_ylabel("test top-1 accuracy (%)")
     axes.margins(x=0.06, y=0.14)
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure
 
 
@@ -277,6 +278,34 @@ def _tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
         for row in evaluation.curve
     )
     return {"exits": exits, "budgets": budgets}
+
+
+def save_examples(run: Run, folder: Path, count: int = 5) -> list[Path]:
+    """Write the first test images as PNG files, named by their labels, for a first try of a model.
+
+    Args:
+        run: its images are prepared.
+        folder: where to write them.
+        count: how many.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = open_batches(
+        replace(run.data, loader="ffcv"),
+        "test",
+        image_size=run.model.image_size,
+        batch_size=count,
+        rank=0,
+        num_workers=1,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    files = []
+    with batches.epoch(0) as reader:
+        images, labels = next(reader)
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True), start=1):
+            files.append(folder / f"test{number}_label{label}.png")
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+    return files
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ RUN = Run(
     name="tiny",
     model=MODEL,
     data=DataConfig(source="digits", mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4)),
-    train=TrainConfig(epochs=3, batch_size=50, optim=OptimConfig(schedule="cosine")),
+    train=TrainConfig(epochs=2, batch_size=50, optim=OptimConfig(schedule="cosine")),
     registry=RegistryConfig(model="ranet-tiny", budgets=(0.5, 0.75, 1.0)),
 )
 INFO = DatasetInfo(
@@ -65,7 +65,7 @@ def trained_network() -> TrainedNetwork:
     model = RANet(MODEL)
     normalize = Normalize(RUN.data.mean, RUN.data.std)
     device = torch.device("cpu")
-    train = Digits(0, 1000, RUN.train.batch_size, shuffled=True)
+    train = Digits(0, 800, RUN.train.batch_size, shuffled=True)
     val, test = Digits(1000, 1300, 100), Digits(1300, 1600, 100)
     fit(RUN.train, model, train, val, Recorder(), normalize=normalize, device=device)
     scores = [

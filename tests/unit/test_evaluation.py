@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from PIL import Image
 
 from cluster.tracking import TrackingError
+from pipelines.data import open_batches, prepare
 from pipelines.evaluation import (
     Evaluation,
     budget_grid,
@@ -20,9 +23,10 @@ from pipelines.evaluation import (
     format_tables,
     log_evaluation,
     plot_curve,
+    save_examples,
 )
 from ranet.inference.anytime import Scores
-from tests.registered import create_run
+from tests.registered import RUN, create_run
 
 COSTS = (10, 30)
 
@@ -89,6 +93,7 @@ def test_versions_are_judged_by_the_mean_validation_accuracy_over_the_reported_b
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=2, max_size=8, unique=True).map(sorted))
+@example([29, 100])  # 100 * 0.29 is below 29
 def test_at_least_40_budgets_run_from_the_first_exit_to_the_last(costs: list[int]):
     grid = budget_grid(tuple(costs))
     assert len(grid) >= 40
@@ -168,3 +173,21 @@ def test_an_mlflow_that_is_away_is_one_clear_sentence(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(TrackingError, match=r"http://127.0.0.1:9 cannot log the evaluation.*start"):
         log_evaluation(evaluation, "0" * 32, folder=tmp_path, title="a title")
+
+
+def test_example_images_are_the_first_test_images_as_files(tmp_path: Path):
+    run = replace(RUN, data=replace(RUN.data, folder=str(tmp_path / "digits"), crop="none"))
+    prepare(run.data, run.model.image_size)
+    files = save_examples(run, tmp_path / "examples", count=3)
+    batches = open_batches(
+        run.data, "test", image_size=16, batch_size=3, rank=0, num_workers=1, seed=0,
+        device=torch.device("cpu"),
+    )  # fmt: skip
+    with batches.epoch(0) as reader:
+        images, labels = next(reader)
+        expected = images.permute(0, 2, 3, 1).numpy().copy()
+    assert [file.name for file in files] == [
+        f"test{k}_label{label}.png" for k, label in enumerate(labels.tolist(), start=1)
+    ]
+    for file, pixels in zip(files, expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(file)), pixels)
