@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.data import DataConfig, open_batches
+from pipelines.data import DataConfig, Split, open_batches
 
 
 def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -42,7 +42,7 @@ def folder_config(root: Path, **settings) -> DataConfig:
     return DataConfig(source="imagefolder", root=str(root), **settings)
 
 
-def batches_of(config: DataConfig, split="train", **arguments):
+def batches_of(config: DataConfig, split: Split = "train", **arguments):
     """Open batches; the arguments' defaults are one worker on a CPU."""
     settings = {
         "image_size": 32,

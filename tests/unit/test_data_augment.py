@@ -1,0 +1,136 @@
+"""Which part of an image is read: the same whoever asks, and distributed as it should be."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop
+
+from pipelines.data import DataConfig
+from pipelines.data.augment import SampleRandom, evaluation_boxes, training_boxes
+from pipelines.data.plan import Planner
+
+SIZES = np.full((1000, 2), 32)
+
+
+def planner(**settings) -> Planner:
+    defaults = {
+        "config": DataConfig(),
+        "is_training": True,
+        "sizes": SIZES,
+        "image_size": 32,
+        "global_batch_size": 12,
+        "rank": 0,
+        "num_workers": 1,
+        "seed": 3,
+    }
+    return Planner(**defaults | settings)
+
+
+def boxes(samples: Sequence[int] = range(1000), *, sizes=None, seed=0, epoch=0, **settings):
+    sizes = np.full((len(samples), 2), 32) if sizes is None else sizes
+    return training_boxes(DataConfig(**settings), 32, seed, epoch, np.array(samples), sizes)
+
+
+@pytest.mark.parametrize("crop", ["pad4", "random_resized"])
+def test_a_sample_is_augmented_alike_whatever_else_is_in_its_batch(crop):
+    assert np.array_equal(boxes([5, 900, 7], crop=crop)[1:], boxes([900, 7], crop=crop))
+    assert not np.array_equal(boxes(crop=crop, epoch=1), boxes(crop=crop))
+    assert not np.array_equal(boxes(crop=crop, seed=1), boxes(crop=crop))
+    assert not np.array_equal(boxes(crop=crop, seed=1), boxes(crop=crop, epoch=1))
+
+
+def test_random_numbers_are_uniform_and_independent():
+    random = SampleRandom(1, 2, np.arange(100_000))
+    draws = np.stack([random.uniform(draw) for draw in range(4)])
+    assert draws.min() >= 0
+    assert draws.max() < 1
+    counts = np.stack([np.histogram(draw, 20, (0, 1))[0] for draw in draws])
+    assert np.abs(counts - 5000).max() < 350  # five standard deviations
+    neighbours = np.corrcoef(np.vstack([draws, np.roll(draws[0], 1)]))
+    assert np.abs(neighbours - np.eye(5)).max() < 0.02
+
+
+def test_a_padded_crop_takes_all_81_places_and_mirrors_half_of_the_images():
+    chosen = boxes(range(20_000))
+    places, counts = np.unique(chosen[:, :2], axis=0, return_counts=True)
+    assert len(places) == 81
+    assert places.min() == -4
+    assert places.max() == 4
+    assert counts.min() > 170  # 247 are expected
+    assert abs(chosen[:, 4].mean() - 0.5) < 0.02
+    assert (chosen[:, 2:4] == 32).all()
+
+
+def test_without_crop_and_flip_a_training_image_is_read_as_in_evaluation():
+    assert np.array_equal(boxes(crop="none", flip=False), evaluation_boxes(32, SIZES))
+
+
+def test_random_resized_crops_lie_inside_and_are_distributed_as_in_torchvision():
+    sizes = np.tile([[300, 400]], (20_000, 1))
+    ours = boxes(range(20_000), crop="random_resized", sizes=sizes)
+    top, left, height, width = ours[:, :4].T
+    assert ours[:, :4].min() >= 0
+    assert (top + height).max() <= 300
+    assert (left + width).max() <= 400
+    image = torch.empty(3, 300, 400)
+    torch.manual_seed(0)
+    theirs = np.array(
+        [RandomResizedCrop.get_params(image, [0.08, 1], [3 / 4, 4 / 3]) for _ in range(5000)]
+    )
+    for share in (0.1, 0.5, 0.9):
+        difference = np.quantile(ours[:, :4], share, axis=0) - np.quantile(theirs, share, axis=0)
+        assert np.abs(difference).max() < 12
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((10, 1000), (0, 493, 10, 13)), ((1000, 10), (493, 0, 13, 10))]
+)
+def test_a_long_image_falls_back_to_its_central_part(size, expected):
+    chosen = boxes([1, 2, 3], crop="random_resized", sizes=np.array([size] * 3))
+    assert expected in [tuple(box) for box in chosen[:, :4].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((32, 32), (0, 0, 32, 32, 0)),
+        ((256, 256), (16, 16, 224, 224, 0)),
+        ((256, 512), (16, 144, 224, 224, 0)),
+        ((64, 40), (14, 2, 35, 35, 0)),
+    ],
+)
+def test_evaluation_reads_the_whole_or_seven_eighths_of_the_shorter_side(size, expected):
+    assert evaluation_boxes(32, np.array([size])).tolist() == [list(expected)]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+def test_the_workers_read_slices_of_the_same_global_batches(num_workers):
+    whole = planner().epoch(5)
+    parts = [planner(rank=rank, num_workers=num_workers).epoch(5) for rank in range(num_workers)]
+    for number in range(83):
+        samples, chosen = whole[number]
+        assert np.array_equal(np.concatenate([part[number][0] for part in parts]), samples)
+        assert np.array_equal(np.concatenate([part[number][1] for part in parts]), chosen)
+    assert [len(part) for part in parts] == [83] * num_workers
+
+
+def test_the_order_is_numpys_permutation_of_seed_and_epoch():
+    expected = np.random.default_rng((3, 5)).permutation(1000)[:996]
+    assert np.array_equal(planner().epoch(5).samples, expected)
+
+
+@pytest.mark.parametrize("num_samples", [1, 5, 12, 13, 100])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
+def test_evaluation_reads_each_image_exactly_once_over_all_workers(num_samples, num_workers):
+    sizes = np.full((num_samples, 2), 32)
+    read = []
+    for rank in range(num_workers):
+        ours = planner(is_training=False, sizes=sizes, rank=rank, num_workers=num_workers)
+        plan = ours.epoch(0)
+        assert len(plan) == len(ours)
+        batches = [plan[number][0] for number in range(len(plan))]
+        assert all(0 < len(batch) <= ours.batch_size for batch in batches)
+        read += [sample for batch in batches for sample in batch]
+    assert sorted(read) == list(range(num_samples))
