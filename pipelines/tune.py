@@ -117,7 +117,8 @@ def ranking(results: ResultGrid, arguments: list[str]) -> str:
     rows = []
     for result in results:
         if result.error is None:
-            assert result.metrics is not None and result.config is not None
+            assert result.metrics is not None
+            assert result.config is not None
             sample = as_arguments(result.config)
             cost = mult_adds(parse_settings(Run, [*arguments, *sample]).model)[-1]
             rows.append(
