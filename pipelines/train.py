@@ -29,6 +29,7 @@ from pipelines.evaluation import (
     format_tables,
     log_evaluation,
     register_model,
+    save_examples,
 )
 from pipelines.run import (
     Run,
@@ -121,6 +122,7 @@ def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
         folder=Path("outputs") / "evaluation" / record.storage_name,
         title=f"{run.name}: best of {run.train.epochs} epochs",
     )
+    example, *_ = save_examples(run, plot.parent / "examples")
     python = Path(sys.executable)
     here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     lines = [
@@ -133,7 +135,7 @@ def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
         "",
         "see it in the browser:  make ui",
         f"classify an image:      {here} pipelines/predict.py "
-        f"models:/{version.name}/{version.version} IMAGE.png --budget 0.5",
+        f"models:/{version.name}/{version.version} {example} --budget 0.5",
     ]
     return "\n".join(lines)
 
