@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -236,6 +236,11 @@ def _cause(error: TrainingFailedError, cluster: ClusterConfig) -> str:
                 item[0],
             ),
         )
+        if isinstance(cause, RayActorError):
+            return (
+                f"worker {rank} was lost: it was killed, ran out of memory, or its node went; "
+                "start the run again to go on from its last checkpoint"
+            )
         if not isinstance(cause, ValueError | OSError | NonFiniteLoss):
             logger.error("%s", error)
         return f"worker {rank} failed: {cause}"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 import yaml
-from jsonargparse import ArgumentError, auto_cli
+from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
 
 from cluster.config import ClusterConfig
 from cluster.launch import RunError
@@ -89,6 +89,7 @@ def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings
         ValueError: one sentence on what is wrong with them.
     """
     full = ["--fresh=true" if text == "--fresh" else text for text in arguments]
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help of every field
     try:
         settings = auto_cli(
             kind, args=full, as_positional=False, exit_on_error=False, allow_abbrev=False

@@ -93,7 +93,7 @@ def test_help_and_print_config_show_every_setting(option, capsys):
     with pytest.raises(SystemExit) as ending:
         read_run([option])
     assert ending.value.code == 0
-    shown = capsys.readouterr().out
+    shown = " ".join(capsys.readouterr().out.split())  # help is wrapped
     assert all(name.split(".")[-1] in shown for name in flatten(Run()))
     assert ("Images a step, over all workers together" in shown) == (option == "--help")
 
