@@ -265,3 +265,13 @@ def test_what_is_no_whole_image_is_refused_by_name(kind, form):
     }[kind]
     with pytest.raises(UnreadableImageError, match=r"^cat/1.jpg is not a readable image"):
         decode_rgb(content, "cat/1.jpg")
+
+
+def test_real_cifar10_images_are_split_evenly_over_its_classes(shared_data):
+    config = DataConfig(source="parquet", root=str(shared_data))
+    source = open_source(config, 32)
+    parts = split_source(source, config)
+    counts = {split: np.bincount(images.labels).tolist() for split, images in parts.items()}
+    assert counts == {"train": [4500] * 10, "val": [500] * 10, "test": [1000] * 10}
+    assert source.class_names[3] == "cat"
+    assert parts["val"].read(0).shape == (32, 32, 3)
