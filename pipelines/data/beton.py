@@ -9,8 +9,9 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -95,9 +96,9 @@ def write_beton(
     allocations: list[tuple[int, int, int]] = []
     skipped: list[str] = []
     position = _page_up(METADATA_START + metadata.nbytes)
-    with path.open("wb") as file:
+    with path.open("wb") as file, closing(_encoded(images, field)) as encoded_images:
         file.seek(position)
-        for index, encoded in _encoded(images, field):
+        for index, encoded in encoded_images:
             try:
                 record, pixels = encoded.result()
             except UnreadableImageError as error:
@@ -140,7 +141,7 @@ def _page_up(position: int) -> int:
 
 def _encoded(
     images: Images, field: RGBImageField
-) -> Iterator[tuple[int, "Future[tuple[np.void, np.ndarray]]"]]:
+) -> Generator[tuple[int, "Future[tuple[np.void, np.ndarray]]"]]:
     """Encode images in threads and give them in order, a bounded number ahead."""
 
     def encode(index: int) -> tuple[np.void, np.ndarray]:
@@ -163,19 +164,19 @@ def _encoded(
 
     threads = len(os.sched_getaffinity(0))
     total = len(images.labels)
-    with ThreadPoolExecutor(threads, thread_name_prefix="encode") as pool:
-        waiting: deque[Future[tuple[np.void, np.ndarray]]] = deque()
-        try:
-            submitted = 0
-            for index in _with_progress(total):
-                while submitted < min(total, index + 4 * threads):
-                    waiting.append(pool.submit(encode, submitted))
-                    submitted += 1
-                encoded = waiting.popleft()
-                encoded.exception()  # wait here, where the progress is shown
-                yield index, encoded
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+    waiting: deque[Future[tuple[np.void, np.ndarray]]] = deque()
+    submitted = 0
+    try:
+        for index in _with_progress(total):
+            while submitted < min(total, index + 4 * threads):
+                waiting.append(pool.submit(encode, submitted))
+                submitted += 1
+            encoded = waiting.popleft()
+            encoded.exception()  # wait here, where the progress is shown
+            yield index, encoded
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _with_progress(total: int) -> Iterator[int]:
