@@ -131,7 +131,7 @@ def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
         "",
         f"curve       {plot}",
         f"MLflow run  {record.run_id} ({run.name}, attempt {record.attempt})",
-        f"model       {version.name} version {version.version}: {version.sentence}",
+        f"model       {version.sentence}",
         "",
         "see it in the browser:  make ui",
         f"classify an image:      {here} pipelines/predict.py "
