@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
 from typing import Literal
 
 import torch
@@ -88,10 +87,10 @@ def fit_budgets(
 ) -> Tensor:
     """Fit the confidence thresholds (budgets, exits) of many budgets, for use by `choose_exits`.
 
-    The mean cost on the fitting images never exceeds the budget, exactly. With the joint rule
-    no budget gets fewer fitting images right than the geometric rule, than any single exit
-    within the budget, or than a smaller budget of the same call. The result depends neither
-    on the order of the images nor on the scale of the confidences, only on their ranks.
+    The mean cost on the fitting images never exceeds the budget, exactly, and the joint rule
+    gets no fewer of them right than the geometric rule; with a budget of the last exit's cost
+    or more, no fewer than the last exit. Who leaves where depends neither on the order of the
+    images nor on the scale of the confidences, only on their ranks.
 
     Args:
         confidences: (exits, samples), finite; any score that rises with trust will do.
@@ -171,7 +170,7 @@ class _Policy:
     cuts: tuple[int, ...]
     """Per exit but the last: an image leaves if its place there is at most this."""
     value: float
-    """Mean expected correctness."""
+    """Mean of `_Search.values`."""
     cost: float
     """Mean cost, rounded."""
     num_correct: int
@@ -197,7 +196,10 @@ class _Search:
         self.order = confidences.argsort(dim=1, descending=True, stable=True)
         places_in_order = self.places.gather(1, self.order)
         self.inside_tie = places_in_order != torch.arange(1, self.num_samples + 1)
-        self.expected = _expected_correct(self.places / self.num_samples, correct)
+        # Exits that cost more are believed to be better, as far as so few images could not
+        # tell: else a spare budget would be left unspent for a lead that is mere luck.
+        belief = (costs / costs[-1])[:, None] / self.num_samples**0.5
+        self.values = _expected_correct(self.places / self.num_samples, correct) + belief
 
     def exits(self, cuts: Sequence[int]) -> Tensor:
         """Give the exit of each image, counted from 0."""
@@ -216,7 +218,7 @@ class _Search:
         )
         return _Policy(
             cuts=tuple(cuts),
-            value=self.expected.gather(0, exits[None]).mean().item(),
+            value=self.values.gather(0, exits[None]).mean().item(),
             cost=float(total_cost / self.num_samples),
             num_correct=int(self.correct.gather(0, exits[None]).sum()),
             total_cost=total_cost,
@@ -279,23 +281,27 @@ class _Search:
         return cuts
 
     def joint(self, budgets: Sequence[float]) -> dict[float, _Policy]:
-        """Maximise the expected correctness within each budget, over all cuts together."""
+        """Maximise the value within each budget, over all cuts together."""
         geometric = self.geometric(budgets)
         singles = [self.all_at(k) for k in range(self.num_exits)]
         found = [*singles, self._ascend(0.0, singles[-1])]
-        fitted: dict[float, _Policy] = {}
+        fitted = {}
         for budget in budgets:
-            fits = partial(self.fits, budget=budget)
-            safe = [geometric[budget], *fitted.values(), *filter(fits, singles)]
             between = self._refine(found, budget)
-            candidates = [*safe, *filter(fits, found), *filter(fits, between)]
-            # Expected correctness overfits less than the count, but must not lose to what
-            # is known to be right.
-            floor = max(policy.num_correct for policy in safe)
-            fitted[budget] = max(
-                (policy for policy in candidates if policy.num_correct >= floor),
+            candidates = [geometric[budget], *between, *found]
+            # Value overfits less than the count of right answers, but must not lose to a rule
+            # that never saw the answers.
+            best = max(
+                (
+                    policy
+                    for policy in candidates
+                    if self.fits(policy, budget)
+                    and policy.num_correct >= geometric[budget].num_correct
+                ),
                 key=lambda policy: (policy.value, -policy.total_cost, policy.cuts),
             )
+            found.append(best)
+            fitted[budget] = best
         return fitted
 
     def _refine(self, found: list[_Policy], budget: float) -> list[_Policy]:
@@ -315,7 +321,7 @@ class _Search:
                 break
             price = (high.value - low.value) / (high.cost - low.cost)
             new = max(
-                (self._ascend(price, start) for start in (low, high, found[self.num_exits - 1])),
+                (self._ascend(price, start) for start in (low, high)),
                 key=lambda policy: policy.value - price * policy.cost,
             )
             if new.value - price * new.cost <= low.value - price * low.cost + 1e-9:
@@ -331,7 +337,7 @@ class _Search:
 
     def _ascend(self, price: float, start: _Policy) -> _Policy:
         """Improve value - price * cost, one exit at a time, last to first, until nothing gains."""
-        gains = self.expected - price * self.costs[:, None]
+        gains = self.values - price * self.costs[:, None]
         cuts = list(start.cuts)
         objective = -torch.inf
         while True:
