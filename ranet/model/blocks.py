@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ranet.model.layers import ConvNormRelu, NormRelu, conv_weight, resize
+from ranet.model.layers import ConvNormRelu, NormRelu, conv1x1, conv_weight, resize
 from ranet.plan import BlockPlan, UnitPlan
 
 PassedUp: TypeAlias = tuple[Tensor, ...]
@@ -75,12 +75,12 @@ class DenseLayers(_Units):
 
     def forward(self, known: Tensor) -> list[Tensor]:
         """Map the known channels (input, lateral) to the new channels of each layer."""
-        reduced = F.conv2d(known, self.reduce_weight()).split(self.widths, dim=1)
+        reduced = conv1x1(known, self.reduce_weight()).split(self.widths, dim=1)
         new: list[Tensor] = []
         last = len(self.widths) - 1
         for j, share in enumerate(reduced):
             if new:
-                share = share + F.conv2d(torch.cat(new, dim=1), self.reduce_own[j - 1])
+                share = share + conv1x1(torch.cat(new, dim=1), self.reduce_own[j - 1])
             features = F.conv2d(
                 self.norms[j](share),
                 self.convs[j],
@@ -118,7 +118,7 @@ class Laterals(_Units):
 
     def forward(self, below: Tensor) -> Tensor:
         """Map features of the block below to (batch, layers x lateral, height, width)."""
-        features = self.norm(F.conv2d(below, self.reduce_weight()))
+        features = self.norm(conv1x1(below, self.reduce_weight()))
         weight, groups = self.conv_weight()
         return self.conv_norm(F.conv2d(features, weight, padding=1, groups=groups))
 

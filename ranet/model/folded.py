@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranet.model.blocks import DenseLayers, Laterals
-from ranet.model.layers import ConvNormRelu, NormRelu
+from ranet.model.layers import ConvNormRelu, NormRelu, conv1x1
 from ranet.model.stem import LargeStemStep
 
 
@@ -25,6 +25,8 @@ class FoldedConv(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (batch, in_channels, height, width) to (batch, out_channels, ...)."""
+        if self.weight.shape[-1] == 1:
+            return F.relu_(conv1x1(features, self.weight, self.bias))
         return F.relu_(
             F.conv2d(
                 features,
@@ -62,11 +64,11 @@ class FoldedDenseLayers(nn.Module):
 
     def forward(self, known: Tensor) -> list[Tensor]:
         """Map the known channels (input, lateral) to the new channels of each layer."""
-        reduced = F.conv2d(known, self.weight, self.bias).split(self.widths, dim=1)
+        reduced = conv1x1(known, self.weight, self.bias).split(self.widths, dim=1)
         new: list[Tensor] = []
         for j, (share, conv) in enumerate(zip(reduced, self.convs, strict=True)):
             if new:
-                share = F.conv2d(torch.cat(new, dim=1), getattr(self, f"own_{j}")).add_(share)
+                share = conv1x1(torch.cat(new, dim=1), getattr(self, f"own_{j}")).add_(share)
             new.append(conv(F.relu(share)))
         return new
 

@@ -16,6 +16,15 @@ def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Paramete
     return nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel) * std)
 
 
+def conv1x1(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """1x1 convolution of features (batch, in, height, width) with a weight (out, in, 1, 1)."""
+    # On one CPU thread torch sends fewer than 16 images down a path that copies channels-last
+    # features; as a matrix product they stay where they are.
+    if len(features) < 16 and features.device.type == "cpu" and torch.get_num_threads() == 1:
+        return F.linear(features.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+    return F.conv2d(features, weight, bias)
+
+
 def resize(features: Tensor, size: torch.Size) -> Tensor:
     """Resize features bilinearly to a height and width, corners aligned; as they are if equal."""
     if features.shape[-2:] == size:
@@ -80,4 +89,6 @@ class ConvNormRelu(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (batch, in_channels, height, width) to (batch, out_channels, ...)."""
+        if self.weight.shape[-1] == 1:
+            return self.norm(conv1x1(features, self.weight))
         return self.norm(F.conv2d(features, self.weight, stride=self.stride, padding=self.padding))
