@@ -107,7 +107,7 @@ def test_a_larger_budget_gets_more_images_right() -> None:
     budgets = torch.linspace(10, 100, 19)
     fitted = fit_budgets(confidences, correct, [10, 25, 40, 60, 100], budgets)
     right = [num_correct(confidences, correct, thresholds) for thresholds in fitted]
-    # What a single exit in a hundred images could do by luck is allowed for.
+    # Not strictly so: expected correctness is maximised, 5 of 5000 images are its noise.
     assert all(later >= earlier - 5 for earlier, later in itertools.pairwise(right))
     assert right[-1] > right[0] + 1000
 
