@@ -73,9 +73,7 @@ def check_against(unbroken, folder):
     assert len(list(folder.glob("outputs/runs/*"))) == 1
 
 
-def test_a_run_interrupted_and_then_killed_ends_where_an_unbroken_one_does(
-    tmp_path, monkeypatch
-):
+def test_a_run_interrupted_and_then_killed_ends_where_an_unbroken_one_does(tmp_path, monkeypatch):
     unbroken = trained_in_one_process(tmp_path / "whole", monkeypatch)
     folder = tmp_path / "broken"
     folder.mkdir()

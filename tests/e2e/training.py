@@ -1,15 +1,14 @@
-"""Running pipelines/train.py as a user does, and stopping it in every way."""
+"""Running a pipeline as a user does, and stopping it in every way."""
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +41,16 @@ registry: {model: small, budgets: [0.8, 1.0]}
 
 
 class Training:
-    """A process of train.py in a folder of its own, with all that Ray starts for it."""
+    """A process of a pipeline in a folder of its own, with all that Ray starts for it."""
 
-    def __init__(self, folder: Path, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        script: str = "train.py",
+        config: str = "config.yaml",
+        **environment: str,
+    ) -> None:
         (folder / "config.yaml").write_text(CONFIG)
         self.folder = folder
         self.ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
@@ -52,8 +58,7 @@ class Training:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, PROJECT / "pipelines" / "train.py", "--config", "config.yaml",
-                 *arguments],
+                [sys.executable, PROJECT / "pipelines" / script, "--config", config, *arguments],
                 cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
                 env={**inherited, "RAY_TMPDIR": self.ray_folder, **environment},
             )  # fmt: skip
@@ -74,33 +79,43 @@ class Training:
         return value
 
     def family(self) -> list[psutil.Process]:
-        """All processes that work in the folder that Ray was given, and the driver."""
-        own = []
-        for process in psutil.process_iter():
-            try:
-                if (
-                    process.pid == self.process.pid
-                    or process.environ().get("RAY_TMPDIR") == self.ray_folder
-                ) and process.status() != psutil.STATUS_ZOMBIE:
-                    own.append(process)
-            except psutil.Error:
-                continue
-        return own
+        return family(self.ray_folder)
 
     def worker(self) -> psutil.Process:
         return next(each for each in self.family() if "RayTrainWorker" in " ".join(each.cmdline()))
 
     def close(self) -> None:
-        for process in self.family():
-            if process.is_running():
-                process.send_signal(signal.SIGKILL)
+        kill_family(self.ray_folder)
         self.process.wait(30)
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
 
+def family(ray_folder: str) -> list[psutil.Process]:
+    """All living processes that were given this folder for Ray: drivers, and what Ray started."""
+    own = []
+    for process in psutil.process_iter():
+        try:
+            if (
+                process.status() != psutil.STATUS_ZOMBIE
+                and process.environ().get("RAY_TMPDIR") == ray_folder
+            ):
+                own.append(process)
+        except psutil.Error:  # it ended meanwhile, or is not ours
+            continue
+    return own
+
+
+def kill_family(ray_folder: str) -> None:
+    while processes := family(ray_folder):  # again, for those started meanwhile
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=5)
+
+
 @contextmanager
 def training(folder: Path, *arguments: str, **environment: str) -> Iterator[Training]:
-    """Start train.py, and leave nothing of it behind."""
+    """Start a pipeline, and leave nothing of it behind."""
     started = Training(folder, *arguments, **environment)
     try:
         yield started
