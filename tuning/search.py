@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tuning.space import Dimension, as_arguments
 
 logger = logging.getLogger(__name__)
 
-_MOST_DRAWS = 1000
+_MOST_DRAWS = 300
 _TRIAL_BYTES = 500e6
 
 
@@ -42,33 +42,8 @@ class RandomSearch(Searcher):
             check: raises ValueError for command-line arguments that cannot be trained.
         """
         super().__init__()
-        random = np.random.default_rng(seed)
-        self._samples: list[dict[str, Any]] = []
-        while len(self._samples) < num_trials:
-            self._samples.append(self._draw(space, random, check))
+        self._samples = list(_draw(space, num_trials, np.random.default_rng(seed), check))
         self._next = 0
-
-    def _draw(
-        self,
-        space: Mapping[str, Dimension],
-        random: np.random.Generator,
-        check: Callable[[list[str]], object],
-    ) -> dict[str, Any]:
-        reason = ""
-        for _ in range(_MOST_DRAWS):
-            sample = {name: dimension.draw(random) for name, dimension in space.items()}
-            if sample in self._samples:
-                continue
-            try:
-                check(as_arguments(sample))
-            except ValueError as error:
-                reason = f"; the last that was refused: {error}"
-                continue
-            return sample
-        raise ValueError(
-            f"space has no more than {len(self._samples)} different samples that can be trained, "
-            f"none came in {_MOST_DRAWS} draws: widen it or lower num_trials{reason}"
-        )
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         """Return the next sample."""
@@ -163,3 +138,32 @@ def room_for(cluster: ClusterConfig) -> int:
 
 def _folder(trial: Any) -> str:
     return trial.trial_id
+
+
+def _draw(
+    space: Mapping[str, Dimension],
+    count: int,
+    random: np.random.Generator,
+    check: Callable[[list[str]], object],
+) -> Iterator[dict[str, Any]]:
+    """Give `count` different samples that `check` takes."""
+    drawn: list[dict[str, Any]] = []
+    reason = ""
+    for number in range(count):
+        for _ in range(_MOST_DRAWS):
+            sample = {name: dimension.draw(random) for name, dimension in space.items()}
+            if sample in drawn:
+                continue
+            drawn.append(sample)
+            try:
+                check(as_arguments(sample))
+            except ValueError as error:
+                reason = f"; the last one refused: {error}"
+            else:
+                yield sample
+                break
+        else:
+            raise ValueError(
+                f"space gave {number} different samples that can be trained, and in "
+                f"{_MOST_DRAWS} more draws no other: widen it or lower num_trials{reason}"
+            )

@@ -2,6 +2,7 @@
 
 import json
 
+import psutil
 import pytest
 
 from tests.e2e.training import client, committed_epochs, runs, steps, training
@@ -27,7 +28,8 @@ def test_a_killed_sweep_goes_on_with_the_same_trials(tmp_path):
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait(400) == 0, sweep.output()
         ranking = [line.split() for line in sweep.output().splitlines() if "--model.scales" in line]
-        assert sweep.family() == []
+        _, left = psutil.wait_procs(sweep.family(), timeout=30)
+        assert left == []
 
     database = client(tmp_path)
     every = {run.info.run_name: run for run in runs(database)}
