@@ -14,7 +14,7 @@ from threading import Thread
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -32,7 +32,10 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
-from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+)
 from ray.train.v2.api.callback import RayTrainCallback
 from torch.distributed import DistError
 
@@ -228,15 +231,10 @@ def _interruptible(fit: Callable[[], Result]) -> Result:
 def _cause(error: TrainingFailedError, cluster: ClusterConfig) -> str:
     """Return the cause of a failure as one sentence; log where in our code it arose."""
     if isinstance(error, WorkerGroupError):
-        # When one worker fails, its peers lose their connection: those errors are no causes.
         rank, cause = min(
-            error.worker_failures.items(),
-            key=lambda item: (
-                type(item[1]) is RuntimeError or isinstance(item[1], RayError | DistError),
-                item[0],
-            ),
+            error.worker_failures.items(), key=lambda item: (_remoteness(item[1]), item[0])
         )
-        if isinstance(cause, RayActorError):
+        if _remoteness(cause) == 1:
             return (
                 f"worker {rank} was lost: it was killed, ran out of memory, or its node went; "
                 "start the run again to go on from its last checkpoint"
@@ -257,3 +255,10 @@ def _cause(error: TrainingFailedError, cluster: ClusterConfig) -> str:
             )
         return f"{type(cause).__name__}: {cause}"
     return str(error)
+
+
+def _remoteness(failure: Exception) -> int:
+    """Order the failures of several workers: an error, then a death, then losing one's peers."""
+    if isinstance(failure, WorkerHealthCheckFailedError | RayError):
+        return 1
+    return 2 if type(failure) is RuntimeError or isinstance(failure, DistError) else 0

@@ -52,7 +52,9 @@ class MlflowMetrics(UserCallback):
 
 def location_of(checkpoint: Checkpoint) -> str:
     """Return where a checkpoint lies: a path, or an address such as s3://bucket/runs/...."""
-    kind = checkpoint.filesystem.type_name
+    filesystem = checkpoint.filesystem
+    assert filesystem is not None, "Ray gives every reported checkpoint its filesystem"
+    kind = filesystem.type_name
     return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
 
 

@@ -55,13 +55,12 @@ def submit(environment, config, *arguments, **variables):
         }),
         "--", sys.executable, "pipelines/train.py", "--config", config, *arguments,
     ]  # fmt: skip
-    for _ in range(60):  # until the head listens
+    while True:
         done = subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
-        if "Failed to connect" not in done.stdout + done.stderr:
-            break
-    return done
+        if "Failed to connect" not in done.stdout + done.stderr:  # else the head listens not yet
+            return done
 
 
 def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_folder(head, tmp_path):

@@ -4,11 +4,15 @@ import os
 import socket
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train import WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from cluster.config import ClusterConfig
-from cluster.launch import RunError, interface_of, resolve_storage, worker_environment
+from cluster.launch import RunError, _cause, interface_of, resolve_storage, worker_environment
 from cluster.tracking import TrackingError, check_reachable
 from pipelines.run import one_sentence
+from ranet.training.optim import NonFiniteLoss
 
 
 @pytest.fixture
@@ -89,3 +93,27 @@ def test_an_error_of_the_user_ends_with_one_sentence(error, status, sentence, ca
 def test_an_error_of_ours_keeps_its_traceback():
     with pytest.raises(KeyError), one_sentence():
         raise KeyError("a bug")
+
+
+LOST = WorkerHealthCheckFailedError("it does not answer", RayActorError())
+ALONE = RuntimeError("connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("failures", "sentence"),
+    [
+        ({0: ALONE, 1: ValueError("bad image 7")}, "worker 1 failed: bad image 7"),
+        ({0: LOST, 1: NonFiniteLoss("the loss is nan")}, "worker 1 failed: the loss is nan"),
+        ({0: ALONE, 1: LOST}, "worker 1 was lost: it was killed"),
+        ({1: ALONE, 0: ALONE}, "worker 0 failed: connection closed by peer"),
+    ],
+)
+def test_of_several_failed_workers_the_cause_is_told(failures, sentence):
+    error = WorkerGroupError("all of it", failures)
+    assert _cause(error, ClusterConfig()).startswith(sentence)
+
+
+def test_an_unexpected_error_of_a_worker_is_logged_with_its_traceback(caplog):
+    error = WorkerGroupError("Traceback of it", {0: KeyError("a bug")})
+    assert _cause(error, ClusterConfig()) == "worker 0 failed: 'a bug'"
+    assert "Traceback of it" in caplog.text

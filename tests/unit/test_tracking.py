@@ -38,14 +38,14 @@ def client(
     monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
     yield MlflowClient(uri)
-    mlflow.set_tracking_uri(None)
+    mlflow.set_tracking_uri(None)  # pyright: ignore[reportArgumentType] - MLflow's own way back
 
 
-def begin(name="digits", settings=SETTINGS, fresh=False, **parameters):
+def begin(name="digits", settings=SETTINGS, fresh=False, parameters=None):
     return start(
         name,
         settings=settings,
-        parameters=parameters,
+        parameters=parameters or {},
         tags={},
         config_text=f"name: {name}\n",
         fresh=fresh,
@@ -128,9 +128,9 @@ def test_changed_settings_under_an_unfinished_name_are_refused_with_the_differen
 
 
 def test_settings_that_are_free_may_change(client):
-    with pytest.raises(RuntimeError), begin(**{"cluster.num_workers": "1"}):
+    with pytest.raises(RuntimeError), begin(parameters={"cluster.num_workers": "1"}):
         raise RuntimeError
-    with begin(**{"cluster.num_workers": "2"}) as second:
+    with begin(parameters={"cluster.num_workers": "2"}) as second:
         assert second.resumed
 
 
