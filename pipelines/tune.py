@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import yaml
+from ray.exceptions import RayTaskError
 from ray.tune import ResultGrid
 
 from cluster import tracking
@@ -102,9 +103,14 @@ def run_trials(sweep: Sweep, run: Run) -> None:
         print(f"{table}\n\nMLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
         if results.num_errors:
             raise RunError(
-                f"{results.num_errors} of {len(results)} trials failed: {results.errors[0]}; "
+                f"{results.num_errors} of {len(results)} trials failed: {cause(results.errors[0])}; "
                 f"start {sweep.name} again to repeat them"
             )
+
+
+def cause(error: Exception) -> Exception:
+    """Return what was raised in a trial, without the tracebacks that Ray puts around it."""
+    return error.cause if isinstance(error, RayTaskError) else error
 
 
 def ranking(results: ResultGrid, arguments: list[str]) -> str:

@@ -72,9 +72,8 @@ def train_worker(config: dict[str, Any]) -> None:
     )  # fmt: skip
     model.load_state_dict(snapshot["best"]["model"])
     scores = [
-        collect_scores(
-            model, split, normalize=normalize, device=device, precision=run.train.precision
-        )
+        # in float32, whatever the precision of training: so the registered model answers
+        collect_scores(model, split, normalize=normalize, device=device)
         for split in (val, test)
     ]
     reporter.save(

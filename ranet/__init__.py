@@ -2,7 +2,7 @@
 
 from ranet.config import ModelConfig, OptimConfig, TrainConfig
 from ranet.inference.budgeted import fit_budgets, fit_thresholds
-from ranet.inference.cascade import Cascade, Prediction
+from ranet.inference.cascade import Cascade, Prediction, Progress
 from ranet.model.network import OptimizedRANet, RANet
 from ranet.model.official import model_from_official, official_state_dict
 from ranet.plan import mult_adds, official_ops
@@ -15,6 +15,7 @@ __all__ = [
     "OptimConfig",
     "OptimizedRANet",
     "Prediction",
+    "Progress",
     "RANet",
     "TrainConfig",
     "fit_budgets",

@@ -1,5 +1,6 @@
 """Early exit for real: finished images leave the batch, the rest goes on."""
 
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 from ranet.config import ModelConfig
 from ranet.model.network import OptimizedRANet, RANet
 from ranet.plan import make_plan
+
+CPU_BATCH = 64
+"""Images that a CPU takes through the network at a time."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +28,30 @@ class Prediction:
     """Mult-adds of the blocks and exits that ran for the image, int64."""
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Answers while a batch is on its way through the exits."""
+
+    prediction: Prediction
+    """Best answer so far for every image: that of the last exit it reached."""
+    is_final: Tensor
+    """Whether the image has left: (batch,), bool."""
+
+
 class Cascade:
     """Classifies a batch, each image by the first exit that is confident enough.
 
     An image leaves at the first exit whose confidence, the highest softmax probability, is at
     least that exit's threshold; the last exit takes all that are left. An exit that no image can
-    take, because its threshold is above 1, is not computed and not charged.
+    take, because its threshold is above 1, is neither computed nor charged.
     """
 
     def __init__(self, model: RANet | OptimizedRANet, thresholds: Tensor) -> None:
         """Set the thresholds (exits,); they may be plus or minus infinity.
+
+        Args:
+            model: a network; of a `RANet` the inference form is made here, once.
+            thresholds: confidence from which an image leaves, for each exit.
 
         Raises:
             ValueError: the thresholds are not one number per exit.
@@ -45,15 +63,36 @@ class Cascade:
                 f"thresholds must be one number for each of the {num_exits} exits, "
                 f"got {thresholds.tolist()}"
             )
-        self.model = model
+        self.model = model.optimized() if isinstance(model, RANet) else model
         self.thresholds = [*thresholds.tolist()[:-1], float("-inf")]
         self.exits = [k for k in range(1, num_exits + 1) if self.thresholds[k - 1] <= 1]
         self.skipped = frozenset(range(1, num_exits + 1)) - frozenset(self.exits)
         self.mult_adds = _path_mult_adds(model.config, self.skipped)
 
-    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Prediction:
         """Classify images (batch, 3, height, width), normalised.
+
+        Raises:
+            ValueError: the images have another shape.
+        """
+        # On a CPU the features of a large batch would fall out of the cache between layers.
+        parts = images.split(CPU_BATCH) if images.device.type == "cpu" else (images,)
+        answers = []
+        for part in parts:
+            *_, last = self.stream(part)
+            answers.append(last.prediction)
+        return Prediction(
+            labels=torch.cat([answer.labels for answer in answers]),
+            confidences=torch.cat([answer.confidences for answer in answers]),
+            exits=torch.cat([answer.exits for answer in answers]),
+            mult_adds=torch.cat([answer.mult_adds for answer in answers]),
+        )
+
+    @torch.inference_mode()
+    def stream(self, images: Tensor) -> Generator[Progress]:
+        """Classify images (batch, 3, height, width), normalised; give all answers at every exit.
+
+        To stop by the clock is to stop reading: the last answers given are the best so far.
 
         Raises:
             ValueError: the images have another shape.
@@ -66,32 +105,29 @@ class Cascade:
         labels = torch.zeros(batch, dtype=torch.int64, device=device)
         confidences = torch.zeros(batch, dtype=torch.float32, device=device)
         exits = torch.zeros(batch, dtype=torch.int64, device=device)
-        if batch:
-            was_training = self.model.training
-            self.model.eval()
-            self._run(images, labels, confidences, exits)
-            self.model.train(was_training)
-        mult_adds = torch.tensor([0, *self.mult_adds], device=device)[exits]
-        return Prediction(labels, confidences, exits, mult_adds)
-
-    def _run(self, images: Tensor, labels: Tensor, confidences: Tensor, exits: Tensor) -> None:
-        """Fill in the answers."""
-        waiting = torch.arange(len(images), device=images.device)
-        images = images.contiguous(memory_format=torch.channels_last)
+        waiting = torch.arange(batch, device=device)
+        mult_adds = torch.tensor([0, *self.mult_adds], device=device)
         predictions = self.model.predictions(images, self.skipped)
-        logits = next(predictions)
+        keep = None
         for number in self.exits:
-            confidence, label = logits.float().softmax(dim=1).max(dim=1)
-            leaves = confidence >= self.thresholds[number - 1]
-            if number == self.exits[-1]:
-                leaves = torch.ones_like(leaves)  # a confidence that is not a number stays, too
-            gone = waiting[leaves]
-            labels[gone], confidences[gone], exits[gone] = label[leaves], confidence[leaves], number
-            keep = (~leaves).nonzero().flatten()
-            if not len(keep):
+            if batch:
+                logits = predictions.send(keep)
+                confidence, label = logits.float().softmax(dim=1).max(dim=1)
+                confidences[waiting], labels[waiting], exits[waiting] = confidence, label, number
+                stays = (confidence < self.thresholds[number - 1]) | confidence.isnan()
+                if number == self.exits[-1]:
+                    stays[:] = False
+                keep = stays.nonzero().flatten()
+                waiting = waiting[keep]
+                keep = None if len(keep) == len(stays) else keep
+            is_final = torch.ones(batch, dtype=torch.bool, device=device)
+            is_final[waiting] = False
+            yield Progress(
+                Prediction(labels.clone(), confidences.clone(), exits.clone(), mult_adds[exits]),
+                is_final,
+            )
+            if not len(waiting):
                 break
-            waiting = waiting[keep]
-            logits = predictions.send(keep if len(keep) < len(leaves) else None)
         predictions.close()
 
 

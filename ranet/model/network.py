@@ -112,9 +112,13 @@ class RANet(Network):
             self.batches_tracked += 1
         return super().predictions(images, skip)
 
-    def optimized(self, dtype: torch.dtype = torch.float32) -> "OptimizedRANet":
-        """Give a frozen inference form, called like the model: norms folded, masks baked in."""
-        return OptimizedRANet(self, dtype)
+    def optimized(self, dtype: torch.dtype | None = None) -> "OptimizedRANet":
+        """Give a frozen inference form, called like the model: norms folded, masks baked in.
+
+        Args:
+            dtype: of its weights and features; None: that of the model.
+        """
+        return OptimizedRANet(self, dtype or next(self.parameters()).dtype)
 
 
 class OptimizedRANet(Network):

@@ -94,8 +94,9 @@ def test_every_block_sees_only_the_images_that_reached_it(model: RANet, images: 
             )
     with torch.inference_mode():
         confidences = model(images).softmax(dim=2).amax(dim=2)
+    cascade = Cascade(model, quantiles(confidences, 0.3))
     seen.clear()
-    prediction = Cascade(model, quantiles(confidences, 0.3))(images)
+    prediction = cascade(images)
     for hook in hooks:
         hook.remove()
     last = int(prediction.exits.max())
@@ -141,6 +142,51 @@ def test_an_exit_that_no_image_can_take_is_neither_computed_nor_charged(
     assert prediction.exits.tolist() == [8] * len(images)
     expected = mult_adds(CONFIG)[-1] - sum(heads[:-1])
     assert prediction.mult_adds.tolist() == [expected] * len(images)
+
+
+def test_a_stream_gives_the_best_answer_so_far_and_says_which_are_final(
+    model: RANet, images: Tensor, full: tuple[Tensor, Tensor]
+):
+    confidences, labels = full
+    cascade = Cascade(model, quantiles(confidences, 0.3))
+    whole = cascade(images)
+    final_before = torch.zeros(len(images), dtype=torch.bool)
+    number = 0
+    for number, progress in enumerate(cascade.stream(images), start=1):
+        answer, is_final = progress.prediction, progress.is_final
+        assert torch.equal(is_final, whole.exits <= number)
+        assert torch.equal(answer.exits, whole.exits.clamp(max=number))
+        assert torch.equal(answer.labels, labels.gather(0, answer.exits[None] - 1)[0])
+        assert torch.equal(answer.mult_adds, torch.tensor(mult_adds(CONFIG))[answer.exits - 1])
+        assert (final_before <= is_final).all()
+        final_before = is_final
+    assert final_before.all()
+    assert number == int(whole.exits.max())
+
+
+def test_reading_a_stream_no_further_computes_no_further(model: RANet, images: Tensor):
+    ran = []
+    hook = model.get_submodule("subnetworks.0.blocks.1").register_forward_hook(
+        lambda *_: ran.append(1)
+    )
+    stream = Cascade(model, torch.full((8,), INF).index_fill_(0, torch.tensor([0, 1]), 1)).stream(
+        images
+    )
+    first = next(stream)
+    stream.close()
+    hook.remove()
+    assert not ran
+    assert first.prediction.exits.tolist() == [1] * len(images)
+
+
+def test_a_large_batch_in_parts_gets_the_answers_of_its_images(model: RANet):
+    torch.manual_seed(5)
+    images = torch.randn(150, 3, 32, 32)
+    cascade = Cascade(model, torch.full((8,), 0.7))
+    together = cascade(images)
+    apart = [cascade(image[None]) for image in images]
+    assert torch.equal(together.labels, torch.cat([one.labels for one in apart]))
+    assert torch.equal(together.exits, torch.cat([one.exits for one in apart]))
 
 
 def test_one_image_none_and_a_model_in_training_mode(model: RANet, images: Tensor):
