@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, local
 
 import mlflow
 import pytest
@@ -211,11 +211,20 @@ def test_of_two_drivers_that_start_at_once_one_gives_way(client, monkeypatch, is
     if is_unfinished:
         with pytest.raises(RuntimeError), begin():
             raise RuntimeError
-    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 2.0)
-    barrier = Barrier(2)
+    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 3.0)
+    barrier, here, look = Barrier(2), local(), tracking._last_attempt
+
+    def look_together(*arguments):
+        """Look for the last attempt, the first time when the other thread does so too."""
+        found = look(*arguments)
+        if not hasattr(here, "has_looked"):
+            here.has_looked = True
+            barrier.wait(timeout=30)
+        return found
+
+    monkeypatch.setattr(tracking, "_last_attempt", look_together)
 
     def drive() -> str:
-        barrier.wait()
         try:
             with begin():
                 return "ran"
