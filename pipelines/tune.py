@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from functools import partial
 
 import yaml
-from ray.exceptions import RayTaskError
 from ray.tune import ResultGrid
 
 from cluster import tracking
@@ -26,7 +25,7 @@ from pipelines.run import (
 )
 from pipelines.train import make_ready, track, train
 from ranet import mult_adds
-from tuning.search import RandomSearch, search
+from tuning.search import RandomSearch, cause_of, search
 from tuning.space import Sweep, as_arguments
 from tuning.trial import make_trial
 
@@ -103,14 +102,9 @@ def run_trials(sweep: Sweep, run: Run) -> None:
         print(f"{table}\n\nMLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
         if results.num_errors:
             raise RunError(
-                f"{results.num_errors} of {len(results)} trials failed: {cause(results.errors[0])}; "
-                f"start {sweep.name} again to repeat them"
+                f"{results.num_errors} of {len(results)} trials failed: "
+                f"{cause_of(results.errors[0])}; start {sweep.name} again to repeat them"
             )
-
-
-def cause(error: Exception) -> Exception:
-    """Return what was raised in a trial, without the tracebacks that Ray puts around it."""
-    return error.cause if isinstance(error, RayTaskError) else error
 
 
 def ranking(results: ResultGrid, arguments: list[str]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune
+from ray.exceptions import RayTaskError
 from ray.tune.search import Searcher
 
 from cluster.config import ClusterConfig
-from cluster.launch import wants_gpu
+from cluster.launch import RunError, wants_gpu
+from cluster.tracking import TrackingError
 from tuning.space import Dimension, as_arguments
 
 logger = logging.getLogger(__name__)
@@ -78,7 +80,7 @@ class LogTrials(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Name what stopped it."""
-        logger.error("trial %s failed", trial.trial_id)
+        logger.error("trial %s failed: %s", trial.trial_id, cause_of(trial.get_pickled_error()))
 
 
 def search(
@@ -106,6 +108,7 @@ def search(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the other output ignores verbose=0
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # LogTrials names what went wrong
     # A trial only waits for its workers: any share of a CPU would be missing in a last worker.
     trainable = tune.with_resources(trial, {"memory": _TRIAL_BYTES})
     path = f"{storage}/{name}"
@@ -134,6 +137,14 @@ def room_for(cluster: ClusterConfig) -> int:
     if wants_gpu(cluster):
         groups.append(has.get("GPU", 0) // cluster.num_workers)
     return max(1, int(min(groups)))
+
+
+def cause_of(error: Exception) -> Exception:
+    """Return what a trial was stopped by; of an error of our own, with all that Ray says of it."""
+    expected = (RunError, TrackingError, ValueError, OSError)
+    if isinstance(error, RayTaskError) and isinstance(error.cause, expected):
+        return error.cause
+    return error
 
 
 def _folder(trial: Any) -> str:

@@ -61,3 +61,14 @@ def test_a_space_without_a_single_network_is_refused_before_a_run_is_opened(tmp_
     assert last.startswith("error: space gave 0 different samples")
     assert "model.scales must start at 1" in last
     assert runs(client(tmp_path)) == []
+
+
+def test_a_trial_that_fails_is_named_in_one_sentence(tmp_path):
+    sweep_text = SWEEP.replace("train.epochs: 3", "train.optim.lr: 1.0e+30")
+    (tmp_path / "sweep.yaml").write_text(sweep_text.replace("num_trials: 2", "num_trials: 1"))
+    with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
+        assert sweep.wait() == 1
+        assert "Traceback" not in sweep.output()
+        last = sweep.output().splitlines()[-1]
+    assert last.startswith("error: 1 of 1 trials failed: worker 0 failed: the loss")
+    assert {run.info.status for run in runs(client(tmp_path))} == {"FAILED"}

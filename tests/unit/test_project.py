@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.run import read_run
+from pipelines.run import Run, parse_settings, read_run, read_settings
+from tuning.search import RandomSearch
+from tuning.space import Sweep, as_arguments
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -63,6 +66,20 @@ def test_ray_accepts_the_cluster_file():
 )
 def test_every_config_is_a_run_of_its_own_name(path: Path):
     assert read_run(["--config", str(path)]).name == path.stem.replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    sweep = read_settings(Sweep, ["--config", str(path)])
+    common = ["--config", sweep.run, *as_arguments(sweep.settings)]
+    check = partial(parse_settings, Run)
+    searcher = RandomSearch(
+        sweep.space, num_trials=20, seed=1, check=lambda sample: check([*common, *sample])
+    )
+    assert searcher.suggest("first").keys() == sweep.space.keys()
 
 
 def test_an_unusable_python_is_refused_by_name():
