@@ -1,4 +1,6 @@
 # What a person types. PYTHON=... chooses the interpreter of a new .venv.
+SHELL := bash
+PORT ?= 5000
 
 .PHONY: help setup train test check lint types arch format ui
 
@@ -31,4 +33,6 @@ format: setup ## format the code and mend what the linter can
 	.venv/bin/ruff check --fix .
 
 ui: setup ## runs, curves and models of this folder in the browser
-	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui
+	@! (: </dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || \
+		{ echo "error: port $(PORT) is in use; choose another: make ui PORT=5001" >&2; exit 1; }
+	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui --port $(PORT)
