@@ -1,18 +1,21 @@
 """The network: sub-networks over one stem, exits behind their blocks."""
 
-import copy
 from collections import deque
 from collections.abc import Collection, Generator
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ranet.config import ModelConfig
-from ranet.model.blocks import DenseBlock, FusionBlock, PassedUp
+from ranet.model.blocks import DenseBlock, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.folded import fold
-from ranet.model.stem import Stem
+from ranet.model.folded import Canvas, FoldedSubNetwork, fold_step
+from ranet.model.stem import Stem, make_step
 from ranet.plan import BlockPlan, make_plan
+
+Features: TypeAlias = Tensor | Canvas
+"""Features of some images, in the form that the blocks at hand read."""
 
 
 class SubNetwork(nn.Module):
@@ -26,16 +29,15 @@ class SubNetwork(nn.Module):
         )
         self.exits = nn.ModuleList(Exit(plan.exit) for plan in plans if plan.exit)
 
-    def exit_after(self, k: int) -> Exit | None:
-        """Exit behind block k (counted from 0); None behind a fusion block."""
-        number = k - (len(self.blocks) - len(self.exits))
-        return self.exits[number] if number >= 0 else None  # type: ignore[return-value]
+    def begin(self, base: Tensor) -> Tensor:
+        """Give what the first block reads, from the base features of this scale."""
+        return base
 
 
 class Network(nn.Module):
     """How images run through stem, blocks and exits, whatever form those have."""
 
-    def __init__(self, config: ModelConfig, stem: nn.Module, subnetworks: nn.ModuleList) -> None:
+    def __init__(self, config: ModelConfig, stem: Stem, subnetworks: nn.ModuleList) -> None:
         super().__init__()
         self.config = config
         self.stem = stem
@@ -62,27 +64,65 @@ class Network(nn.Module):
         number = 0
         kept = None  # indices into `images` of those that go on; None: all
         bases = self.stem(images)
-        below: deque[_Cached] = deque()
+        below = _Below()
         for subnetwork in self.subnetworks:
-            assert isinstance(subnetwork, SubNetwork)
-            features = take(bases.pop(0), kept)
-            passed_up: deque[_Cached] = deque()
+            assert isinstance(subnetwork, SubNetwork | FoldedSubNetwork)
+            base = bases.pop(0)
+            features = subnetwork.begin(base if kept is None else take(base, kept))
+            above = _Below()
+            first_exit = len(subnetwork.blocks) - len(subnetwork.exits)
             for k, block in enumerate(subnetwork.blocks):
-                lower = below.popleft().take(kept) if below else ()
-                features, up = block(features, lower)
+                features, passed_up = block(features, below.take(kept) if k < first_exit else ())
                 if bases:  # a sub-network follows
-                    passed_up.append(_Cached(up, kept))
-                exit_ = subnetwork.exit_after(k)
-                if exit_ is None:
+                    above.put(passed_up, kept)
+                if k < first_exit:
                     continue
                 number += 1
                 if number in skip:
                     continue
-                keep = yield exit_(features)
+                keep = yield subnetwork.exits[k - first_exit](features)
                 if keep is not None:
-                    features = take(features, keep)
+                    features = (
+                        take(features, keep)
+                        if isinstance(features, Tensor)
+                        else features.take(keep)
+                    )
                     kept = keep if kept is None else kept[keep]
-            below = passed_up
+            below = above
+
+
+class _Below:
+    """What the blocks of one sub-network passed up, until those of the next one take it."""
+
+    def __init__(self) -> None:
+        self.entries: deque[tuple[tuple[Features, ...], Tensor | None]] = deque()
+        self.gathered: tuple[Tensor, Tensor] | None = None
+
+    def put(self, passed_up: tuple[Features, ...], kept: Tensor | None) -> None:
+        """Add what one block passed up, and for which of the images; None: all."""
+        self.entries.append((passed_up, kept))
+
+    def take(self, kept: Tensor | None) -> tuple[Features, ...]:
+        """Give, once, what the next block passed up, for a subset of its images."""
+        passed_up, computed = self.entries.popleft()
+        if kept is computed:
+            return passed_up
+        assert kept is not None
+        index = kept if computed is None else torch.searchsorted(computed, kept)
+        return tuple(self._gather(features, index) for features in passed_up)
+
+    def _gather(self, features: Features, index: Tensor) -> Features:
+        if isinstance(features, Tensor):
+            return take(features, index)
+        # The blocks of a stage pass up one canvas, read more and more far: gathered once.
+        if self.gathered is None or self.gathered[0] is not features.data:
+            self.gathered = (features.data, features.data.index_select(0, index))
+        return Canvas(self.gathered[1], features.used)
+
+
+def take(features: Tensor, index: Tensor) -> Tensor:
+    """Gather images of features (batch, channels, height, width); channels stay last in memory."""
+    return features.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 class RANet(Network):
@@ -101,7 +141,7 @@ class RANet(Network):
             SubNetwork(blocks, lower)
             for blocks, lower in zip(plan.subnetworks, below, strict=False)
         )
-        super().__init__(config, Stem(plan.stem), subnetworks)
+        super().__init__(config, Stem(make_step(step) for step in plan.stem), subnetworks)
         self.register_buffer("batches_tracked", torch.zeros(plan.num_norms, dtype=torch.int64))
 
     def predictions(
@@ -125,39 +165,31 @@ class OptimizedRANet(Network):
     """A trained RANet for inference only: the same answers from fewer, simpler operations."""
 
     def __init__(self, model: RANet, dtype: torch.dtype) -> None:
-        frozen = copy.deepcopy(model)
-        fold(frozen)
-        super().__init__(model.config, frozen.stem, frozen.subnetworks)
+        with torch.no_grad():
+            plans = make_plan(model.config).subnetworks
+            subnetworks = nn.ModuleList(
+                FoldedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks)
+                for subnetwork, blocks in zip(model.subnetworks, plans, strict=True)
+                if isinstance(subnetwork, SubNetwork)
+            )
+            stem = Stem(fold_step(step) for step in model.stem.steps)
+            super().__init__(model.config, stem, subnetworks)
         self.dtype = dtype
-        self.to(dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # 3x3 convolutions want their weights channels last; nothing stays shared with the model.
+        formats = {4: torch.channels_last}
+        own = {
+            name: value.to(
+                dtype, copy=True, memory_format=formats.get(value.ndim, torch.preserve_format)
+            )
+            for name, value in self.state_dict().items()
+        }
+        self.load_state_dict(own, assign=True)
         self.eval().requires_grad_(False)
 
+    @torch.no_grad()
     def predictions(
         self, images: Tensor, skip: Collection[int] = ()
     ) -> Generator[Tensor, Tensor | None, None]:
         """Yield logits of each exit, as `Network.predictions` does."""
         images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
-        return super().predictions(images, skip)
-
-
-class _Cached:
-    """Features of one block with the images they were computed for; gathered when consumed."""
-
-    def __init__(self, features: PassedUp, kept: Tensor | None) -> None:
-        self.features = features
-        self.kept = kept
-
-    def take(self, kept: Tensor | None) -> PassedUp:
-        """Give the features of these images (all: None), a subset of those computed."""
-        if kept is self.kept:
-            return self.features
-        assert kept is not None
-        index = kept if self.kept is None else torch.searchsorted(self.kept, kept)
-        return tuple(take(features, index) for features in self.features)
-
-
-def take(features: Tensor, index: Tensor | None) -> Tensor:
-    """Gather images of features (batch, channels, height, width), channels last in memory."""
-    if index is None:
-        return features
-    return features.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+        yield from super().predictions(images, skip)

@@ -1,5 +1,7 @@
 """Base features of every sub-network."""
 
+from collections.abc import Iterable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,9 +28,10 @@ class Stem(nn.Module):
     Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.2 ("initial layer").
     """
 
-    def __init__(self, plans: tuple[StemPlan, ...]) -> None:
+    def __init__(self, steps: Iterable[nn.Module]) -> None:
+        """Take the step of each scale, lowest resolution first."""
         super().__init__()
-        self.steps = nn.ModuleList(_step(plan) for plan in plans)
+        self.steps = nn.ModuleList(steps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Map images (batch, 3, height, width) to features, lowest resolution first."""
@@ -38,7 +41,8 @@ class Stem(nn.Module):
         return features[::-1]
 
 
-def _step(plan: StemPlan) -> nn.Module:
+def make_step(plan: StemPlan) -> nn.Module:
+    """Build one step of the stem."""
     if plan.is_large:
         return LargeStemStep(plan.in_channels, plan.out_channels)
     step = ConvNormRelu(plan.in_channels, plan.out_channels, 3, stride=plan.stride)

@@ -1,5 +1,8 @@
 """The cascade against the full pass, and that it really stops."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,45 +84,47 @@ def test_answers_are_those_of_the_full_pass(
     assert torch.equal(prediction.mult_adds, expected)
 
 
-def test_every_block_sees_only_the_images_that_reached_it(model: RANet, images: Tensor):
+@contextmanager
+def watched(cascade: Cascade) -> Iterator[dict[str, int]]:
+    """Images that each block and exit was run on, by its name."""
     seen: dict[str, int] = {}
-    hooks = []
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        if len(parts) == 4 and parts[0] == "subnetworks":
-            hooks.append(
-                module.register_forward_hook(
-                    lambda _, args, __, name=name: seen.update({name: len(args[0])})
-                )
-            )
-    with torch.inference_mode():
-        confidences = model(images).softmax(dim=2).amax(dim=2)
-    cascade = Cascade(model, quantiles(confidences, 0.3))
-    seen.clear()
-    prediction = cascade(images)
+    hooks = [
+        module.register_forward_hook(
+            lambda _, args, __, name=name: seen.update({name: len(args[0].data)})
+        )
+        for name, module in cascade.model.named_modules()
+        if name.startswith("subnetworks.") and name.count(".") == 3
+    ]
+    yield seen
     for hook in hooks:
         hook.remove()
-    last = int(prediction.exits.max())
+
+
+def test_every_block_sees_only_the_images_that_reached_it(
+    model: RANet, images: Tensor, full: tuple[Tensor, Tensor]
+):
+    cascade = Cascade(model, quantiles(full[0], 0.3))
+    with watched(cascade) as seen:
+        prediction = cascade(images)
     reached = {k: int((prediction.exits >= k).sum()) for k in range(1, 9)}
-    number = 0
+    expected = {}
+    number = 1
     for i, blocks in enumerate(make_plan(CONFIG).subnetworks):
+        first_exit = sum(block.exit is None for block in blocks)
         for k, block in enumerate(blocks):
-            runs = number + 1 <= last
-            assert seen.get(f"subnetworks.{i}.blocks.{k}", 0) == (
-                reached[number + 1] if runs else 0
-            )
+            expected[f"subnetworks.{i}.blocks.{k}"] = reached[number]
             if block.exit:
+                expected[f"subnetworks.{i}.exits.{k - first_exit}"] = reached[number]
                 number += 1
+    assert seen == {name: count for name, count in expected.items() if count}
     assert len(set(reached.values())) > 3
 
 
 def test_nothing_runs_once_all_images_have_left(model: RANet, images: Tensor):
-    ran = []
-    second = model.get_submodule("subnetworks.1.blocks.0")
-    hook = second.register_forward_hook(lambda *_: ran.append(1))
-    prediction = Cascade(model, torch.full((8,), -INF))(images)
-    hook.remove()
-    assert not ran
+    cascade = Cascade(model, torch.full((8,), -INF))
+    with watched(cascade) as seen:
+        prediction = cascade(images)
+    assert list(seen) == ["subnetworks.0.blocks.0", "subnetworks.0.exits.0"]
     assert prediction.exits.tolist() == [1] * len(images)
     assert prediction.mult_adds.tolist() == [mult_adds(CONFIG)[0]] * len(images)
 
@@ -127,18 +132,11 @@ def test_nothing_runs_once_all_images_have_left(model: RANet, images: Tensor):
 def test_an_exit_that_no_image_can_take_is_neither_computed_nor_charged(
     model: RANet, images: Tensor
 ):
-    thresholds = torch.full((8,), INF)
-    ran = []
-    hooks = [
-        exit_.register_forward_hook(lambda *_: ran.append(1))
-        for exit_ in model.modules()
-        if isinstance(exit_, Exit)
-    ]
-    prediction = Cascade(model, thresholds)(images)
-    for hook in hooks:
-        hook.remove()
+    cascade = Cascade(model, torch.full((8,), INF))
+    with watched(cascade) as seen:
+        prediction = cascade(images)
     heads = [block.exit.cost.mult_adds for block in make_plan(CONFIG).blocks if block.exit]
-    assert len(ran) == 1
+    assert [name for name in seen if "exits" in name] == ["subnetworks.3.exits.1"]
     assert prediction.exits.tolist() == [8] * len(images)
     expected = mult_adds(CONFIG)[-1] - sum(heads[:-1])
     assert prediction.mult_adds.tolist() == [expected] * len(images)
@@ -165,17 +163,12 @@ def test_a_stream_gives_the_best_answer_so_far_and_says_which_are_final(
 
 
 def test_reading_a_stream_no_further_computes_no_further(model: RANet, images: Tensor):
-    ran = []
-    hook = model.get_submodule("subnetworks.0.blocks.1").register_forward_hook(
-        lambda *_: ran.append(1)
-    )
-    stream = Cascade(model, torch.full((8,), INF).index_fill_(0, torch.tensor([0, 1]), 1)).stream(
-        images
-    )
-    first = next(stream)
-    stream.close()
-    hook.remove()
-    assert not ran
+    cascade = Cascade(model, torch.full((8,), 1.0))
+    with watched(cascade) as seen:
+        stream = cascade.stream(images)
+        first = next(stream)
+        stream.close()
+    assert list(seen) == ["subnetworks.0.blocks.0", "subnetworks.0.exits.0"]
     assert first.prediction.exits.tolist() == [1] * len(images)
 
 
