@@ -102,7 +102,8 @@ def fit(
         metrics |= evaluate(config, model, val, normalize=prepare, device=device)
         history.append(metrics)
         weights = _to_cpu(model.state_dict())
-        if (value := _selection_value(config, metrics)) > best["value"]:
+        # Of epochs that are equally good, the one that trained longer.
+        if (value := _selection_value(config, metrics)) >= best["value"]:
             best = {"epoch": epoch + 1, "value": value, "model": weights}
         snapshot = {
             "epoch": epoch + 1,
