@@ -3,6 +3,7 @@
 from ranet.config import ModelConfig, OptimConfig, TrainConfig
 from ranet.inference.budgeted import fit_budgets, fit_thresholds
 from ranet.inference.cascade import Cascade, Prediction, Progress
+from ranet.inference.latency import measure_latency
 from ranet.model.network import OptimizedRANet, RANet
 from ranet.model.official import model_from_official, official_state_dict
 from ranet.plan import mult_adds, official_ops
@@ -20,6 +21,7 @@ __all__ = [
     "TrainConfig",
     "fit_budgets",
     "fit_thresholds",
+    "measure_latency",
     "model_from_official",
     "mult_adds",
     "official_ops",

@@ -1,7 +1,7 @@
 """Early exit for real: finished images leave the batch, the rest goes on."""
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class Cascade:
         self.skipped = frozenset(range(1, num_exits + 1)) - frozenset(self.exits)
         self.mult_adds = _path_mult_adds(model.config, self.skipped)
 
+    @torch.inference_mode()
     def __call__(self, images: Tensor) -> Prediction:
         """Classify images (batch, 3, height, width), normalised.
 
@@ -79,13 +80,18 @@ class Cascade:
         parts = images.split(CPU_BATCH) if images.device.type == "cpu" else (images,)
         answers = []
         for part in parts:
-            *_, last = self.stream(part)
-            answers.append(last.prediction)
+            answer = self._unanswered(part)
+            for step in self._steps(part):
+                if len(step.stay) < len(step.images):
+                    self._put(answer, step)
+            answers.append(answer)
+        if len(answers) == 1:
+            return answers[0]
         return Prediction(
-            labels=torch.cat([answer.labels for answer in answers]),
-            confidences=torch.cat([answer.confidences for answer in answers]),
-            exits=torch.cat([answer.exits for answer in answers]),
-            mult_adds=torch.cat([answer.mult_adds for answer in answers]),
+            *(
+                torch.cat([getattr(answer, field.name) for answer in answers])
+                for field in fields(Prediction)
+            )
         )
 
     @torch.inference_mode()
@@ -97,38 +103,67 @@ class Cascade:
         Raises:
             ValueError: the images have another shape.
         """
+        answer = self._unanswered(images)
+        is_final = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        for step in self._steps(images):
+            self._put(answer, step)
+            is_final[step.images] = True
+            is_final[step.images[step.stay]] = False
+            copies = (getattr(answer, field.name).clone() for field in fields(Prediction))
+            yield Progress(Prediction(*copies), is_final.clone())
+
+    def _unanswered(self, images: Tensor) -> Prediction:
+        """Make room for the answers to images; those that stay without one read 0."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images must have the shape (batch, 3, height, width), got {tuple(images.shape)}"
             )
-        batch, device = len(images), images.device
-        labels = torch.zeros(batch, dtype=torch.int64, device=device)
-        confidences = torch.zeros(batch, dtype=torch.float32, device=device)
-        exits = torch.zeros(batch, dtype=torch.int64, device=device)
-        waiting = torch.arange(batch, device=device)
-        mult_adds = torch.tensor([0, *self.mult_adds], device=device)
+        types = (torch.int64, torch.float32, torch.int64, torch.int64)
+        return Prediction(
+            *(torch.zeros(len(images), dtype=dtype, device=images.device) for dtype in types)
+        )
+
+    def _put(self, answer: Prediction, step: "_Step") -> None:
+        """Write the answers that an exit has for the images that reached it."""
+        answer.labels[step.images] = step.labels
+        answer.confidences[step.images] = step.confidences
+        answer.exits[step.images] = step.exit
+        answer.mult_adds[step.images] = self.mult_adds[step.exit - 1]
+
+    def _steps(self, images: Tensor) -> Generator["_Step"]:
+        """Run exit by exit until all images have left."""
+        if not len(images):
+            return
         predictions = self.model.predictions(images, self.skipped)
+        waiting = torch.arange(len(images), device=images.device)
         keep = None
         for number in self.exits:
-            if batch:
-                logits = predictions.send(keep)
-                confidence, label = logits.float().softmax(dim=1).max(dim=1)
-                confidences[waiting], labels[waiting], exits[waiting] = confidence, label, number
-                stays = (confidence < self.thresholds[number - 1]) | confidence.isnan()
-                if number == self.exits[-1]:
-                    stays[:] = False
-                keep = stays.nonzero().flatten()
-                waiting = waiting[keep]
-                keep = None if len(keep) == len(stays) else keep
-            is_final = torch.ones(batch, dtype=torch.bool, device=device)
-            is_final[waiting] = False
-            yield Progress(
-                Prediction(labels.clone(), confidences.clone(), exits.clone(), mult_adds[exits]),
-                is_final,
-            )
-            if not len(waiting):
+            confidences, labels = predictions.send(keep).float().softmax(dim=1).max(dim=1)
+            # Not >=: an image whose confidence is not a number stays.
+            stays = ~(confidences >= self.thresholds[number - 1])
+            # The last exit takes what is left, numbers or not.
+            stay = stays.nonzero().flatten() if number < len(self.thresholds) else waiting[:0]
+            yield _Step(number, waiting, labels, confidences, stay)
+            if not len(stay):
                 break
+            keep = None
+            if len(stay) < len(waiting):
+                waiting, keep = waiting[stay], stay
         predictions.close()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What happened at one exit."""
+
+    exit: int
+    """Counted from 1."""
+    images: Tensor
+    """Those that reached it, by their places in the batch; the following belong to these."""
+    labels: Tensor
+    confidences: Tensor
+    stay: Tensor
+    """Places, among these, of the images that go on."""
 
 
 def _path_mult_adds(config: ModelConfig, skipped: frozenset[int]) -> list[int]:
