@@ -52,7 +52,7 @@ def main() -> None:
             config_text=config_text(run),
             fresh=True,
         ) as record:
-            scores = score(run, classifier.model.state_dict(), record.storage_name)
+            scores = score(run, classifier.weights, record.storage_name)
             evaluation = evaluate_scores(
                 mult_adds(run.model), scores["val"], scores["test"], run.registry.budgets
             )

@@ -44,8 +44,9 @@ class BudgetedClassifier(PythonModel):
         )
         config = ModelConfig(**self.settings["model"])
         self.thresholds = tensors["thresholds"]
+        self.weights = tensors["model"]
         model = RANet(config).to(self.device)
-        model.load_state_dict(tensors["model"])
+        model.load_state_dict(self.weights)
         self.model = model.optimized()
         self.normalize = Normalize(tuple(self.settings["mean"]), tuple(self.settings["std"])).to(
             self.device
