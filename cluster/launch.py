@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import signal
 import socket
 import struct
 import tempfile
@@ -85,6 +86,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.ERROR)
     else:
@@ -98,6 +100,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
             include_dashboard=False,
             logging_level=logging.ERROR,
         )
+    signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own handler there
     try:
         yield
     finally:

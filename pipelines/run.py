@@ -4,10 +4,12 @@ import difflib
 import json
 import logging
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
@@ -89,6 +91,7 @@ def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings
         ValueError: one sentence on what is wrong with them.
     """
     full = ["--fresh=true" if text == "--fresh" else text for text in arguments]
+    _check_files(kind, full)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help of every field
     try:
         settings = auto_cli(
@@ -145,8 +148,10 @@ def configure_logging() -> None:
 def one_sentence() -> Iterator[None]:
     """End the process with one sentence where the user, or the machine, is the cause of an error.
 
-    Status 1 for an error and 130 for Ctrl-C. An error of our own keeps its traceback.
+    Status 1 for an error, 130 for Ctrl-C and for SIGTERM, which a stopped job gets. An error of
+    our own keeps its traceback.
     """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except (RunError, TrackingError, ValueError, OSError) as error:
@@ -156,11 +161,39 @@ def one_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("stopped; start it again under the same name to go on\n")
         raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _check_files(kind: type, arguments: Sequence[str]) -> None:
+    """Refuse config files whose sections hold no settings; jsonargparse takes some for empty."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, _, path = argument.partition("=")
+        if option == "--config" and Path(path or following).is_file():
+            file = Path(path or following)
+            try:
+                settings = yaml.safe_load(file.read_bytes())
+            except yaml.YAMLError as error:
+                raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+            _check_section(kind, settings, str(file))
+
+
+def _check_section(kind: type, settings: Any, where: str) -> None:
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where} must hold settings, as in name: value; got {settings!r:.100}")
+    for entry in fields(kind):
+        if is_dataclass(entry.type) and entry.name in settings:
+            assert isinstance(entry.type, type)
+            _check_section(entry.type, settings[entry.name], f"{where}: {entry.name}")
 
 
 def _readable(message: str, kind: type) -> str:
     """Say in one line which option was wrong, and what it may have been meant to be."""
     message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
+    message = re.sub(r"Expected a <class '(\w+)'>\. Got value:", r"must be \1, got", message)
+    message = re.sub(
+        r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"must be one of \1, got", message
+    )
     unknown = re.match(
         r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<key>\S+)'"
         r"|unrecognized arguments: --(?P<option>[^\s=]+)",

@@ -182,8 +182,8 @@ class TrainConfig:
             raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
         if self.batch_size < 1:
             raise ValueError(f"train.batch_size must be 1 or more, got {self.batch_size}")
-        if self.seed < 0:
-            raise ValueError(f"train.seed must be 0 or more, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"train.seed must be 0 to 2^63 - 1, got {self.seed}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"train.precision must be float32 or bfloat16, got {self.precision!r}")
         if not 0 <= self.label_smoothing < 1:

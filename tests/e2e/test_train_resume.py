@@ -114,3 +114,29 @@ def test_a_run_that_lost_a_worker_ends_where_an_unbroken_one_does(tmp_path):
     with training(folder, *two) as second:
         assert second.wait() == 0, second.output()
     check_against(unbroken, folder)
+
+
+def test_a_run_stopped_before_its_registration_goes_on_with_that_alone(tmp_path):
+    with training(tmp_path, "--train.epochs=2") as first:
+        first.wait_until(lambda: committed_epochs(tmp_path) >= 1)
+        first.process.terminate()  # as `ray job stop` does
+        assert first.wait(60) == 130, first.output()
+        assert first.output().splitlines()[-1].startswith("stopped;")
+        assert first.family() == []
+    [run] = runs(client(tmp_path))
+    assert run.info.status == "KILLED"
+    with training(tmp_path, "--train.epochs=2") as second:
+        second.wait_until(lambda: list(tmp_path.glob("mlruns/**/checkpoints/best/best.pt")))
+        second.process.kill()
+        second.wait()
+    assert client(tmp_path).search_model_versions() == []
+    with training(tmp_path, "--train.epochs=2") as third:
+        assert third.wait() == 0, third.output()
+        assert "epoch 2/2" not in third.output()
+        assert "the champion" in third.output()
+    [run] = runs(client(tmp_path))
+    assert run.info.status == "FINISHED"
+    [version] = client(tmp_path).search_model_versions()
+    assert version.run_id == run.info.run_id
+    assert steps(client(tmp_path), run.info.run_id) == [1, 2]
+    assert steps(client(tmp_path), run.info.run_id, "test/exit1/top1") == [0]

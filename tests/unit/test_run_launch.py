@@ -1,6 +1,7 @@
 """What is refused before Ray is asked for anything."""
 
 import os
+import signal
 import socket
 
 import pytest
@@ -88,6 +89,15 @@ def test_an_error_of_the_user_ends_with_one_sentence(error, status, sentence, ca
         raise error
     assert ending.value.code == status
     assert capsys.readouterr().err == sentence
+
+
+def test_sigterm_ends_as_ctrl_c_does(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ending, one_sentence():
+        signal.raise_signal(signal.SIGTERM)
+    assert ending.value.code == 130
+    assert capsys.readouterr().err.startswith("stopped;")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_an_error_of_ours_keeps_its_traceback():
