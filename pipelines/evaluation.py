@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from mlflow.entities import Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from PIL import Image
 from torch import Tensor
 
@@ -210,7 +211,8 @@ def plot_curve(evaluation: Evaluation, title: str) -> Figure:
     axes.margins(x=0.06, y=0.14)
     # However alike the exits are, one image more or less must not look like a step.
     bottom, top = axes.get_ylim()
-    axes.set_ylim(min(bottom, top - _LEAST_POINTS_SHOWN), top)
+    missing = max(0.0, _LEAST_POINTS_SHOWN - (top - bottom))
+    axes.set_ylim(bottom - 0.8 * missing, top + 0.2 * missing)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     return figure
@@ -220,6 +222,8 @@ def log_evaluation(
     evaluation: Evaluation, run_id: str, model_id: str | None = None, *, folder: Path, title: str
 ) -> Path:
     """Write metrics, tables and the plot to an MLflow run.
+
+    A run that was stopped while it did so, or just after, has nothing twice.
 
     Args:
         evaluation: what to write.
@@ -240,9 +244,14 @@ def log_evaluation(
     metrics += [Metric(key, value, now, step, model_id) for key, step, value in _curves(evaluation)]
     with registry.client_to(f"log the evaluation to MLflow run {run_id}") as client:
         client.log_artifact(run_id, str(plot), "evaluation")
-        for name, table in _tables(evaluation).items():
-            client.log_table(run_id, table, f"evaluation/{name}.json")
-        client.log_batch(run_id, metrics)
+        # Not log_table: it would add the rows to those of an earlier start.
+        tables = {f"evaluation/{name}.json": table for name, table in _tables(evaluation).items()}
+        for file, table in tables.items():
+            client.log_dict(run_id, table.to_dict("split", index=False), file)
+        shown = [{"path": file, "type": "table"} for file in tables]
+        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(shown))
+        if metrics[0].key not in client.get_run(run_id).data.metrics:
+            client.log_batch(run_id, metrics)
     return plot
 
 

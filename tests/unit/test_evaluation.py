@@ -166,6 +166,22 @@ def test_mlflow_gets_metrics_tables_the_plot_and_curves_on_the_model(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+def test_an_evaluation_logged_again_is_there_once(
+    evaluation: Evaluation, client: MlflowClient, tmp_path: Path
+):
+    run_id = create_run(client, tmp_path)
+    for _ in range(2):
+        log_evaluation(evaluation, run_id, folder=tmp_path / "out", title="a title")
+    names = client.get_run(run_id).data.metrics.keys()
+    histories = {name: client.get_metric_history(run_id, name) for name in names}
+    assert [point.value for point in histories["test/exit1/top1"]] == [25]
+    for points in histories.values():
+        assert len({point.step for point in points}) == len(points)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    table = client.load_table(experiment_id, "evaluation/exits.json")
+    assert table["test_top1"].tolist() == [25, 75]
+
+
 def test_an_mlflow_that_is_away_is_one_clear_sentence(
     evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
