@@ -13,6 +13,8 @@ from cluster.tracking import MetricWriter, Record
 from ranet.training.reporter import Metrics, Snapshot
 
 SNAPSHOT = "snapshot.pt"
+FLUSH_SECONDS = 10.0
+"""How long a failed run waits for MLflow to take its metrics."""
 
 
 class RayReporter:
@@ -48,6 +50,11 @@ class MlflowMetrics(UserCallback):
         if self._writer is None:  # a thread cannot travel, so it starts where it is used
             self._writer = MetricWriter(self._record, keep_checkpoints=self._keep_checkpoints)
         self._writer.put(metrics[0], location_of(checkpoint) if checkpoint else None)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Let MLflow have what was measured: the controller may be about to end."""
+        if self._writer is not None:
+            self._writer.flush(FLUSH_SECONDS)
 
 
 def location_of(checkpoint: Checkpoint) -> str:

@@ -244,25 +244,24 @@ class MetricWriter:
         self._record = record
         self._keep_checkpoints = keep_checkpoints
         self._retry_seconds = retry_seconds
-        self._queue: queue.SimpleQueue[_Entry | None] = queue.SimpleQueue()
-        self._closing = Event()
-        self._thread = Thread(target=self._run, name="mlflow-metrics", daemon=True)
-        self._thread.start()
+        self._queue: queue.Queue[_Entry] = queue.Queue()
+        Thread(target=self._run, name="mlflow-metrics", daemon=True).start()
 
     def put(self, metrics: Metrics, location: str | None = None) -> None:
         """Queue the metrics of one epoch, and where its checkpoint lies; never waits."""
         self._queue.put(_Entry(dict(metrics), location, get_current_time_millis()))
 
-    def close(self, timeout: float) -> bool:
-        """Deliver what is queued, for at most `timeout` seconds; say whether all was delivered."""
-        self._closing.set()
-        self._queue.put(None)
-        self._thread.join(timeout)
-        return not self._thread.is_alive()
+    def flush(self, timeout: float) -> bool:
+        """Wait for MLflow to have all, for at most `timeout` seconds; say whether it has."""
+        deadline = time.monotonic() + timeout
+        while self._queue.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return not self._queue.unfinished_tasks
 
     def _run(self) -> None:
         lost = False
-        while (entry := self._queue.get()) is not None:
+        while True:
+            entry = self._queue.get()
             while True:
                 try:
                     _deliver(self._record, [entry])
@@ -279,6 +278,7 @@ class MetricWriter:
             if lost:
                 logger.warning("MLflow answers again, kept metrics are being delivered")
                 lost = False
+            self._queue.task_done()
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,6 @@ from cluster.tracking import MetricWriter, Record, TrackingError, provenance, st
 SETTINGS = {"model.scales": "[1, 2, 3]", "train.optim.lr": "0.1"}
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture(autouse=True)
 def client(
     empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -277,11 +270,11 @@ def test_metrics_are_sent_from_a_thread_and_no_step_twice(client):
         writer = MetricWriter(record, keep_checkpoints=2)
         for metrics in history(3):
             writer.put(metrics)
-        assert writer.close(timeout=30)
+        assert writer.flush(timeout=30)
         again = MetricWriter(record, keep_checkpoints=2)
         for metrics in history(4):
             again.put(metrics)
-        assert again.close(timeout=30)
+        assert again.flush(timeout=30)
         record.log_history(history(5))
         record.log_history(history(5))
     assert logged(client, record) == [(k, 1 / k) for k in range(1, 6)]
@@ -312,7 +305,7 @@ def test_a_writer_warns_once_and_delivers_when_mlflow_answers_again(client, tmp_
         time.sleep(1.5)
         database.rmdir()
         hidden.rename(database)
-        assert writer.close(timeout=60)
+        assert writer.flush(timeout=60)
     assert logged(client, record) == [(k, 1 / k) for k in range(1, 4)]
     warnings = [each.message for each in caplog.records if "does not answer" in each.message]
     assert len(warnings) == 1
