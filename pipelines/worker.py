@@ -10,13 +10,14 @@ import torch
 from ray.train import Checkpoint
 
 from cluster.reporter import SNAPSHOT, RayReporter, load_checkpoint
-from pipelines.data import open_batches
+from pipelines.data import Split, open_batches
+from pipelines.data.config import SPLITS
 from pipelines.run import Run, configure_logging
 from ranet import RANet
 from ranet.inference.anytime import Scores, collect_scores
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
-from ranet.training.reporter import Snapshot
+from ranet.training.reporter import Batches, Snapshot
 
 SCORES = "scores.pt"
 
@@ -40,31 +41,15 @@ def train_worker(config: dict[str, Any]) -> None:
         config: `run`, a Run whose paths are absolute.
     """
     run: Run = config["run"]
-    configure_logging()
+    device = set_up(run)
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure, once
     saved = load_checkpoint(ray.train.get_checkpoint())
     if SCORES in saved:  # stopped when all but the driver's part was done
         return
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    assert isinstance(device, torch.device)
-    torch.set_num_threads(run.cluster.cpus_per_worker)
     torch.manual_seed(run.train.seed)
     model = RANet(run.model).to(device)
     normalize = Normalize(run.data.mean, run.data.std).to(device)
-    train, val, test = (
-        open_batches(
-            run.data,
-            split,
-            image_size=run.model.image_size,
-            batch_size=run.train.batch_size,
-            rank=context.get_world_rank(),
-            num_workers=context.get_world_size(),
-            seed=run.train.seed,
-            device=device,
-        )
-        for split in ("train", "val", "test")
-    )
+    train, val, test = (open_split(run, split, device) for split in SPLITS)
     reporter = RayReporter()
     snapshot = fit(
         run.train, model, train, val, reporter,
@@ -82,6 +67,30 @@ def train_worker(config: dict[str, Any]) -> None:
             SNAPSHOT: snapshot,
             SCORES: {"val": scores[0].state(), "test": scores[1].state()},
         },
+    )
+
+
+def set_up(run: Run) -> torch.device:
+    """Make this process ready to work on a run; return its device."""
+    configure_logging()
+    torch.set_num_threads(run.cluster.cpus_per_worker)
+    device = ray.train.torch.get_device()
+    assert isinstance(device, torch.device)
+    return device
+
+
+def open_split(run: Run, split: Split, device: torch.device) -> Batches:
+    """Open this worker's part of a split."""
+    context = ray.train.get_context()
+    return open_batches(
+        run.data,
+        split,
+        image_size=run.model.image_size,
+        batch_size=run.train.batch_size,
+        rank=context.get_world_rank(),
+        num_workers=context.get_world_size(),
+        seed=run.train.seed,
+        device=device,
     )
 
 
