@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tomllib
 from functools import partial
@@ -15,7 +16,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines.run import Run, parse_settings, read_run, read_settings
+from pipelines.run import Run, parse_settings, read_settings
 from tuning.search import RandomSearch
 from tuning.space import Sweep, as_arguments
 
@@ -62,13 +63,6 @@ def test_ray_accepts_the_cluster_file():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_every_config_is_a_run_of_its_own_name(path: Path):
-    assert read_run(["--config", str(path)]).name == path.stem.replace("_", "-")
-
-
-@pytest.mark.parametrize(
     "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
 def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -80,6 +74,21 @@ def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pyt
         sweep.space, num_trials=20, seed=1, check=lambda sample: check([*common, *sample])
     )
     assert searcher.suggest("first").keys() == sweep.space.keys()
+
+
+def test_a_port_in_use_is_named_with_the_way_out():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        outcome = subprocess.run(
+            ["make", "--assume-old=setup", "ui", f"PORT={port}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    assert outcome.returncode != 0
+    assert f"error: port {port} is in use; choose another: make ui PORT=" in outcome.stderr
 
 
 def test_an_unusable_python_is_refused_by_name():
