@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.evaluation import check_budgets
 from pipelines.run import Run, config_text, flatten, identity, read_run
+from ranet import mult_adds
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads_and_says_what_it_costs(path):
+def test_every_config_loads_has_budgets_its_network_keeps_and_says_what_it_costs(path):
     run = read_run(["--config", str(path)])
+    check_budgets(mult_adds(run.model), run.registry.budgets)
     assert run.name == path.stem.replace("_", "-")
     assert path.read_text().startswith("# ")
 
