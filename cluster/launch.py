@@ -82,12 +82,16 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, or start a local one for this context.
 
     Where Ray is connected already, as inside a Tune trial, nothing is done.
+
+    Raises:
+        RunError: nobody answers at that address.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if "RAY_ADDRESS" in os.environ:
+    if address := os.environ.get("RAY_ADDRESS"):
+        _check_answers(address)
         ray.init(logging_level=logging.ERROR)
     else:
         needed = cluster.num_workers * cluster.cpus_per_worker
@@ -105,6 +109,20 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse a HOST:PORT at which nobody listens: Ray would go on trying for many minutes."""
+    host, _, port = address.rpartition(":")
+    if "/" in address or not port.isdigit():  # such as auto
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(
+            f"RAY_ADDRESS is {address}: no cluster answers there ({error}); start it, correct the "
+            "address, or unset RAY_ADDRESS to train on this machine alone"
+        ) from error
 
 
 def launch(

@@ -10,7 +10,14 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from cluster.config import ClusterConfig
-from cluster.launch import RunError, _cause, interface_of, resolve_storage, worker_environment
+from cluster.launch import (
+    RunError,
+    _cause,
+    connected,
+    interface_of,
+    resolve_storage,
+    worker_environment,
+)
 from cluster.tracking import TrackingError, check_reachable
 from pipelines.run import one_sentence
 from ranet.training.optim import NonFiniteLoss
@@ -61,6 +68,15 @@ def test_full_storage_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: open("/dev/full", "wb"))  # noqa: PTH123, SIM115
     with pytest.raises(ValueError, match="No space left on device"):
         resolve_storage(str(tmp_path))
+
+
+def test_a_ray_address_at_which_nobody_answers_is_refused_at_once(monkeypatch):
+    with socket.socket() as taken:  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(RunError, match=rf"RAY_ADDRESS is {address}: no cluster answers"):
+            connected(ClusterConfig()).__enter__()
 
 
 def test_gloo_is_told_the_interface_of_the_address():
