@@ -8,14 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.pyfunc import PyFuncModel
 
-from cluster.tracking import TrackingError, make_client, tracking_uri
+from cluster.tracking import FAILURES, TrackingError, make_client, tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +72,7 @@ def client_to(action: str) -> Iterator[MlflowClient]:
     """
     try:
         yield make_client(tracking_uri())
-    except (MlflowException, OSError, Boto3Error, BotoCoreError, ClientError) as error:
+    except FAILURES as error:
         raise TrackingError(
             f"MLflow at {tracking_uri()} cannot {action}: {str(error).splitlines()[0]}; "
             "start its server or set MLFLOW_TRACKING_URI"

@@ -25,9 +25,12 @@ from typing import Any
 
 import mlflow
 import requests
+from boto3.exceptions import Boto3Error
+from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.utils.time import get_current_time_millis
+from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import in_submitted_job
 from ranet.training.reporter import Metrics
@@ -49,6 +52,15 @@ PATIENCE_SECONDS = 300.0
 """How long the end of a run waits for an MLflow that does not answer."""
 PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter."""
+FAILURES = (
+    mlflow.MlflowException,
+    OSError,  # those of requests among them
+    SQLAlchemyError,
+    Boto3Error,
+    BotoCoreError,
+    ClientError,
+)
+"""What MLflow, its database and its store raise where they cannot be used."""
 
 _NAME = "ranet.name"
 _ATTEMPT = "ranet.attempt"
@@ -204,7 +216,7 @@ def start(
         for key, value in tags.items():
             record.client.set_tag(record.run_id, key, value)
         record.client.log_text(record.run_id, config_text, "config.yaml")
-    except (mlflow.MlflowException, requests.RequestException, OSError) as error:
+    except FAILURES as error:
         raise TrackingError(
             f"MLflow at {uri} cannot be used: {_sentence(error)}; "
             "start its server or set MLFLOW_TRACKING_URI"

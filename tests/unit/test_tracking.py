@@ -257,6 +257,13 @@ def test_an_unreachable_server_is_refused_in_seconds(monkeypatch):
         assert time.monotonic() - began < 10
 
 
+def test_a_file_that_is_no_database_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "text.db").write_text("no database" * 100)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/text.db")
+    with pytest.raises(TrackingError, match=r"text.db cannot be used: .*file is not a database"):
+        begin().__enter__()
+
+
 def history(epochs: int) -> list[dict[str, float]]:
     return [{"epoch": float(k), "train/loss": 1 / k} for k in range(1, epochs + 1)]
 
