@@ -1,5 +1,6 @@
 """What a Ray Train worker reports, and how it finds it again."""
 
+import io
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +32,9 @@ class RayReporter:
             return
         with tempfile.TemporaryDirectory() as folder:
             for name, state in files.items():
-                torch.save(state, Path(folder) / name)
+                content = io.BytesIO()
+                torch.save(state, content)  # to a full disk, it would not say what is wrong
+                (Path(folder) / name).write_bytes(content.getbuffer())
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 

@@ -47,7 +47,13 @@ def prepare(config: DataConfig, image_size: int, *, skip_unreadable: bool = Fals
     """
     folder = prepared_folder(config, image_size)
     if not all(is_prepared(folder, split) for split in SPLITS):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"data.folder is {folder}: it cannot be made ({error.strerror}); name another",
+            ) from error
         with _locked(folder):
             _write_missing(config, image_size, folder, skip_unreadable)
     return read_info(config, image_size)

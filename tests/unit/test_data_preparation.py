@@ -213,7 +213,9 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(config):
 
 def test_a_folder_that_cannot_be_written_is_named(config):
     Path(config.folder).write_text("a file")
-    with pytest.raises(OSError, match="prepared"):
+    with pytest.raises(
+        OSError, match=r"data.folder is .*prepared: it cannot be made \(File exists"
+    ):
         prepare(config, 32)
 
 
