@@ -17,6 +17,10 @@ class ClusterConfig:
     """gpu: one for each worker; auto: gpu where Ray has enough of them now, otherwise cpu."""
     storage: str = "outputs/runs"
     """Folder of the checkpoints, seen by every node: a path, or an address such as s3://bucket/runs."""
+    cache_folder: str = "~/.cache/ranet"
+    """Folder on every node's own disk for copies of prepared images that lie in S3."""
+    cache_bytes: int = 0
+    """Bytes that a node's copies may take together; 0: what the disk holds."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep; each one also holds the best weights so far."""
     max_failures: int = 0
@@ -32,8 +36,11 @@ class ClusterConfig:
             raise ValueError(f"cluster.device must be auto, cpu or gpu, got {self.device!r}")
         if not self.storage:
             raise ValueError("cluster.storage must name a folder, got an empty string")
-        if self.max_failures < 0:
-            raise ValueError(f"cluster.max_failures must be 0 or more, got {self.max_failures}")
+        for name in ("max_failures", "cache_bytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"cluster.{name} must be 0 or more, got {getattr(self, name)}")
+        if not self.cache_folder:
+            raise ValueError("cluster.cache_folder must name a folder, got an empty string")
         if not self.start_timeout_seconds > 0:
             raise ValueError(
                 f"cluster.start_timeout_seconds must be above 0, got {self.start_timeout_seconds}"

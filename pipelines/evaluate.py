@@ -87,7 +87,7 @@ def with_model(run: Run, classifier: Any) -> Run:
         )
     data = replace(
         run.data,
-        folder=str(info.folder.absolute()),
+        folder=info.folder,
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from cluster.reporter import RayReporter
 from pipelines.run import Run
-from pipelines.worker import SCORES, open_split, set_up
+from pipelines.worker import SCORES, on_this_node, open_split, set_up
 from ranet import RANet
 from ranet.inference.anytime import collect_scores
 from ranet.model.normalize import Normalize
@@ -16,14 +19,18 @@ def score_worker(config: dict[str, Any]) -> None:
     Args:
         config: `run`, a Run whose paths are absolute, and `weights`, a state dict.
     """
-    run: Run = config["run"]
-    device = set_up(run)
+    device = set_up(config["run"])
+    with on_this_node(config["run"]) as run:
+        RayReporter().save({}, {SCORES: _score(run, config["weights"], device)})
+
+
+def _score(run: Run, weights: dict[str, Tensor], device: torch.device) -> dict[str, Any]:
     model = RANet(run.model)
-    model.load_state_dict(config["weights"])
+    model.load_state_dict(weights)
     model.to(device)
     normalize = Normalize(run.data.mean, run.data.std).to(device)
     scores = {}
     for split in ("val", "test"):
         batches = open_split(run, split, device)
         scores[split] = collect_scores(model, batches, normalize=normalize, device=device).state()
-    RayReporter().save({}, {SCORES: scores})
+    return scores

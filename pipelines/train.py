@@ -19,6 +19,7 @@ from ray.train import Checkpoint, UserCallback
 
 from cluster import tracking
 from cluster.launch import connected, launch, resolve_storage
+from cluster.objects import is_address
 from cluster.reporter import MlflowMetrics, location_of
 from cluster.tracking import Record
 from pipelines.data import DatasetInfo, prepare
@@ -122,7 +123,11 @@ def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
         folder=Path("outputs") / "evaluation" / record.storage_name,
         title=f"{run.name}: best of {run.train.epochs} epochs",
     )
-    example, *_ = save_examples(run, plot.parent / "examples")
+    example = (
+        "IMAGE"  # the prepared images are in S3, with copies on the workers' nodes alone
+        if is_address(run.data.folder)
+        else save_examples(run, plot.parent / "examples")[0]
+    )
     python = Path(sys.executable)
     here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     lines = [
@@ -144,7 +149,7 @@ def _located(run: Run) -> Run:
     """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
     data = replace(
         run.data,
-        folder=str(prepared_folder(run.data, run.model.image_size).absolute()),
+        folder=prepared_folder(run.data, run.model.image_size),
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
     )
     return replace(run, data=data)

@@ -46,10 +46,9 @@ def common_run(sweep: Sweep) -> Run:
     for name in prepared_settings(run.data, run.model.image_size):
         if name in sweep.space:
             raise ValueError(f"space has {name}: all trials of a sweep read the same images")
-    folder = prepared_folder(run.data, run.model.image_size).absolute()
     return replace(
         run,
-        data=replace(run.data, folder=str(folder)),
+        data=replace(run.data, folder=prepared_folder(run.data, run.model.image_size)),
         cluster=replace(run.cluster, storage=resolve_storage(run.cluster.storage)),
     )
 

@@ -1,7 +1,10 @@
 """What one training worker does, and what it leaves behind."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -10,7 +13,8 @@ import torch
 from ray.train import Checkpoint
 
 from cluster.reporter import SNAPSHOT, RayReporter, load_checkpoint
-from pipelines.data import Split, open_batches
+from cluster.staging import Cache
+from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
 from pipelines.run import Run, configure_logging
 from ranet import RANet
@@ -40,8 +44,12 @@ def train_worker(config: dict[str, Any]) -> None:
     Args:
         config: `run`, a Run whose paths are absolute.
     """
-    run: Run = config["run"]
-    device = set_up(run)
+    device = set_up(config["run"])
+    with on_this_node(config["run"]) as run:
+        _train(run, device)
+
+
+def _train(run: Run, device: torch.device) -> None:
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure, once
     saved = load_checkpoint(ray.train.get_checkpoint())
     if SCORES in saved:  # stopped when all but the driver's part was done
@@ -68,6 +76,14 @@ def train_worker(config: dict[str, Any]) -> None:
             SCORES: {"val": scores[0].state(), "test": scores[1].state()},
         },
     )
+
+
+@contextmanager
+def on_this_node(run: Run) -> Iterator[Run]:
+    """Give a run whose images are on this node's disk; those in S3 are loaded to it, once."""
+    cache = Cache(Path(run.cluster.cache_folder).expanduser(), run.cluster.cache_bytes)
+    with staged_data(run.data, cache) as data:
+        yield replace(run, data=data)
 
 
 def set_up(run: Run) -> torch.device:

@@ -38,7 +38,7 @@ RUN = Run(
     registry=RegistryConfig(model="ranet-tiny", budgets=(0.5, 0.75, 1.0)),
 )
 INFO = DatasetInfo(
-    folder=Path("data"),
+    folder="data",
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     num_samples={"train": 1000, "val": 300, "test": 300},
     samples_per_class={},

@@ -5,6 +5,7 @@ from pipelines.data.images import UnreadableImageError, decode_rgb
 from pipelines.data.loader import open_batches
 from pipelines.data.preparation import prepare
 from pipelines.data.sidecar import DatasetInfo, verify
+from pipelines.data.staged import staged_data
 
 __all__ = [
     "DataConfig",
@@ -15,5 +16,6 @@ __all__ = [
     "open_batches",
     "prepare",
     "prepared_folder",
+    "staged_data",
     "verify",
 ]

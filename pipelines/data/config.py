@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from cluster.objects import check_address, is_address
+
 Split: TypeAlias = Literal["train", "val", "test"]
 """train: fitted on; val: held out of the training images, for every choice; test: scored once."""
 
@@ -29,8 +31,8 @@ class DataConfig:
     """Folder of the source's files; empty: data/downloads for cifar10 and cifar100, which are
     downloaded where missing. Not needed once the files are prepared."""
     folder: str = ""
-    """Folder of the prepared files; empty: data/<source>, with the root's name or the image size
-    behind it where they matter."""
+    """Folder of the prepared files, a path or s3://bucket/folder, of which every node keeps a copy;
+    empty: data/<source>, with the root's name or the image size behind it where they matter."""
     loader: Literal["ffcv", "memory"] = "ffcv"
     """ffcv: decode while training; memory: whole split on the device, for small equal images."""
     crop: Literal["none", "pad4", "random_resized"] = "pad4"
@@ -83,6 +85,8 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be 0 or more, got {getattr(self, name)}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"data.jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
+        if "://" in self.folder:
+            check_address("data.folder", self.folder)
         if self.source in LOCAL_SOURCES and not (self.root or self.folder):
             raise ValueError(
                 f"data.root must name the folder of the {self.source} files; "
@@ -90,15 +94,16 @@ class DataConfig:
             )
 
 
-def prepared_folder(config: DataConfig, image_size: int) -> Path:
-    """Folder in which the prepared files of these settings lie."""
-    if config.folder:
-        return Path(config.folder)
+def prepared_folder(config: DataConfig, image_size: int) -> str:
+    """Where the prepared files of these settings lie: a whole path, or an address in S3."""
+    if is_address(config.folder):
+        return config.folder
+    name = config.source
     if config.source == "digits":
-        return Path("data") / f"digits-{image_size}"
-    if config.source in LOCAL_SOURCES:
-        return Path("data") / f"{config.source}-{Path(config.root).resolve().name}"
-    return Path("data") / config.source
+        name = f"digits-{image_size}"
+    elif config.source in LOCAL_SOURCES:
+        name = f"{config.source}-{Path(config.root).resolve().name}"
+    return str(Path(config.folder or Path("data") / name).absolute())
 
 
 def prepared_settings(config: DataConfig, image_size: int) -> dict[str, str | int | float]:

@@ -1,5 +1,7 @@
 """Opening the batches of a prepared split."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
@@ -41,7 +43,7 @@ def open_batches(
     from pipelines.data.plan import Planner
 
     info = read_info(config, image_size)
-    path = split_path(info.folder, split)
+    path = split_path(Path(info.folder), split)
     beton = open_beton(path)
     classes = len(info.class_names)
     outside = np.flatnonzero((beton.labels < 0) | (beton.labels >= classes))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.objects import is_address
 from pipelines.data.config import (
     SPLITS,
     DataConfig,
@@ -45,7 +46,9 @@ def prepare(config: DataConfig, image_size: int, *, skip_unreadable: bool = Fals
         ValueError: the source is not fit to train on, or files of other settings lie there.
         OSError: the files cannot be written.
     """
-    folder = prepared_folder(config, image_size)
+    if is_address(config.folder):
+        return read_info(config, image_size)
+    folder = Path(prepared_folder(config, image_size))
     if not all(is_prepared(folder, split) for split in SPLITS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +81,8 @@ def _write_missing(
     present: dict[Split, Sidecar] = {}
     for split in SPLITS:
         if is_prepared(folder, split):
-            path = split_path(folder, split)
-            present[split] = read_sidecar(path)
-            check_settings(path, present[split], split, settings)
+            present[split] = read_sidecar(split_path(folder, split))
+            check_settings(str(folder), present[split], split, settings)
     missing: list[Split] = [split for split in SPLITS if split not in present]
     if not missing:
         return

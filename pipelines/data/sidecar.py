@@ -6,9 +6,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.objects import ObjectStore, is_address
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_folder, prepared_settings
 
 FORMAT = 1
+START_PATIENCE_SECONDS = 30.0
+"""How long S3 may take to answer before anything was started."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,8 @@ class Sidecar:
 class DatasetInfo:
     """The three prepared files."""
 
-    folder: Path
-    """Where they lie."""
+    folder: str
+    """Where they lie: a whole path, or an address in S3."""
     class_names: tuple[str, ...]
     """Names of the classes, by label."""
     num_samples: dict[Split, int]
@@ -94,14 +97,7 @@ def read_sidecar(path: Path) -> Sidecar:
             f"{beside}: no such file, so {path.name} was not finished; "
             "run pipelines/prepare_data.py again"
         )
-    try:
-        sidecar = Sidecar(**json.loads(beside.read_text()))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{beside} is no sidecar: {error}; prepare {path.name} anew") from error
-    if sidecar.format != FORMAT:
-        raise ValueError(
-            f"{beside} has format {sidecar.format}, but {FORMAT} is needed: prepare it anew"
-        )
+    sidecar = parse_sidecar(beside.read_bytes(), str(beside))
     size = path.stat().st_size
     if size != sidecar.bytes:
         raise ValueError(
@@ -109,6 +105,37 @@ def read_sidecar(path: Path) -> Sidecar:
             "copy or prepare it anew"
         )
     return sidecar
+
+
+def parse_sidecar(content: bytes, name: str) -> Sidecar:
+    """Read the content of a sidecar.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    try:
+        sidecar = Sidecar(**json.loads(content))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} is no sidecar: {error}; prepare its file anew") from error
+    if sidecar.format != FORMAT:
+        raise ValueError(
+            f"{name} has format {sidecar.format}, but {FORMAT} is needed: prepare its file anew"
+        )
+    return sidecar
+
+
+def read_remote_sidecar(address: str, store: ObjectStore) -> tuple[Sidecar, bytes]:
+    """Read the sidecar of a prepared file in S3; give its content too.
+
+    Raises:
+        FileNotFoundError: there is none, so the file was not prepared.
+        ValueError: the sidecar is not of this form.
+    """
+    try:
+        content = store.read(f"{address}.json").data
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; run pipelines/prepare_data.py") from None
+    return parse_sidecar(content, f"{address}.json"), content
 
 
 def file_sha256(path: Path) -> str:
@@ -138,7 +165,7 @@ def is_prepared(folder: Path, split: Split) -> bool:
     return path.is_file() and sidecar_path(path).is_file()
 
 
-def check_settings(path: Path, sidecar: Sidecar, split: Split, wanted: dict) -> None:
+def check_settings(folder: str, sidecar: Sidecar, split: Split, wanted: dict) -> None:
     """Refuse a file of another split or of other settings.
 
     Raises:
@@ -146,8 +173,8 @@ def check_settings(path: Path, sidecar: Sidecar, split: Split, wanted: dict) -> 
     """
     if sidecar.split != split:
         raise ValueError(
-            f"{path} holds the {sidecar.split} split, but lies where {split} belongs; "
-            "delete it and prepare it anew"
+            f"{folder}/{split}.beton holds the {sidecar.split} split, but lies where {split} "
+            "belongs; delete it and prepare it anew"
         )
     different = [
         f"{name} {sidecar.settings.get(name)!r} (now {value!r})"
@@ -156,8 +183,8 @@ def check_settings(path: Path, sidecar: Sidecar, split: Split, wanted: dict) -> 
     ]
     if different:
         raise ValueError(
-            f"{path} was prepared with {', '.join(different)}; set data.folder to another folder, "
-            f"or delete {path.parent}/*.beton* to prepare it anew"
+            f"{folder}/{split}.beton was prepared with {', '.join(different)}; set data.folder to "
+            f"another folder, or delete {folder}/*.beton* to prepare it anew"
         )
 
 
@@ -170,11 +197,9 @@ def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
     """
     folder = prepared_folder(config, image_size)
     wanted = prepared_settings(config, image_size)
-    sidecars: dict[Split, Sidecar] = {}
-    for split in SPLITS:
-        path = split_path(folder, split)
-        sidecars[split] = read_sidecar(path)
-        check_settings(path, sidecars[split], split, wanted)
+    sidecars = _read_sidecars(folder)
+    for split, sidecar in sidecars.items():
+        check_settings(folder, sidecar, split, wanted)
     if len({sidecar.source_sha256 for sidecar in sidecars.values()}) != 1:
         raise ValueError(
             f"{folder}: its files were prepared from different images, so that one image may be in "
@@ -190,3 +215,12 @@ def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
         sha256={split: sidecar.sha256 for split, sidecar in sidecars.items()},
         skipped={split: tuple(sidecar.skipped) for split, sidecar in sidecars.items()},
     )
+
+
+def _read_sidecars(folder: str) -> dict[Split, Sidecar]:
+    if is_address(folder):
+        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+            return {
+                split: read_remote_sidecar(f"{folder}/{split}.beton", store)[0] for split in SPLITS
+            }
+    return {split: read_sidecar(split_path(Path(folder), split)) for split in SPLITS}

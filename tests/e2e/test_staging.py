@@ -1,0 +1,362 @@
+"""Copies of S3 objects on a node's disk: once, whole, and through every trouble."""
+
+import hashlib
+import logging
+import multiprocessing
+import os
+import pickle
+import random
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from cluster.objects import ObjectStore
+from cluster.staging import PART_BYTES, Cache, RemoteFile, staged
+from tests.s3 import ADMIN, S3Server, User, s3_server
+
+pytestmark = pytest.mark.e2e
+
+SIZE = 6 * PART_BYTES + 12_345
+spawn = multiprocessing.get_context("spawn")
+
+
+class Line:
+    """A slow line to the server, which counts what comes through it."""
+
+    def __init__(self, server: S3Server, bytes_per_second: float) -> None:
+        host, port = server.endpoint.removeprefix("http://").split(":")
+        self.server = (host, int(port))
+        self.bytes_per_second = bytes_per_second
+        self.received = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError), socket.create_connection(self.server) as server:
+            upward = threading.Thread(target=self._copy, args=(client, server), daemon=True)
+            upward.start()
+            self._copy(server, client, counted=True)
+
+    def _copy(self, source: socket.socket, target: socket.socket, counted: bool = False) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if counted:
+                    with self._lock:
+                        self.received += len(data)
+                        time.sleep(len(data) / self.bytes_per_second)
+                target.sendall(data)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def slow_line(
+    server: S3Server, monkeypatch: pytest.MonkeyPatch, megabytes_per_second: float
+) -> Iterator[Line]:
+    line = Line(server, megabytes_per_second * 1e6)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
+    try:
+        yield line
+    finally:
+        line.close()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
+
+
+@pytest.fixture
+def content() -> bytes:
+    return random.Random(0).randbytes(SIZE)
+
+
+@pytest.fixture
+def remote(bucket, content) -> RemoteFile:
+    address = f"s3://{bucket}/images/train.beton"
+    with ObjectStore() as store:
+        store.write(address, content)
+    return RemoteFile(address, len(content), hashlib.sha256(content).hexdigest())
+
+
+def stage(files: list[RemoteFile], cache: Cache, **arguments) -> None:
+    with staged(files, cache, **arguments):
+        pass
+
+
+def stage_and_tell(remote: RemoteFile, folder: Path, answers) -> None:
+    """Stage in a process of its own."""
+    with staged([remote], Cache(folder)) as copies:
+        answers.put(str(copies))
+
+
+def start_staging(remote: RemoteFile, folder: Path):
+    answers = spawn.Queue()
+    process = spawn.Process(target=stage_and_tell, args=(remote, folder, answers))
+    process.start()
+    return process, answers
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def recorded_parts(folder: Path) -> int:
+    return sum(
+        len(path.read_text().split("\n")[1:-1]) for path in folder.glob("*/train.beton.parts")
+    )
+
+
+def test_a_copy_is_the_object_and_the_next_run_needs_no_s3(s3, remote, content, tmp_path):
+    with staged([remote], Cache(tmp_path)) as copies:
+        assert (copies / "train.beton").read_bytes() == content
+        assert [path.name for path in copies.iterdir()] == ["train.beton"]
+    s3.kill()
+    began = time.monotonic()
+    with staged([remote], Cache(tmp_path)) as again:
+        assert again == copies
+    assert time.monotonic() - began < 1
+
+
+def test_two_processes_load_once_and_the_one_that_waits_tells_how_far_it_is(
+    s3, remote, content, tmp_path, monkeypatch, caplog
+):
+    with slow_line(s3, monkeypatch, megabytes_per_second=20) as line:
+        process, answers = start_staging(remote, tmp_path)
+        wait_for(lambda: recorded_parts(tmp_path) >= 1)
+        with caplog.at_level(logging.INFO), staged([remote], Cache(tmp_path)) as copies:
+            assert (copies / "train.beton").read_bytes() == content
+        assert answers.get(timeout=30) == str(copies)
+        process.join(30)
+        assert "another process loads s3://" in caplog.text
+        assert line.received < 1.1 * SIZE
+
+
+def test_a_killed_load_goes_on_without_the_parts_that_it_had(
+    s3, remote, content, tmp_path, monkeypatch
+):
+    with slow_line(s3, monkeypatch, megabytes_per_second=20) as line:
+        process, _ = start_staging(remote, tmp_path)
+        wait_for(lambda: recorded_parts(tmp_path) >= 3)
+        process.kill()
+        process.join(30)
+        had = recorded_parts(tmp_path)
+        assert had < 7
+        line.received = 0
+        with staged([remote], Cache(tmp_path)) as copies:
+            assert (copies / "train.beton").read_bytes() == content
+        assert line.received < SIZE - had * PART_BYTES + 100_000
+
+
+def test_parts_that_were_damaged_between_two_starts_are_loaded_anew(
+    s3, remote, content, tmp_path, monkeypatch, caplog
+):
+    with slow_line(s3, monkeypatch, megabytes_per_second=20):
+        process, _ = start_staging(remote, tmp_path)
+        wait_for(lambda: recorded_parts(tmp_path) >= 2)
+        process.kill()
+        process.join(30)
+    (part,) = tmp_path.glob("*/train.beton.part")
+    with part.open("r+b") as file:
+        file.write(b"damage")
+    with staged([remote], Cache(tmp_path)) as copies:
+        assert (copies / "train.beton").read_bytes() == content
+    assert "what an earlier start left is damaged; loading anew" in caplog.text
+
+
+def test_a_server_that_is_away_for_20_seconds_is_waited_for(
+    s3, remote, content, tmp_path, monkeypatch
+):
+    def fail_and_return() -> None:
+        wait_for(lambda: recorded_parts(tmp_path) >= 1)
+        s3.kill()
+        time.sleep(20)
+        s3.start()
+
+    with slow_line(s3, monkeypatch, megabytes_per_second=20):
+        fault = threading.Thread(target=fail_and_return)
+        fault.start()
+        began = time.monotonic()
+        with staged([remote], Cache(tmp_path)) as copies:
+            assert (copies / "train.beton").read_bytes() == content
+        fault.join(60)
+    assert 20 < time.monotonic() - began < 90
+
+
+def test_an_object_with_another_content_is_refused_and_nothing_of_it_stays(remote, tmp_path):
+    wrong = RemoteFile(remote.address, remote.bytes, "0" * 64)
+    with pytest.raises(ValueError, match=r"train.beton is damaged: its SHA-256 is .* upload it"):
+        stage([wrong], Cache(tmp_path))
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == []
+
+
+def test_an_object_of_another_size_is_refused_before_it_is_loaded(remote, tmp_path):
+    wrong = RemoteFile(remote.address, remote.bytes + 1, remote.sha256)
+    with pytest.raises(ValueError, match=rf"has {remote.bytes:,} bytes, but {SIZE + 1:,} were"):
+        stage([wrong], Cache(tmp_path))
+
+
+def test_an_object_that_changes_while_it_is_loaded_is_named(
+    s3, remote, content, tmp_path, monkeypatch
+):
+    client = s3.client()
+    bucket, key = remote.address.removeprefix("s3://").split("/", 1)
+
+    def change() -> None:
+        wait_for(lambda: recorded_parts(tmp_path) >= 1)
+        client.put_object(Bucket=bucket, Key=key, Body=content[::-1])
+
+    larger = random.Random(1).randbytes(24 * PART_BYTES)
+    client.put_object(Bucket=bucket, Key=key, Body=larger)
+    remote = RemoteFile(remote.address, len(larger), hashlib.sha256(larger).hexdigest())
+    with slow_line(s3, monkeypatch, megabytes_per_second=40):
+        fault = threading.Thread(target=change)
+        fault.start()
+        with pytest.raises(ValueError, match=r"train.beton changed while it was read"):
+            stage([remote], Cache(tmp_path))
+        fault.join(30)
+    client.close()
+
+
+def test_what_is_not_there_is_named(s3, remote, bucket, tmp_path):
+    for address, message in (
+        (f"s3://{bucket}/images/other.beton", "other.beton: no such object"),
+        ("s3://no-such-bucket/images/train.beton", "train.beton: no such bucket"),
+    ):
+        missing = RemoteFile(address, SIZE, remote.sha256)
+        with pytest.raises(FileNotFoundError, match=message):
+            stage([missing], Cache(tmp_path))
+
+
+def test_missing_credentials_are_said_so(remote, tmp_path, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(PermissionError, match=r"no credentials .*set AWS_ACCESS_KEY_ID and"):
+        stage([remote], Cache(tmp_path))
+
+
+def test_denied_access_is_said_so_and_names_no_secret(tmp_path, monkeypatch):
+    reader = User("reader", ("Read:open",))
+    with s3_server(tmp_path / "s3", users=(ADMIN, reader)) as server:
+        admin = server.client()
+        admin.create_bucket(Bucket="shut")
+        admin.put_object(Bucket="shut", Key="images/x", Body=b"x")
+        admin.close()
+        remote = RemoteFile("s3://shut/images/x", 1, "0" * 64)
+        for name, value in server.environment(reader).items():
+            monkeypatch.setenv(name, value)
+        for secret in (reader.secret, "wrong"):
+            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+            with pytest.raises(PermissionError, match="S3 denies access") as caught:
+                stage([remote], Cache(tmp_path / "cache"))
+            assert secret not in str(caught.value)
+
+
+def test_an_endpoint_that_is_away_is_given_up_in_time_without_naming_its_password(
+    remote, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:password@127.0.0.1:9")
+    began = time.monotonic()
+    with pytest.raises(ConnectionError, match=r"127.0.0.1:9 did not answer for 3 sec") as caught:
+        stage([remote], Cache(tmp_path), patience_seconds=3)
+    assert time.monotonic() - began < 10
+    assert "password" not in str(caught.value)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    if os.geteuid() or shutil.which("mount") is None:
+        pytest.skip("a disk of its own to fill takes root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    size = f"size={SIZE * 5 // 2}"
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", folder], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs is not allowed here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_found_before_anything_is_loaded(remote, small_disk):
+    with (small_disk / "other").open("wb") as file:
+        file.write(bytes(2 * SIZE))
+    with pytest.raises(OSError, match=r"disk of cluster.cache_folder .* is full: .* are free"):
+        stage([remote], Cache(small_disk))
+    assert not list(small_disk.glob("*/*.part"))
+
+
+def variant(remote: RemoteFile, number: int) -> RemoteFile:
+    """The same object under another name."""
+    address = f"{remote.address}{number}"
+    with ObjectStore() as store:
+        store.write(address, store.read(remote.address).data)
+    return RemoteFile(address, remote.bytes, remote.sha256)
+
+
+@pytest.mark.parametrize("limit", ["disk", "setting"])
+def test_copies_used_longest_ago_make_room_but_never_those_in_use(
+    remote, small_disk, tmp_path, limit
+):
+    cache = Cache(small_disk) if limit == "disk" else Cache(tmp_path / "cache", SIZE * 5 // 2)
+    first, second, third = (variant(remote, number) for number in range(3))
+    with staged([first], cache) as oldest:
+        with staged([second], cache) as newer:
+            pass
+        with staged([third], cache) as newest:
+            assert oldest.is_dir()
+            assert not newer.exists()
+            with pytest.raises(OSError, match=r"is full|cluster.cache_bytes is .* too few"):
+                stage([second], cache)
+    with staged([second], cache):
+        assert not oldest.exists()
+        assert newest.is_dir()
+
+
+def test_a_store_is_pickled_without_its_secrets(s3, remote, content):
+    with ObjectStore() as store:
+        store.read(remote.address, length=1)
+        pickled = pickle.dumps(store)
+    assert b"secret" not in pickled
+    with pickle.loads(pickled) as again:
+        assert again.read(remote.address, start=5, length=7).data == content[5:12]
+
+
+def test_all_names_below_a_folder_are_listed(bucket):
+    with ObjectStore() as store:
+        for name in ("a/1.txt", "a/2.txt", "b.txt"):
+            store.write(f"s3://{bucket}/tree/{name}", b"")
+        store.write(f"s3://{bucket}/tree2/c.txt", b"")
+        assert list(store.names(f"s3://{bucket}/tree")) == ["a/1.txt", "a/2.txt", "b.txt"]
+
+
+def test_a_file_of_many_parts_arrives_whole(bucket, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(random.Random(2).randbytes(40 << 20))
+    with ObjectStore() as store:
+        store.upload(path, f"s3://{bucket}/folder/file")
+        assert store.read(f"s3://{bucket}/folder/file").data == path.read_bytes()
