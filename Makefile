@@ -1,8 +1,9 @@
 # What a person types. PYTHON=... chooses the interpreter of a new .venv.
 SHELL := bash
 PORT ?= 5000
+HOSTS ?= 2
 
-.PHONY: help setup train test check lint types arch format ui
+.PHONY: help setup train test check lint types arch format ui cluster
 
 help: ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -36,3 +37,7 @@ ui: setup ## runs, curves and models of this folder in the browser
 	@! (: </dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || \
 		{ echo "error: port $(PORT) is in use; choose another: make ui PORT=5001" >&2; exit 1; }
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui --port $(PORT)
+
+cluster: setup ## Ray hosts, S3 and MLflow on this machine, to try a cloud on; HOSTS=3 for more
+	@cluster/packages.sh iproute2 util-linux
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" python -m cluster.local up --hosts $(HOSTS)

