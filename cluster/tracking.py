@@ -305,10 +305,18 @@ class _Entry:
     def step(self) -> int:
         return int(self.metrics["epoch"])
 
+    @property
+    def is_within_epoch(self) -> bool:
+        """Whether this is a checkpoint between two epochs, which has no metrics to log."""
+        return "step" in self.metrics
+
 
 def _deliver(record: Record, entries: list[_Entry]) -> None:
     """Log the entries whose step MLflow does not have: it would keep both values."""
     client = record.client
+    entries = [entry for entry in entries if not entry.is_within_epoch]
+    if not entries:
+        return
     known = {metric.step for metric in client.get_metric_history(record.run_id, "epoch")}
     for entry in entries:
         if entry.step not in known:
@@ -327,9 +335,18 @@ def _note_checkpoint(record: Record, entry: _Entry, keep: int) -> None:
     if any(file.path == _CHECKPOINTS for file in client.list_artifacts(record.run_id)):
         with tempfile.TemporaryDirectory() as folder:
             path = client.download_artifacts(record.run_id, _CHECKPOINTS, folder)
-            kept = [old for old in json.loads(Path(path).read_text()) if old["step"] != entry.step]
+            kept = [
+                old
+                for old in json.loads(Path(path).read_text())
+                if _place(old["metrics"]) != _place(entry.metrics)
+            ]
     kept.append({"step": entry.step, "location": entry.location, "metrics": entry.metrics})
     client.log_text(record.run_id, json.dumps(kept[-keep:], indent=2), _CHECKPOINTS)
+
+
+def _place(metrics: Metrics) -> tuple[float, float]:
+    """Epochs done, and steps of the next one."""
+    return metrics["epoch"], metrics.get("step", 0.0)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import ray.train.torch
 import torch
 from ray.train import Checkpoint
 
-from cluster.reporter import SNAPSHOT, RayReporter, load_checkpoint
+from cluster.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
 from cluster.staging import Cache
 from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
@@ -51,7 +51,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _train(run: Run, device: torch.device) -> None:
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure, once
-    saved = load_checkpoint(ray.train.get_checkpoint())
+    saved = load_newest()
     if SCORES in saved:  # stopped when all but the driver's part was done
         return
     torch.manual_seed(run.train.seed)

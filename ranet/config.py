@@ -160,7 +160,12 @@ class TrainConfig:
     epochs: int = 300
     """Passes over the training images."""
     batch_size: int = 64
-    """Images a step, over all workers together."""
+    """Images a step, over all workers together, however many there are."""
+    micro_batch: int = 0
+    """Images that a worker takes through the network at once, so that its part of a batch fits into
+    its memory; gradients are added up. 0: its whole part."""
+    checkpoint_steps: int = 0
+    """Steps between two checkpoints within an epoch; 0: only after each epoch."""
     seed: int = 0
     """Seed of the weights, of the image order and of the augmentation."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -178,6 +183,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exit_loss_weights", tuple(self.exit_loss_weights))
+        for name in ("micro_batch", "checkpoint_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
         if self.epochs < 1:
             raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
         if self.batch_size < 1:

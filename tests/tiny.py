@@ -1,5 +1,6 @@
 """Small parts that tests of training share: digits as batches, a network with two exits."""
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,14 +50,16 @@ class Digits:
             generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
             order = torch.randperm(self.num_samples, generator=generator)
             order = order[: len(order) // self.batch_size * self.batch_size]
+            batches = order.reshape(-1, self.batch_size)
+            return list(batches.tensor_split(self.num_workers, dim=1)[self.rank])
         batches = order[self.rank :: self.num_workers].split(self.batch_size // self.num_workers)
         return [batch for batch in batches if len(batch)]
 
     @contextmanager
-    def epoch(self, epoch: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         self.num_open += 1
         try:
-            yield ((self.images[own], self.labels[own]) for own in self._own(epoch))
+            yield ((self.images[own], self.labels[own]) for own in self._own(epoch)[first_step:])
         finally:
             self.num_open -= 1
 
@@ -98,10 +101,21 @@ def small_ranet(seed: int = 0) -> RANet:
     )
 
 
-class Recorder:
-    """Keeps every report, and what the snapshot's weights were when it came."""
+class Killed(Exception):  # noqa: N818 - it says what happened
+    """Stands for the end of a process."""
 
-    def __init__(self) -> None:
+
+class Recorder:
+    """Keeps every report, and what the snapshot's weights were when it came.
+
+    Args:
+        kill_after: steps after which the training is killed, once it has made a checkpoint if
+            `with_notice`.
+    """
+
+    def __init__(self, kill_after: int = 0, *, with_notice: bool = False) -> None:
+        self.kill_after, self.with_notice = kill_after, with_notice
+        self.num_steps = 0
         self.metrics: list[Metrics] = []
         self.snapshots: list[Snapshot] = []
         self.weights_then: list[dict[str, Tensor]] = []
@@ -110,6 +124,27 @@ class Recorder:
         self.metrics.append(metrics)
         self.snapshots.append(snapshot)
         self.weights_then.append({k: v.clone() for k, v in snapshot["model"].items()})
+
+    def wants_checkpoint(self) -> bool:
+        self.num_steps += 1
+        if self.num_steps != self.kill_after:
+            return False
+        if not self.with_notice:
+            raise Killed
+        return True
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        self.snapshots.append(snapshot)
+        if self.num_steps == self.kill_after:
+            raise Killed
+
+
+def saved_and_loaded(snapshot: Snapshot) -> Snapshot:
+    """Send a snapshot through a file."""
+    file = io.BytesIO()
+    torch.save(snapshot, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 def normalize(images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Batches decoded from an FFCV file while training."""
 
+import math
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -52,11 +53,11 @@ class FfcvBatches:
         return len(self.planner)
 
     @contextmanager
-    def epoch(self, epoch: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """Open the batches of one epoch; see `ranet.training.reporter.Batches`."""
         pool = ThreadPool(self.threads)
         try:
-            yield self._read(pool, self.planner.epoch(epoch))
+            yield self._read(pool, self.planner.epoch(epoch, first_step))
         except TimeoutError:
             pool.terminate()  # its threads hang: they are daemons, and joining them would hang too
             raise
@@ -67,7 +68,7 @@ class FfcvBatches:
 
     def _read(self, pool: ThreadPool, plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
         # One buffer for each thread, one that is ready, one in the reader's hands.
-        ring = self._buffers(self.threads + 2)
+        ring = self._buffers(self.threads + 2, plan.image_size)
         copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         waiting: deque[AsyncResult[Tensor]] = deque()
         submitted = 0
@@ -101,16 +102,16 @@ class FfcvBatches:
             )
         return buffer.permute(0, 3, 1, 2)
 
-    def _buffers(self, count: int) -> list[Tensor]:
-        """The ring, kept over the epochs: pinning memory takes long."""
+    def _buffers(self, count: int, image_size: int) -> list[Tensor]:
+        """The ring, for images of a size; its memory is kept: pinning it takes long."""
         if not self._ring:
-            size = self.planner.image_size
-            shape = (self.planner.batch_size, size, size, 3)
+            largest = self.planner.batch_size * self.planner.image_size**2 * 3
             pinned = self.device.type == "cuda"
             self._ring = [
-                torch.empty(shape, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)
+                torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)
             ]
-        return self._ring
+        shape = (self.planner.batch_size, image_size, image_size, 3)
+        return [memory[: math.prod(shape)].view(shape) for memory in self._ring]
 
     def _to_cuda(self, images: Tensor, copy_stream: torch.cuda.Stream) -> Tensor:
         """Copy beside the computation, and wait: the buffer is about to be used again."""

@@ -1,5 +1,6 @@
 """Opening the batches of a prepared split."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ def open_batches(
     num_workers: int,
     seed: int,
     device: torch.device,
+    epoch_sizes: Sequence[int] = (),
 ) -> Batches:
     """Open one worker's batches of a prepared split.
 
@@ -32,6 +34,7 @@ def open_batches(
         num_workers: Workers that read the split together.
         seed: Seed of the order and the augmentation.
         device: Where the batches shall lie.
+        epoch_sizes: Height and width of the training images of each epoch; empty: `image_size`.
 
     Raises:
         FileNotFoundError: the split is not prepared.
@@ -53,15 +56,20 @@ def open_batches(
             f"{classes} classes; prepare it anew"
         )
     is_training = split == "train"
-    if is_training and batch_size % num_workers:
+    if is_training and batch_size < num_workers:
         raise ValueError(
-            f"train.batch_size must divide by the number of workers, got {batch_size} for "
-            f"{num_workers}: every worker gets equally many images"
+            f"train.batch_size must be at least the number of workers, {num_workers}, got "
+            f"{batch_size}: every worker takes a part of each batch"
         )
     if is_training and len(beton) < batch_size:
         raise ValueError(
             f"train.batch_size is {batch_size}, but {path} holds {len(beton)} images: "
             "there is no whole batch"
+        )
+    if is_training and config.crop == "pad4" and epoch_sizes:
+        raise ValueError(
+            "data.crop: pad4 cuts training images of model.image_size only, but train.image_sizes "
+            f"asks for {sorted(set(epoch_sizes))} pixels; use data.crop: random_resized"
         )
     if is_training and config.crop == "pad4" and (beton.sizes != image_size).any():
         raise ValueError(
@@ -73,7 +81,8 @@ def open_batches(
         config=config,
         is_training=is_training,
         sizes=beton.sizes,
-        image_size=image_size,
+        image_size=max(epoch_sizes, default=image_size) if is_training else image_size,
+        epoch_sizes=epoch_sizes if is_training else (),
         global_batch_size=batch_size,
         rank=rank,
         num_workers=num_workers,

@@ -55,24 +55,26 @@ class MemoryBatches:
         return len(self.planner)
 
     @contextmanager
-    def epoch(self, epoch: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
         """Open the batches of one epoch; see `ranet.training.reporter.Batches`."""
-        yield self._read(self.planner.epoch(epoch))
+        yield self._read(self.planner.epoch(epoch, first_step))
 
     def _read(self, plan: EpochPlan) -> Iterator[tuple[Tensor, Tensor]]:
         samples = torch.from_numpy(plan.samples).to(self.labels.device)
         boxes = torch.from_numpy(plan.boxes).to(self.labels.device)
-        is_copied = bool(np.all(plan.boxes[:, 2:4] == self.planner.image_size))
+        is_copied = bool(np.all(plan.boxes[:, 2:4] == plan.image_size))
         for start in range(0, len(samples), plan.batch_size):
             rows = slice(start, start + plan.batch_size)
             cut = self._copied if is_copied else self._resized
-            images = cut(samples[rows], boxes[rows]).permute(0, 3, 1, 2)
+            images = cut(samples[rows], boxes[rows], plan.image_size).permute(0, 3, 1, 2)
             yield images, self.labels[samples[rows]]
 
-    def _copied(self, samples: Tensor, boxes: Tensor) -> Tensor:
+    def _copied(self, samples: Tensor, boxes: Tensor, size: int) -> Tensor:
         """Boxes of the images' own scale, black where they reach over the edge."""
         height, width = self.images.shape[1:3]
-        rows, columns = self._pixels(boxes)
+        steps = torch.arange(size, device=boxes.device)
+        rows = boxes[:, :1] + steps
+        columns = boxes[:, 1:2] + torch.where(boxes[:, 4:] == 1, steps.flip(0), steps)
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
             :, None, :
         ]
@@ -80,15 +82,8 @@ class MemoryBatches:
         images = self.images[samples[:, None, None], rows[:, :, None], columns[:, None, :]]
         return images * inside[..., None]
 
-    def _pixels(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Row and column in the image of every row and column of its box (batch, size)."""
-        steps = torch.arange(self.planner.image_size, device=boxes.device)
-        columns = torch.where(boxes[:, 4:] == 1, steps.flip(0), steps)
-        return boxes[:, :1] + steps, boxes[:, 1:2] + columns
-
-    def _resized(self, samples: Tensor, boxes: Tensor) -> Tensor:
+    def _resized(self, samples: Tensor, boxes: Tensor, size: int) -> Tensor:
         """Boxes of any scale, resized bilinearly."""
-        size = self.planner.image_size
         height, width = self.images.shape[1:3]
         centres = (torch.arange(size, device=boxes.device) + 0.5) / size
         columns = torch.where(boxes[:, 4:] == 1, centres.flip(0), centres)

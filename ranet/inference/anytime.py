@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ranet.training.distributed import gather
-from ranet.training.loop import compute_logits, exit_hits
+from ranet.training.evaluation import compute_logits, exit_hits
 from ranet.training.reporter import Batches
 
 

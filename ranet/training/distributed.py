@@ -1,5 +1,8 @@
 """What the workers of one training do together; alone, every function is the identity."""
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -19,8 +22,13 @@ def wrap(model: nn.Module) -> nn.Module:
     """Make a model average its gradients over the workers; all start from rank 0's weights."""
     if world_size() == 1:
         return model
-    # Every worker keeps batch norm statistics of its own images; `average_buffers` joins them.
+    # Every worker keeps batch norm statistics of its own images until the epoch ends.
     return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+
+
+def accumulating(model: nn.Module) -> AbstractContextManager[None]:
+    """Add up the gradients of a wrapped model on each worker, without averaging them yet."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def gather(values: Tensor) -> list[Tensor]:
@@ -44,16 +52,27 @@ def gather(values: Tensor) -> list[Tensor]:
     ]
 
 
-def average_buffers(model: nn.Module) -> None:
-    """Replace the model's saved floating buffers by their mean over the workers.
+def statistics(model: nn.Module) -> list[Tensor]:
+    """The model's saved floating buffers: the running statistics of its batch norms.
 
-    These are the running statistics of its batch norms. Integer buffers count steps, alike on
-    every worker; buffers that are not saved are constants.
+    Integer buffers count steps; buffers that are not saved are constants.
     """
     saved = model.state_dict().keys()
-    buffers = [b for name, b in model.named_buffers() if name in saved and b.is_floating_point()]
-    if not buffers:
-        return
-    mean = torch.stack(gather(torch.cat([b.flatten() for b in buffers]))).mean(dim=0)
-    for buffer, values in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(values.reshape(buffer.shape))
+    return [b for name, b in model.named_buffers() if name in saved and b.is_floating_point()]
+
+
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors by their mean over the workers."""
+    if tensors and world_size() > 1:
+        fill(tensors, torch.stack(gather(joined(tensors))).mean(dim=0))
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors of one type to one of a single dimension."""
+    return torch.cat([each.flatten() for each in tensors])
+
+
+def fill(tensors: Sequence[Tensor], values: Tensor) -> None:
+    """Put back what `joined` gave."""
+    for tensor, part in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.reshape(tensor.shape))

@@ -100,15 +100,18 @@ class FiniteGuard:
         optimizer.found_inf = self._found  # pyright: ignore[reportAttributeAccessIssue]
 
     def backward(self, loss: Tensor) -> None:
-        """Compute the gradients of a loss and check them."""
+        """Add the gradients of a loss."""
         # Times 1, or times NaN: an infinite loss may have a finite gradient, and on one worker
         # only. Arithmetic, because torch.where would copy its two numbers to the device.
         loss.backward(loss.detach() * 0 + 1)
-        with torch.no_grad():
-            gradients = [p.grad for p in self._parameters if p.grad is not None]
-            bad = get_total_norm(gradients, norm_type=math.inf).isfinite().logical_not()
-            torch.maximum(self._found, bad.to(self._found.dtype), out=self._found)
-            self._clean_steps += self._found == 0
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Look at the gradients of a whole step, before the optimizer takes it."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        bad = get_total_norm(gradients, norm_type=math.inf).isfinite().logical_not()
+        torch.maximum(self._found, bad.to(self._found.dtype), out=self._found)
+        self._clean_steps += self._found == 0
 
     def first_bad_step(self) -> int | None:
         """Read from the device which step was the first to be skipped, counted from 0."""

@@ -16,8 +16,11 @@ Snapshot: TypeAlias = dict[str, Any]
 """All that a resumed run needs, as CPU tensors, numbers, strings, lists and dicts only, so that
 `torch.load(weights_only=True)` reads it.
 
-- `epoch`: epochs done, `seed`: the training's seed; the learning rate follows from the epoch;
+- `epoch`: epochs done; `step`: steps done in the next one, 0 after an epoch; `seed`: the
+  training's seed; the learning rate follows from epoch and step;
 - `model`: state dict, `optimizer`: its tensors by parameter name;
+- `workers`: within an epoch, what workers do not share, a row each: `statistics` of the batch norms
+  and `tally`, what the epoch's metrics will be made of; None after an epoch, when all are alike;
 - `history`: metrics of every epoch so far, first epoch first;
 - `best`: `epoch` (from 1), `value` (the accuracy it was chosen by) and `model` of the best epoch.
 """
@@ -35,24 +38,35 @@ class Batches(Protocol):
         """Batches that this worker reads in one epoch."""
         ...
 
-    def epoch(self, epoch: int) -> AbstractContextManager[Iterator[tuple[Tensor, Tensor]]]:
-        """Open the batches of one epoch (counted from 0): a context that yields an iterator.
+    def epoch(
+        self, epoch: int, first_step: int = 0
+    ) -> AbstractContextManager[Iterator[tuple[Tensor, Tensor]]]:
+        """Open the batches of one epoch, from one of them on: a context that yields an iterator.
 
-        The iterator gives images (batch, 3, height, width), uint8, and labels (batch,), int64,
-        both on the worker's device. A batch is valid until the next one is read. Training
-        splits are shuffled and augmented by (seed, epoch, sample index) alone, every worker
-        gets equally many batches of equal size, and the last short global batch is left out;
-        validation and test splits give each image exactly once over all workers, in unequal
-        numbers of batches where they do not divide. Leaving the context frees all threads.
+        Both are counted from 0. The iterator gives images (batch, 3, height, width), uint8, and
+        labels (batch,), int64, both on the worker's device. A batch is valid until the next one
+        is read. Training splits are shuffled and augmented by (seed, epoch, sample index) alone;
+        every worker gets its part of every global batch, at most one image more or less than the
+        others, and the last short global batch is left out. Validation and test splits give each
+        image exactly once over all workers, in unequal numbers of batches where they do not
+        divide. Leaving the context frees all threads.
         """
         ...
 
 
 class Reporter(Protocol):
-    """Receives what a run produces; called on every worker, once per epoch."""
+    """Receives what a run produces; every worker calls it equally often."""
 
     def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Take the metrics of an epoch and the state to resume after it."""
+        ...
+
+    def wants_checkpoint(self) -> bool:
+        """Say whether a checkpoint is wanted now; asked after every step, the same on all."""
+        ...
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Take the state to resume from within an epoch; it may end the training by raising."""
         ...
 
 
@@ -63,3 +77,10 @@ class LogReporter:
         """Log one line with every metric."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         logger.info("epoch %d: %s", snapshot["epoch"], text)
+
+    def wants_checkpoint(self) -> bool:
+        """Want none."""
+        return False
+
+    def checkpoint(self, snapshot: Snapshot) -> None:
+        """Keep nothing."""

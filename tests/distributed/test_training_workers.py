@@ -4,7 +4,10 @@ import math
 import os
 import time
 import warnings
+from contextlib import suppress
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,14 +17,16 @@ from torch.multiprocessing.spawn import spawn
 
 from ranet.config import OptimConfig, TrainConfig
 from ranet.inference.anytime import collect_scores
-from ranet.training.loop import evaluate, fit
+from ranet.training.evaluation import evaluate
+from ranet.training.loop import fit
 from ranet.training.optim import NonFiniteLoss
-from tests.tiny import Digits, Recorder, TwoExits, assert_same, normalize, small_ranet
+from tests.tiny import Digits, Killed, Recorder, TwoExits, assert_same, normalize, small_ranet
 
 pytestmark = pytest.mark.distributed
 
 CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05))
+ODD = TrainConfig(epochs=1, batch_size=33, optim=OptimConfig(lr=0.05))
 ONE_EPOCH = TrainConfig(epochs=1, batch_size=32, optim=OptimConfig(lr=0.05))
 
 
@@ -54,19 +59,22 @@ def start_worker(rank, work, num_workers, folder: Path):
     distributed.destroy_process_group()
 
 
-def train(config, rank, num_workers, model, *, resume=None, prepare=normalize):
-    """Fit a network; give all snapshots."""
-    recorder = Recorder()
-    fit(
-        config,
-        model,
-        Digits(0, 320, config.batch_size, shuffled=True, rank=rank, num_workers=num_workers),
-        Digits(1000, 1081, 32, rank=rank, num_workers=num_workers),
-        recorder,
-        normalize=prepare,
-        device=CPU,
-        resume=resume,
-    )
+def train(
+    config, rank, num_workers, model, *, resume=None, prepare=normalize, kill_after=0, notice=False
+):
+    """Fit a network, to its end or until it is killed; give all snapshots."""
+    recorder = Recorder(kill_after, with_notice=notice)
+    with suppress(Killed):
+        fit(
+            config,
+            model,
+            Digits(0, 330, config.batch_size, shuffled=True, rank=rank, num_workers=num_workers),
+            Digits(1000, 1081, 32, rank=rank, num_workers=num_workers),
+            recorder,
+            normalize=prepare,
+            device=CPU,
+            resume=resume,
+        )
     return recorder.snapshots
 
 
@@ -75,6 +83,22 @@ def train_and_resume(rank, num_workers, make_model):
     unbroken = train(QUICK, rank, num_workers, make_model(seed=rank))
     resumed = train(QUICK, rank, num_workers, make_model(seed=5), resume=unbroken[1])
     return {"unbroken": unbroken[-1], "resumed": resumed[-1]}
+
+
+def train_and_be_killed(rank, num_workers, config):
+    """Go through two kills, one of them with notice."""
+    killed = train(
+        replace(config, checkpoint_steps=3), rank, num_workers, small_ranet(rank), kill_after=18
+    )
+    noticed = train(
+        config, rank, num_workers, small_ranet(6), resume=killed[-1], kill_after=9, notice=True
+    )
+    resumed = train(config, rank, num_workers, small_ranet(7), resume=noticed[-1])
+    return {
+        "unbroken": train(config, rank, num_workers, small_ranet(rank))[-1],
+        "resumed": resumed[-1],
+        "places": [(each["epoch"], each["step"]) for each in (killed[-1], noticed[-1])],
+    }
 
 
 def diverge_on_one_worker(rank, num_workers):
@@ -112,6 +136,14 @@ def everything(rank, num_workers):
         "tiny": train_and_resume(rank, num_workers, TwoExits),
         "ranet": train_and_resume(rank, num_workers, small_ranet),
         "normless": train(ONE_EPOCH, rank, num_workers, TwoExits(normed=False))[-1],
+        "odd": {
+            micro_batch: train(
+                replace(ODD, micro_batch=micro_batch), rank, num_workers, TwoExits(normed=False)
+            )[-1]
+            for micro_batch in (0, 5)
+        },
+        "killed": train_and_be_killed(rank, num_workers, QUICK),
+        "killed odd": train_and_be_killed(rank, num_workers, replace(QUICK, batch_size=33)),
         "diverged": diverge_on_one_worker(rank, num_workers),
         "evaluated": {n: evaluate_shares(rank, num_workers, n) for n in (57, 1)},
     }
@@ -143,6 +175,54 @@ def test_two_workers_take_the_steps_of_one_with_the_whole_batch(two_workers):
         torch.testing.assert_close(together["model"][name], weight, atol=1e-5, rtol=1e-5)
     for name in ("train/loss", "val/loss", "val/exit1/top1", "val/exit2/top5"):
         assert together["history"][0][name] == pytest.approx(alone["history"][0][name], rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch", [0, 5])
+def test_workers_with_unequal_parts_take_the_steps_of_one_with_the_whole_batch(
+    two_workers, micro_batch
+):
+    alone = train(ODD, 0, 1, TwoExits(normed=False))[-1]
+    together = two_workers[0]["odd"][micro_batch]
+    for name, weight in alone["model"].items():
+        torch.testing.assert_close(together["model"][name], weight, atol=1e-5, rtol=1e-5)
+    expected = pytest.approx(alone["history"][0]["train/loss"], rel=1e-5)
+    assert together["history"][0]["train/loss"] == expected
+
+
+@pytest.mark.parametrize("case", ["killed", "killed odd"])
+def test_workers_killed_within_an_epoch_end_where_unbroken_ones_do(two_workers, case):
+    for worker in two_workers:
+        assert worker[case]["places"] == [(1, 6), (2, 5)]
+        assert_same(worker[case]["resumed"], worker[case]["unbroken"])
+
+
+def test_training_goes_on_within_an_epoch_with_any_number_of_workers(tmp_path):
+    config = replace(QUICK, epochs=3)
+    unbroken = train(config, 0, 1, TwoExits(normed=False))
+    resume, places = None, []
+    for turn, (num_workers, kill_after) in enumerate([(2, 4), (1, 8), (3, 9), (1, 0)]):
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        work = partial(go_on, config=config, resume=resume, kill_after=kill_after)
+        ends = run_workers(work, num_workers, folder) if num_workers > 1 else [work(0, 1)]
+        resume = ends[0]
+        places.append((resume["epoch"], resume["step"]))
+    assert resume is not None
+    assert places == [(0, 4), (1, 2), (2, 1), (3, 0)]
+    for name, weight in unbroken[-1]["model"].items():
+        torch.testing.assert_close(resume["model"][name], weight, atol=1e-5, rtol=1e-5)
+    for now, then in zip(resume["history"], unbroken[-1]["history"], strict=True):
+        # Every image of every epoch is in the mean, once, whoever saw it.
+        assert now["train/loss"] == pytest.approx(then["train/loss"], rel=1e-5)
+        assert now["train/lr"] == then["train/lr"]
+
+
+def go_on(rank, num_workers, config, resume, kill_after):
+    model = TwoExits(normed=False)
+    snapshots = train(
+        config, rank, num_workers, model, resume=resume, kill_after=kill_after, notice=True
+    )
+    return snapshots[-1]
 
 
 def test_a_bad_loss_on_one_worker_stops_all_before_the_step(two_workers):

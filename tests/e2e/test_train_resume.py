@@ -11,11 +11,14 @@ from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
+from ranet.training.reporter import LogReporter
 from tests.e2e.training import (
     CONFIG,
     assert_equal_states,
     client,
+    committed,
     committed_epochs,
+    newest_checkpoint,
     runs,
     snapshot,
     steps,
@@ -23,11 +26,6 @@ from tests.e2e.training import (
 )
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
-
-
-class Recorder:
-    def report(self, metrics, snapshot) -> None:
-        pass
 
 
 def trained_in_one_process(folder, monkeypatch):
@@ -47,7 +45,7 @@ def trained_in_one_process(folder, monkeypatch):
         for split in ("train", "val")
     )  # fmt: skip
     return fit(
-        run.train, RANet(run.model), train, val, Recorder(),
+        run.train, RANet(run.model), train, val, LogReporter(),
         normalize=Normalize(run.data.mean, run.data.std), device=device,
     )  # fmt: skip
 
@@ -98,21 +96,25 @@ def test_a_run_interrupted_and_then_killed_ends_where_an_unbroken_one_does(tmp_p
     check_against(unbroken, folder)
 
 
-def test_a_run_that_lost_a_worker_ends_where_an_unbroken_one_does(tmp_path):
-    two = ("--cluster.num_workers=2", "--data.loader=ffcv")
+def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_does(tmp_path):
+    # Both within an epoch of 19 steps.
+    two = ("--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_steps=4")
     unbroken = trained_without_a_break(tmp_path / "whole", *two)
     folder = tmp_path / "broken"
     folder.mkdir()
     with training(folder, *two) as first:
-        first.wait_until(lambda: committed_epochs(folder) >= 1)
+        first.wait_until(lambda: committed(folder) >= (1, 4) and committed(folder)[1])
         first.worker().send_signal(signal.SIGKILL)
         assert first.wait(120) == 1, first.output()
         assert "was lost" in first.output().splitlines()[-1]
         assert first.family() == []
     assert [run.info.status for run in runs(client(folder))] == ["FAILED"]
     assert committed_epochs(folder) < 6
+    damaged = newest_checkpoint(folder) / "snapshot.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     with training(folder, *two) as second:
         assert second.wait() == 0, second.output()
+        assert f"{damaged.parent} is damaged: snapshot.pt, of " in second.output()
     check_against(unbroken, folder)
 
 

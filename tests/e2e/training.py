@@ -125,14 +125,27 @@ def training(folder: Path, *arguments: str, **environment: str) -> Iterator[Trai
 
 def committed_epochs(folder: Path) -> int:
     """Epochs of the newest checkpoint that Ray has committed."""
+    return committed(folder)[0]
+
+
+def committed(folder: Path) -> tuple[int, int]:
+    """Epochs, and steps of the next one, of the newest checkpoint that Ray has committed."""
     states = list(folder.glob("outputs/runs/*/checkpoint_manager_snapshot.json"))
     if not states:
-        return 0
+        return 0, 0
     try:
         state = json.loads(max(states, key=lambda path: path.stat().st_mtime).read_text())
     except json.JSONDecodeError:  # being written
-        return 0
-    return int(state["latest_checkpoint_result"]["metrics"]["epoch"])
+        return 0, 0
+    metrics = state["latest_checkpoint_result"]["metrics"]
+    return int(metrics["epoch"]), int(metrics.get("step", 0))
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """Folder of the newest checkpoint that Ray has committed."""
+    [state] = folder.glob("outputs/runs/*/checkpoint_manager_snapshot.json")
+    latest = json.loads(state.read_text())["latest_checkpoint_result"]
+    return state.parent / latest["checkpoint_dir_name"]
 
 
 def client(folder: Path) -> MlflowClient:

@@ -105,7 +105,7 @@ def test_evaluation_reads_the_whole_or_seven_eighths_of_the_shorter_side(size, e
     assert evaluation_boxes(32, np.array([size])).tolist() == [list(expected)]
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 7, 12])
 def test_the_workers_read_slices_of_the_same_global_batches(num_workers):
     whole = planner().epoch(5)
     parts = [planner(rank=rank, num_workers=num_workers).epoch(5) for rank in range(num_workers)]
@@ -113,7 +113,30 @@ def test_the_workers_read_slices_of_the_same_global_batches(num_workers):
         samples, chosen = whole[number]
         assert np.array_equal(np.concatenate([part[number][0] for part in parts]), samples)
         assert np.array_equal(np.concatenate([part[number][1] for part in parts]), chosen)
+        sizes = [len(part[number][0]) for part in parts]
+        assert max(sizes) - min(sizes) <= 1
     assert [len(part) for part in parts] == [83] * num_workers
+
+
+def test_an_epoch_read_by_changing_numbers_of_workers_is_read_exactly_once_and_in_order():
+    expected = planner().epoch(5)
+    read = []
+    for first, last, num_workers in ((0, 20, 2), (20, 21, 1), (21, 50, 5), (50, 83, 2)):
+        plans = [
+            planner(rank=rank, num_workers=num_workers).epoch(5, first)
+            for rank in range(num_workers)
+        ]
+        for number in range(last - first):
+            read += [plan[number] for plan in plans]
+    assert np.array_equal(np.concatenate([samples for samples, _ in read]), expected.samples)
+    assert np.array_equal(np.concatenate([chosen for _, chosen in read]), expected.boxes)
+    assert len(set(expected.samples.tolist())) == 83 * 12
+
+
+def test_the_images_left_out_of_an_epoch_are_others_in_each():
+    left_out = [set(range(1000)) - set(planner().epoch(k).samples.tolist()) for k in range(8)]
+    assert {len(each) for each in left_out} == {4}
+    assert len(set.union(*left_out)) > 4 * 6
 
 
 def test_the_order_is_numpys_permutation_of_seed_and_epoch():

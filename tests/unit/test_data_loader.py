@@ -133,6 +133,56 @@ def test_two_workers_together_read_what_one_reads(config, loader):
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_workers_that_do_not_divide_the_batch_read_it_all(config, loader):
+    settings = with_settings(config, loader=loader)
+    alone, labels = read_epoch(batches_of(settings, batch_size=5), 2)
+    parts = [batches_of(settings, batch_size=5, rank=rank, num_workers=3) for rank in range(3)]
+    given = []
+    for part in parts:
+        with part.epoch(2) as iterator:
+            given.append([(images.clone(), labels) for images, labels in iterator])
+    assert [len(batches) for batches in given] == [4, 4, 4]
+    assert [len(batches[0][1]) for batches in given] == [2, 2, 1]
+    together = [batches[number] for number in range(4) for batches in given]
+    assert torch.equal(torch.cat([images for images, _ in together]), alone)
+    assert torch.equal(torch.cat([labels for _, labels in together]), labels)
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("first_step", [0, 1, 3, 5])
+def test_an_epoch_opened_at_a_step_gives_the_rest_of_it(config, loader, first_step):
+    batches = batches_of(with_settings(config, loader=loader))
+    images, labels = read_epoch(batches, 2)
+    with batches.epoch(2, first_step) as iterator:
+        rest = [(images.clone(), labels) for images, labels in iterator]
+    assert len(rest) == 5 - first_step
+    for number, (some, their_labels) in enumerate(rest, start=first_step):
+        rows = slice(4 * number, 4 * number + 4)
+        assert torch.equal(some, images[rows])
+        assert torch.equal(their_labels, labels[rows])
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("crop", ["none", "random_resized"])
+def test_images_of_each_epoch_have_its_size_and_show_the_same(config, loader, crop):
+    settings = with_settings(config, loader=loader, crop=crop)
+    large = batches_of(settings, epoch_sizes=[32, 32, 32])
+    mixed = batches_of(settings, epoch_sizes=[16, 48, 16])
+    for epoch, size in enumerate([16, 48, 16]):
+        images, labels = read_epoch(mixed, epoch)
+        same, expected = read_epoch(large, epoch)
+        assert images.shape == (20, 3, size, size)
+        assert torch.equal(labels, expected)
+        if crop == "random_resized":
+            at_hand = torch.nn.functional.interpolate(
+                same.float(), size=(size, size), mode="bilinear", antialias=True
+            )
+            assert (at_hand - images).abs().mean() < 6
+    val, _ = read_epoch(batches_of(settings, "val", epoch_sizes=[16, 48, 16]))
+    assert val.shape[2:] == (32, 32)
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
 @pytest.mark.parametrize("num_workers", [1, 2, 4, 7])
 def test_validation_gives_each_image_once_however_many_workers(config, loader, num_workers):
     settings = with_settings(config, loader=loader)
@@ -220,7 +270,8 @@ def test_a_damaged_jpeg_is_reported_with_its_number(large):
     ("settings", "arguments", "message"),
     [
         ({}, {"batch_size": 32}, r"batch_size is 32, but .*train.beton holds 20 images"),
-        ({}, {"batch_size": 5, "num_workers": 2}, "must divide by the number of workers, got 5"),
+        ({}, {"batch_size": 2, "num_workers": 3}, "at least the number of workers, 3, got 2"),
+        ({}, {"epoch_sizes": [24, 32]}, r"pad4 cuts .* asks for \[24, 32\] pixels; use data.crop"),
         ({}, {"image_size": 24}, r"pad4 needs images of 24x24 pixels, .* \[32, 32\]"),
     ],
 )

@@ -57,7 +57,12 @@ def test_the_command_line_overrides_the_file(tmp_path):
         (["--config", "/nowhere.yaml"], "config: File does not exist: '/nowhere.yaml'"),
         (["--train.seed=9223372036854775808"], "train.seed must be 0 to 2^63 - 1, got 9223"),
         (["--name=a/b"], "name must be letters"),
-        (["--train.batch_size=63"], "train.batch_size must be a multiple of cluster.num_workers"),
+        (
+            ["--train.batch_size=1"],
+            "train.batch_size must be at least cluster.num_workers (2)",
+        ),
+        (["--train.micro_batch=-1"], "train.micro_batch must be 0 or more, got -1"),
+        (["--train.checkpoint_steps=-1"], "train.checkpoint_steps must be 0 or more, got -1"),
         (["--train.exit_loss_weights=[1,2]"], "train.exit_loss_weights must have one entry per"),
         (["--cluster.num_workers=0"], "cluster.num_workers must be 1 or more, got 0"),
         (["--cluster.storage="], "cluster.storage must name a folder"),

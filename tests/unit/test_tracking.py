@@ -292,11 +292,28 @@ def test_the_newest_checkpoints_are_noted_with_step_metrics_and_location(client,
         for k in range(1, 4):
             record.log_checkpoint({"epoch": k, "val/loss": 1 / k}, f"/runs/{k}", keep=2)
         record.log_checkpoint({"epoch": 3, "val/loss": 1 / 3}, "/runs/3 with scores", keep=2)
-    path = client.download_artifacts(record.run_id, "checkpoints.json", str(tmp_path))
-    assert json.loads(Path(path).read_text()) == [
+    assert noted(client, record, tmp_path) == [
         {"step": 2, "location": "/runs/2", "metrics": {"epoch": 2, "val/loss": 0.5}},
         {"step": 3, "location": "/runs/3 with scores", "metrics": {"epoch": 3, "val/loss": 1 / 3}},
     ]
+
+
+def test_a_checkpoint_within_an_epoch_is_noted_and_logged_as_no_epoch(client, tmp_path):
+    with begin() as record:
+        writer = MetricWriter(record, keep_checkpoints=3)
+        for epoch, step in ((0, 5), (1, 0), (1, 5), (1, 5), (1, 9)):
+            within = {"epoch": float(epoch), "step": float(step)}
+            metrics = within if step else history(epoch)[-1]
+            writer.put(metrics, f"/runs/{epoch}-{step}")
+        assert writer.flush(timeout=30)
+    assert logged(client, record) == [(1, 1)]
+    places = [each["location"] for each in noted(client, record, tmp_path)]
+    assert places == ["/runs/1-0", "/runs/1-5", "/runs/1-9"]
+
+
+def noted(client, record, folder) -> list[dict]:
+    path = client.download_artifacts(record.run_id, "checkpoints.json", str(folder))
+    return json.loads(Path(path).read_text())
 
 
 def test_a_writer_warns_once_and_delivers_when_mlflow_answers_again(client, tmp_path, caplog):

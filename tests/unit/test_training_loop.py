@@ -1,18 +1,29 @@
 """The training loop on real digits, one process."""
 
-import io
 import logging
 import math
+import random
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from ranet.config import OptimConfig, TrainConfig
-from ranet.training import loop
-from ranet.training.loop import evaluate, exit_hits, fit
+from ranet.training import progress
+from ranet.training.evaluation import evaluate, exit_hits
+from ranet.training.loop import fit
 from ranet.training.optim import NonFiniteLoss
-from tests.tiny import Digits, Recorder, TwoExits, assert_same, normalize, small_ranet
+from tests.tiny import (
+    Digits,
+    Killed,
+    Recorder,
+    TwoExits,
+    assert_same,
+    normalize,
+    saved_and_loaded,
+    small_ranet,
+)
 
 CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05, warmup_epochs=0.5))
@@ -40,13 +51,6 @@ def train(
     finally:
         assert batches.num_open == 0
         assert val.num_open == 0
-
-
-def saved_and_loaded(snapshot):
-    file = io.BytesIO()
-    torch.save(snapshot, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 class Poison:
@@ -104,15 +108,92 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, precision):
     assert_same(dict(resumed_model.state_dict()), unbroken["model"])
 
 
-def test_random_numbers_in_the_network_come_from_the_seed_and_the_epoch():
-    class Dropping(TwoExits):
-        def forward(self, images):
-            return nn.functional.dropout(super().forward(images), 0.3, self.training)
+class Dropping(TwoExits):
+    """Has random numbers of its own."""
 
+    def forward(self, images):
+        return nn.functional.dropout(super().forward(images), 0.3, self.training)
+
+
+@pytest.mark.parametrize("make_model", [TwoExits, small_ranet, Dropping])
+@pytest.mark.parametrize("seed", range(3))
+def test_training_killed_at_any_step_ends_where_an_unbroken_one_does(make_model, seed):
+    # The unbroken one makes no checkpoints at all: to make one must change nothing.
+    unbroken = train(model=make_model())
+    chance = random.Random(seed)
+    config = replace(QUICK, checkpoint_steps=chance.randint(1, 9))
+    resume, steps_done = None, 0
+    while steps_done < 30:
+        steps_done += (killed_after := chance.randint(1, 15))
+        recorder = Recorder(killed_after)
+        torch.manual_seed(steps_done)
+        with pytest.raises(Killed):
+            train(config, make_model(0 if resume is None else 1), resume=resume, recorder=recorder)
+        if recorder.snapshots:
+            resume = saved_and_loaded(recorder.snapshots[-1])
+        steps_done = 0 if resume is None else 10 * resume["epoch"] + resume["step"]
+    assert_same(train(config, make_model(7), resume=resume), unbroken)
+
+
+@pytest.mark.parametrize("notice_after", [1, 10, 23])
+def test_after_a_notice_no_step_is_done_twice(notice_after):
+    first, second = Recorder(notice_after, with_notice=True), Recorder()
+    with pytest.raises(Killed):
+        train(recorder=first)
+    resumed = train(model=TwoExits(3), resume=first.snapshots[-1], recorder=second)
+    assert_same(resumed, train())
+    assert second.num_steps == 40 - notice_after
+
+
+def test_checkpoints_come_at_every_so_many_steps_and_after_each_epoch():
     recorder = Recorder()
-    unbroken = train(model=Dropping(), recorder=recorder)
-    torch.manual_seed(12345)
-    assert_same(train(model=Dropping(), resume=recorder.snapshots[0]), unbroken)
+    train(replace(QUICK, epochs=2, checkpoint_steps=5), recorder=recorder)
+    places = [(snapshot["epoch"], snapshot["step"]) for snapshot in recorder.snapshots]
+    assert places == [(0, 5), (1, 0), (1, 5), (2, 0)]
+    assert len(recorder.metrics) == 2
+
+
+@pytest.mark.parametrize("micro_batch", [1, 7, 16, 32, 100])
+def test_micro_batches_have_the_gradient_of_the_whole_batch(micro_batch):
+    sizes = []
+
+    def prepare(images):
+        sizes.append(len(images))
+        return normalize(images)
+
+    config = TrainConfig(epochs=1, batch_size=32, label_smoothing=0.1, optim=QUICK.optim)
+    whole = train(config, TwoExits(normed=False))
+    parts = train(replace(config, micro_batch=micro_batch), TwoExits(normed=False), prepare=prepare)
+    assert max(sizes[:-3]) == min(micro_batch, 32)  # the last three are validation
+    for name, weight in whole["model"].items():
+        torch.testing.assert_close(parts["model"][name], weight, atol=1e-6, rtol=1e-5)
+    expected = pytest.approx(whole["history"][0]["train/loss"], rel=1e-5)
+    assert parts["history"][0]["train/loss"] == expected
+
+
+def test_a_micro_batch_that_is_not_a_number_stops_before_its_step():
+    model = TwoExits()
+    poison = Poison(model, call=2 * 10 + 3 + 5)
+    config = replace(QUICK, micro_batch=16)
+    with pytest.raises(NonFiniteLoss, match="epoch 2 of 4, step 3 of 10"):
+        train(config, model, prepare=poison)
+    for parameter, then in zip(model.parameters(), poison.weights, strict=True):
+        assert torch.equal(parameter, then)
+
+
+def test_a_bad_step_after_a_resumption_has_its_number_in_the_epoch():
+    recorder = Recorder(4, with_notice=True)
+    with pytest.raises(Killed):
+        train(recorder=recorder)
+    model = TwoExits()
+    with pytest.raises(NonFiniteLoss, match="epoch 1 of 4, step 7 of 10"):
+        train(model=model, prepare=Poison(model, call=3), resume=recorder.snapshots[-1])
+
+
+def test_a_validation_loss_that_is_not_a_number_is_an_error():
+    model = TwoExits()
+    with pytest.raises(NonFiniteLoss, match=r"validation loss is nan after epoch 1 of 4.*lr is"):
+        train(model=model, prepare=Poison(model, call=12))
 
 
 def test_another_seed_trains_another_network():
@@ -190,18 +271,18 @@ def test_training_that_diverges_is_stopped():
 
 
 @pytest.mark.parametrize(
-    ("change", "config", "message"),
+    ("change", "missing", "config", "message"),
     [
-        ({"optimizer": None, "best": None}, QUICK, "lacks best, optimizer"),
-        ({}, TrainConfig(seed=3), "train.seed is 3, but .* with seed 0"),
-        ({}, TrainConfig(epochs=1), "train.epochs is 1, but .* has 2 epochs"),
-        ({"model": {}}, QUICK, "another network: .*first.weight"),
-        ({"optimizer": {}}, QUICK, "only one of them has .*first.weight"),
+        ({}, ["optimizer", "best"], QUICK, "lacks best, optimizer"),
+        ({}, [], TrainConfig(seed=3), "train.seed is 3, but .* with seed 0"),
+        ({}, [], TrainConfig(epochs=1), "train.epochs is 1, but .* has 2 epochs"),
+        ({"model": {}}, [], QUICK, "another network: .*first.weight"),
+        ({"optimizer": {}}, [], QUICK, "only one of them has .*first.weight"),
     ],
 )
-def test_a_snapshot_that_does_not_fit_is_refused(change, config, message):
+def test_a_snapshot_that_does_not_fit_is_refused(change, missing, config, message):
     snapshot = train(TrainConfig(epochs=2, batch_size=32)) | change
-    snapshot = {name: value for name, value in snapshot.items() if value is not None}
+    snapshot = {name: value for name, value in snapshot.items() if name not in missing}
     with pytest.raises(ValueError, match=f"(?s){message}"):
         train(config, resume=snapshot)
 
@@ -298,7 +379,7 @@ def test_the_log_follows_training(caplog, monkeypatch):
     assert "validation top-1 first exit" in by_epoch[0]
     assert by_epoch[1].endswith("0:00:00 left")
     caplog.clear()
-    monkeypatch.setattr(loop, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     train(TrainConfig(epochs=1, batch_size=32))
     by_step = [record.getMessage() for record in caplog.records]
     assert len(by_step) == 11

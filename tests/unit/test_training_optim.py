@@ -91,6 +91,7 @@ def steps(model, optimizer, values):
     for value in values:
         optimizer.zero_grad()
         guard.backward(sum(p.sum() for p in model.parameters()) * value)
+        guard.check()
         optimizer.step()
     return guard
 
@@ -113,6 +114,7 @@ def test_a_guard_sees_an_infinite_loss_whose_gradient_is_finite():
     before = model.weight.detach().clone()
     guard = FiniteGuard(optimizer)
     guard.backward(model.weight.sum() + math.inf)
+    guard.check()
     optimizer.step()
     assert guard.first_bad_step() == 0
     assert torch.equal(model.weight, before)

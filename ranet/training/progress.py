@@ -1,0 +1,74 @@
+"""What a training says of itself while it runs."""
+
+import logging
+import time
+from datetime import timedelta
+
+from ranet.training.distributed import rank
+from ranet.training.evaluation import validation_top1
+from ranet.training.reporter import Metrics
+from ranet.training.tally import Tally
+
+logger = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 20.0
+"""Time after which a long epoch logs another line."""
+
+
+class Progress:
+    """Logs, on the first worker only, how far training is and how long it will still take.
+
+    Args:
+        num_epochs: epochs of the whole training.
+        steps_per_epoch: steps of each.
+        first_step: steps done before, counted over all epochs.
+    """
+
+    def __init__(self, num_epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        self._num_epochs = num_epochs
+        self._steps_per_epoch = steps_per_epoch
+        self._first_step = first_step
+        self._started = self._logged = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for another line within the epoch."""
+        return rank() == 0 and time.monotonic() - self._logged > SECONDS_BETWEEN_LINES
+
+    def log_step(self, epoch: int, step: int, tally: Tally) -> None:
+        """Log a line from the training images that this worker saw in the epoch so far."""
+        loss, first, last = tally.means()
+        self._log(
+            epoch,
+            step,
+            f"{tally.images_per_second:.0f} images/s, training loss {loss:.4g}, "
+            f"top-1 first exit {first * 100:.2f} %, last exit {last * 100:.2f} %",
+        )
+
+    def log_epoch(self, epoch: int, metrics: Metrics) -> None:
+        """Log a line from the metrics of a whole epoch."""
+        top1 = validation_top1(metrics)
+        self._log(
+            epoch,
+            self._steps_per_epoch,
+            f"{metrics['train/images_per_second']:.0f} images/s, "
+            f"training loss {metrics['train/loss']:.4g}, "
+            f"validation top-1 first exit {top1[0]:.2f} %, last exit {top1[-1]:.2f} %",
+        )
+
+    def _log(self, epoch: int, step: int, text: str) -> None:
+        if rank() != 0:
+            return
+        self._logged = time.monotonic()
+        steps_done = epoch * self._steps_per_epoch + step
+        steps_left = self._num_epochs * self._steps_per_epoch - steps_done
+        # None are done yet where training was resumed between an epoch's last step and its end.
+        pace = (self._logged - self._started) / max(1, steps_done - self._first_step)
+        logger.info(
+            "epoch %d/%d, step %d/%d: %s; %s left",
+            epoch + 1,
+            self._num_epochs,
+            step,
+            self._steps_per_epoch,
+            text,
+            timedelta(seconds=round(pace * steps_left)),
+        )
