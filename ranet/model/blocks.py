@@ -27,7 +27,8 @@ from ranet.plan import BlockPlan, UnitPlan
 
 PassedUp: TypeAlias = tuple[Tensor, ...]
 """What a block hands to the sub-network above: the features behind its last layer; a down block
-hands up those before its last layer as well, which have another size: (before, behind)."""
+hands up those before its last layer as well, which have another size: (before, behind). Behind
+them may lie compressed channels, which are not for above: cutting them off would be a copy."""
 
 
 class _Units(nn.Module):
@@ -73,22 +74,27 @@ class DenseLayers(_Units):
         self.norms = nn.ModuleList(NormRelu(unit.width) for unit in plan.units)
         self.conv_norms = nn.ModuleList(NormRelu(own) for _ in plan.units)
 
-    def forward(self, known: Tensor) -> list[Tensor]:
-        """Map the known channels (input, lateral) to the new channels of each layer."""
+    def forward(self, known: Tensor) -> tuple[Tensor, Tensor]:
+        """Map the known channels (input, lateral) to those of all layers but the last, and its."""
         reduced = conv1x1(known, self.reduce_weight()).split(self.widths, dim=1)
-        new: list[Tensor] = []
-        last = len(self.widths) - 1
-        for j, share in enumerate(reduced):
-            if new:
-                share = share + conv1x1(torch.cat(new, dim=1), self.reduce_own[j - 1])
-            features = F.conv2d(
-                self.norms[j](share),
-                self.convs[j],
-                stride=self.stride if j == last else 1,
-                padding=1,
-            )
-            new.append(self.conv_norms[j](features))
-        return new
+        own = self._run_unit(0, reduced[0])
+        for j, share in enumerate(reduced[1:], start=1):
+            newest = self._run_unit(j, share + conv1x1(own, self.reduce_own[j - 1]))
+            if j == len(reduced) - 1:
+                return own, newest
+            own = torch.cat([own, newest], dim=1)
+        return own[:, :0], own
+
+    def _run_unit(self, j: int, features: Tensor) -> Tensor:
+        """Run unit j behind its 1x1 convolution."""
+        is_last = j == len(self.widths) - 1
+        features = F.conv2d(
+            self.norms[j](features),
+            self.convs[j],
+            stride=self.stride if is_last else 1,
+            padding=1,
+        )
+        return self.conv_norms[j](features)
 
     def reduce_weight(self) -> Tensor:
         """Weight of all units' 1x1 convolutions on the known channels."""
@@ -187,20 +193,20 @@ class FusionBlock(nn.Module):
         """
         size = features.shape[-2:]
         lateral = self.laterals(below[0])
+        compressed = self.compress(below[-1])
         if not self.is_down:
             known = torch.cat([features, resize(lateral, size)], dim=1)
-            features = torch.cat([known, *self.layers(known)], dim=1)
-            passed_up = (features,)
-        else:
-            early, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
-            known = torch.cat([features, resize(early, size)], dim=1)
-            *new, newest = self.layers(known)
-            before = torch.cat([known, *new], dim=1)
-            size = newest.shape[-2:]
-            features = torch.cat([resize(before, size), resize(late, size), newest], dim=1)
-            passed_up = (before, features)
-        compressed = resize(self.compress(below[-1]), size)
-        return self.transition(torch.cat([features, compressed], dim=1)), passed_up
+            parts = [known, *self.layers(known), resize(compressed, size)]
+            features = torch.cat(parts, dim=1)
+            return self.transition(features), (features,)
+        early, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
+        known = torch.cat([features, resize(early, size)], dim=1)
+        own, newest = self.layers(known)
+        before = torch.cat([known, own], dim=1)
+        size = newest.shape[-2:]
+        parts = [resize(before, size), resize(late, size), newest, resize(compressed, size)]
+        features = torch.cat(parts, dim=1)
+        return self.transition(features), (before, features)
 
 
 def _transition(plan: BlockPlan) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ranet.model.blocks import DenseBlock, DenseLayers, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.layers import ConvNormRelu, NormRelu, conv1x1, resize
+from ranet.model.layers import ConvNormRelu, NormRelu, conv3x3, resize
 from ranet.model.stem import LargeStemStep
 from ranet.plan import BlockPlan
 
@@ -41,17 +41,17 @@ class Canvas:
 
     @property
     def features(self) -> Tensor:
-        """The features so far as (batch, channels, height, width), a view."""
-        return self.data[..., : self.used].permute(0, 3, 1, 2)
+        """The features so far (batch, height, width, channels), a view."""
+        return self.data[..., : self.used]
 
-    def pixels(self, start: int, end: int) -> Tensor:
-        """Some channels as (pixels of all images, channels), a view."""
-        return self.data.view(-1, self.data.shape[-1])[:, start:end]
+    def pixels(self, channels: int) -> Tensor:
+        """The first channels as (pixels of all images, channels), a view."""
+        return self.data.view(-1, self.data.shape[3])[:, :channels]
 
     def append(self, features: Tensor) -> None:
-        """Write features (batch, channels, height, width) behind the others, cut off at 0."""
-        end = self.used + features.shape[1]
-        torch.clamp_min(features.permute(0, 2, 3, 1), 0, out=self.data[..., self.used : end])
+        """Write features (batch, height, width, channels) behind the others, cut off at 0."""
+        end = self.used + features.shape[3]
+        torch.clamp_min(features, 0, out=self.data[..., self.used : end])
         self.used = end
 
     def take(self, index: Tensor) -> "Canvas":
@@ -64,52 +64,52 @@ class Canvas:
 
 
 class FoldedConv(nn.Module):
-    """Convolution with bias; the ReLU behind it is left to whoever reads or writes the result."""
+    """3x3 convolution with bias, then ReLU."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor, *, stride: int = 1, padding: int = 0, groups: int = 1
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.groups = stride, groups
 
     @classmethod
     def of(cls, conv: ConvNormRelu) -> "FoldedConv":
         """Fold a convolution and its norm."""
-        weight, bias = conv.norm.folded(conv.weight)
-        return cls(weight, bias, stride=conv.stride, padding=conv.padding)
+        return cls(*conv.norm.folded(conv.weight), stride=conv.stride)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (batch, in_channels, height, width) to (batch, out_channels, ...)."""
-        return F.conv2d(
-            features,
+        """Map features (batch, height, width, in_channels) to (batch, ..., out_channels)."""
+        features = conv3x3(
+            features.permute(0, 3, 1, 2),
             self.weight,
             self.bias,
             stride=self.stride,
-            padding=self.padding,
             groups=self.groups,
         )
+        return features.relu_().permute(0, 2, 3, 1)
 
 
 class FoldedProduct(nn.Module):
-    """1x1 convolution with bias as a product of pixels and channels."""
+    """1x1 convolution with bias as a product of pixels and channels; the ReLU is left to others."""
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
-        self.register_buffer("weight", weight.flatten(1))
-        self.register_buffer("bias", bias)
+        self.out_channels = len(bias)
+        # Libraries multiply by blocks of 8 or 16 columns; in between they are up to half as fast.
+        room = -len(bias) % 8
+        self.register_buffer("weight", F.pad(weight.flatten(1), (0, 0, 0, room)))
+        self.register_buffer("bias", F.pad(bias, (0, room)))
 
     def forward(self, canvas: Canvas) -> Tensor:
         """Map the first channels of a canvas to (pixels of all images, out_channels)."""
-        pixels = canvas.pixels(0, self.weight.shape[1])
-        return torch.addmm(self.bias, pixels, self.weight.t())
+        pixels = canvas.pixels(self.weight.shape[1])
+        return torch.addmm(self.bias, pixels, self.weight.t())[:, : self.out_channels]
 
 
 class FoldedDenseLayers(nn.Module):
@@ -125,32 +125,44 @@ class FoldedDenseLayers(nn.Module):
         self.known = FoldedProduct(
             torch.cat([weight for weight, _ in folded]), torch.cat([bias for _, bias in folded])
         )
-        for j, (norm, weight) in enumerate(zip(norms[1:], layers.reduce_own, strict=True)):
-            self.register_buffer(f"own_{j + 1}", norm.folded(weight)[0])
+        self.own = nn.ParameterList(
+            norm.folded(weight)[0].flatten(1).t()
+            for norm, weight in zip(norms[1:], layers.reduce_own, strict=True)
+        )
         last = len(self.widths) - 1
         self.convs = nn.ModuleList(
-            FoldedConv(*norm.folded(conv), stride=layers.stride if j == last else 1, padding=1)
+            FoldedConv(*norm.folded(conv), stride=layers.stride if j == last else 1)
             for j, (norm, conv) in enumerate(zip(conv_norms, layers.convs, strict=True))
         )
         self.is_down = layers.stride == 2
 
     def forward(self, canvas: Canvas) -> Tensor | None:
         """Append each layer's channels; give those of a down block's last layer instead."""
-        reduced = self.known(canvas).split(self.widths, dim=1)
-        own: list[Tensor] = []
-        last = len(self.widths) - 1
-        for j, (share, conv) in enumerate(zip(reduced, self.convs, strict=True)):
-            features = _as_features(share, canvas.size)
-            if j:
-                # As a product this would be a narrow one between far-apart pixels: slow.
-                reduced_own = conv1x1(torch.cat(own, dim=1), getattr(self, f"own_{j}"))
-                features = reduced_own.add_(features)
-            new = conv(features.clamp_min(0)).relu_()
-            if j == last and self.is_down:
-                return new
-            own.append(new)
-            canvas.append(new)
+        shares = self.known(canvas).split(self.widths, dim=1)
+        first, *convs = self.convs
+        shape = (*canvas.data.shape[:3], -1)
+        new = first(shares[0].clamp_min(0).view(shape))
+        own: list[Tensor] = []  # of each layer but the last, (pixels of all images, channels)
+        for share, weight, conv in zip(shares[1:], self.own, convs, strict=True):
+            own.append(new.flatten(0, 2))
+            before = own[0] if len(own) == 1 else torch.cat(own, dim=1)
+            new = conv(add_product(share, before, weight).relu_().view(shape))
+        if own:
+            canvas.append((own[0] if len(own) == 1 else torch.cat(own, dim=1)).view(shape))
+        if self.is_down:
+            return new
+        canvas.append(new)
         return None
+
+
+def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
+    """Add the product of pixels (pixels, in) and a weight (in, out) to a share (pixels, out)."""
+    if weight.shape[1] >= 12 or len(pixels) <= 4096 or pixels.dtype != torch.float32:
+        return torch.addmm(share, pixels, weight)
+    # A product with few columns is slow in float32: it cannot fill a vector with them.
+    features = pixels.view(16, -1, 1, pixels.shape[1]).permute(0, 3, 1, 2)
+    product = F.conv2d(features, weight.t()[:, :, None, None])
+    return product.permute(0, 2, 3, 1).reshape(share.shape).add_(share)
 
 
 class FoldedBelow(nn.Module):
@@ -172,7 +184,7 @@ class FoldedBelow(nn.Module):
             self.reduce = FoldedProduct(*lateral)
             self.compress = FoldedProduct(*compress)
         weight, groups = laterals.conv_weight()
-        self.conv = FoldedConv(*laterals.conv_norm.folded(weight), padding=1, groups=groups)
+        self.conv = FoldedConv(*laterals.conv_norm.folded(weight), groups=groups)
 
     def forward(self, below: tuple[Canvas, ...]) -> tuple[Tensor, Tensor]:
         """Map what the block below passed up to lateral and compressed channels."""
@@ -180,8 +192,8 @@ class FoldedBelow(nn.Module):
             reduced, compressed = self.product(below[0]).tensor_split((self.num_reduced,), dim=1)
         else:
             reduced, compressed = self.reduce(below[0]), self.compress(below[-1])
-        lateral = self.conv(_as_features(reduced.clamp_min(0), below[0].size)).relu_()
-        return lateral, _as_features(compressed.clamp_min(0), below[-1].size)
+        lateral = self.conv(reduced.clamp_min(0).unflatten(0, below[0].data.shape[:3]))
+        return lateral, compressed.clamp_min(0).unflatten(0, below[-1].data.shape[:3])
 
 
 class FoldedBlock(nn.Module):
@@ -211,25 +223,25 @@ class FoldedBlock(nn.Module):
         if self.below is not None:
             lateral, compressed = self.below(below)
             if self.layers.is_down:
-                lateral, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
-            canvas.append(resize(lateral, canvas.size))
+                lateral, late = lateral.tensor_split((-self.lateral_channels,), dim=3)
+            canvas.append(_resize(lateral, canvas.size))
         newest = self.layers(canvas)
         if newest is not None:
             assert late is not None
-            size = newest.shape[-2:]
+            size = newest.shape[1:3]
             passed_up = (canvas.as_far_as(canvas.used),)
             smaller = Canvas.empty(canvas.data, size, self.smaller_room)
-            smaller.append(resize(canvas.features, size))
-            smaller.append(resize(late, size))
+            smaller.append(_resize(canvas.features, size))
+            smaller.append(_resize(late, size))
             smaller.append(newest)
             canvas = smaller
         passed_up = (*passed_up, canvas.as_far_as(canvas.used))
         if compressed is not None:
-            canvas.append(resize(compressed, canvas.size))
+            canvas.append(_resize(compressed, canvas.size))
         if self.transition is not None:
             kept = self.transition(canvas)
             canvas = Canvas.empty(canvas.data, canvas.size, self.room)
-            canvas.append(_as_features(kept, canvas.size))
+            canvas.append(kept.unflatten(0, canvas.data.shape[:3]))
         return canvas, passed_up
 
 
@@ -244,25 +256,41 @@ class FoldedExit(nn.Module):
 
     def forward(self, canvas: Canvas) -> Tensor:
         """Map the features of a canvas to logits (batch, classes)."""
-        features = canvas.features.contiguous(memory_format=torch.channels_last)
+        features = canvas.features
         for conv in self.reduce:
-            features = conv(features).relu_()
-        return self.classify(F.avg_pool2d(features, 2).flatten(1))
+            features = conv(features)
+        return self.classify(F.avg_pool2d(features.permute(0, 3, 1, 2), 2).flatten(1))
 
 
-def _as_features(pixels: Tensor, size: torch.Size) -> Tensor:
-    """View (pixels of all images, channels) as (batch, channels, height, width)."""
-    return pixels.unflatten(0, (-1, *size)).permute(0, 3, 1, 2)
+def _resize(features: Tensor, size: torch.Size) -> Tensor:
+    """Resize features (batch, height, width, channels)."""
+    return resize(features.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
 
 
-def fold_step(step: nn.Module) -> nn.Module:
-    """Give the inference form of one step of the stem."""
-    if isinstance(step, LargeStemStep):
-        weight, bias = step.norm.folded(step.conv.weight, step.conv.bias)
-        conv = FoldedConv(weight, bias, stride=2, padding=3)
-        return nn.Sequential(conv, nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1))
-    assert isinstance(step, ConvNormRelu)
-    return nn.Sequential(FoldedConv.of(step), nn.ReLU(inplace=True))
+class FoldedStemStep(nn.Module):
+    """A step of the stem with its norm folded."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, step: LargeStemStep | ConvNormRelu) -> None:
+        super().__init__()
+        self.is_large = isinstance(step, LargeStemStep)
+        if isinstance(step, LargeStemStep):
+            weight, bias = step.norm.folded(step.conv.weight, step.conv.bias)
+            self.stride, self.padding = 2, 3
+        else:
+            weight, bias = step.norm.folded(step.weight)
+            self.stride, self.padding = step.stride, 1
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images or features (batch, channels, height, width) to those of this scale."""
+        features = F.conv2d(
+            images, self.weight, self.bias, stride=self.stride, padding=self.padding
+        ).relu_()
+        return F.max_pool2d(features, 3, stride=2, padding=1) if self.is_large else features
 
 
 class FoldedSubNetwork(nn.Module):
@@ -283,8 +311,8 @@ class FoldedSubNetwork(nn.Module):
 
     def begin(self, base: Tensor) -> Canvas:
         """Put base features (batch, channels, height, width) on a canvas."""
-        canvas = Canvas.empty(base, base.shape[-2:], self.room)
-        canvas.append(base)
+        canvas = Canvas.empty(base, base.shape[2:], self.room)
+        canvas.append(base.permute(0, 2, 3, 1))
         return canvas
 
 

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ranet.config import ModelConfig
 from ranet.model.blocks import DenseBlock, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.folded import Canvas, FoldedSubNetwork, fold_step
-from ranet.model.stem import Stem, make_step
+from ranet.model.folded import Canvas, FoldedStemStep, FoldedSubNetwork
+from ranet.model.layers import ConvNormRelu
+from ranet.model.stem import LargeStemStep, Stem, make_step
 from ranet.plan import BlockPlan, make_plan
 
 Features: TypeAlias = Tensor | Canvas
@@ -172,7 +173,11 @@ class OptimizedRANet(Network):
                 for subnetwork, blocks in zip(model.subnetworks, plans, strict=True)
                 if isinstance(subnetwork, SubNetwork)
             )
-            stem = Stem(fold_step(step) for step in model.stem.steps)
+            stem = Stem(
+                FoldedStemStep(step)
+                for step in model.stem.steps
+                if isinstance(step, LargeStemStep | ConvNormRelu)
+            )
             super().__init__(model.config, stem, subnetworks)
         self.dtype = dtype
         # 3x3 convolutions want their weights channels last; nothing stays shared with the model.
