@@ -15,6 +15,9 @@ from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep, Stem, make_step
 from ranet.plan import BlockPlan, make_plan
 
+CPU_PART = 32
+"""Images that a CPU takes through all exits of the inference form at a time: by measurement."""
+
 Features: TypeAlias = Tensor | Canvas
 """Features of some images, in the form that the blocks at hand read."""
 
@@ -190,6 +193,12 @@ class OptimizedRANet(Network):
         }
         self.load_state_dict(own, assign=True)
         self.eval().requires_grad_(False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (batch, 3, height, width) to logits (exits, batch, classes)."""
+        # On a CPU the features of many images would fall out of the cache between layers.
+        parts = images.split(CPU_PART) if images.device.type == "cpu" else (images,)
+        return torch.cat([super(OptimizedRANet, self).forward(part) for part in parts], dim=1)
 
     @torch.no_grad()
     def predictions(
