@@ -25,12 +25,10 @@ from torch import Tensor
 
 from benchmarks.network import describe_machine
 from benchmarks.plain import PlainRANet
-from pipelines.data import open_batches, prepare
-from pipelines.run import read_run
+from benchmarks.trained import Trained
 from ranet import PRESETS, Cascade, RANet, fit_thresholds, mult_adds, official_state_dict
 from ranet.inference.cascade import CPU_BATCH
 from ranet.model.layers import NormRelu
-from ranet.model.normalize import Normalize
 
 BATCHES = {"digits": [1, 16, 64, 256], "cifar": [1, 16, 64, 256], "imagenet": [1, 16, 64]}
 PRESET = {"cifar": "cifar_script", "imagenet": "imagenet_readme"}
@@ -45,26 +43,11 @@ class Case:
     images: Tensor
 
 
-def trained_case(config: Path, weights: Path, num_images: int) -> Case:
+def trained_case(config: Path, snapshot: Path, num_images: int) -> Case:
     """Trained network of a run, with its first test images."""
-    run = read_run([f"--config={config}"])
-    model = RANet(run.model)
-    model.load_state_dict(torch.load(weights, weights_only=True)["best"]["model"])
-    prepare(run.data, run.model.image_size)
-    batches = open_batches(
-        run.data,
-        "test",
-        image_size=run.model.image_size,
-        batch_size=num_images,
-        rank=0,
-        num_workers=1,
-        seed=0,
-        device=torch.device("cpu"),
-    )
-    normalize = Normalize(run.data.mean, run.data.std)
-    with batches.epoch(0) as reader:
-        images, _ = next(iter(reader))
-    return Case(model.eval(), normalize(images))
+    trained = Trained.load(config, snapshot)
+    images, _ = trained.images("test", num_images)
+    return Case(trained.model, images)
 
 
 def random_case(preset: str, num_images: int) -> Case:

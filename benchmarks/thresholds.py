@@ -1,11 +1,11 @@
 """Compare the joint rule for exit thresholds with the geometric rule, on images not fitted on.
 
-    python benchmarks/thresholds.py [--repeats 10] [--plot thresholds.png]
-    python benchmarks/thresholds.py --scores scores.pt --costs 8.3e6 21.7e6 32.7e6 41.3e6
+    python -m benchmarks.thresholds [--repeats 10] [--plot thresholds.png]
+    python -m benchmarks.thresholds --trained configs/digits.yaml=FOLDER/scores.pt
 
 Every repeat draws the fitting images anew, fits all budgets on them and scores the rest. Nets:
 synthetic ones whose exits have known faults, small classifiers trained on scikit-learn's digits,
-and any trained network by its scores.pt ("val" and "test" are pooled, then split in halves).
+and trained RANets by config and scores.pt ("val" and "test" are pooled, then split in halves).
 """
 
 import argparse
@@ -19,6 +19,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from pipelines.run import read_run
+from ranet import mult_adds
 from ranet.inference.anytime import Scores
 from ranet.inference.budgeted import Rule, fit_budgets, score_budget
 
@@ -50,8 +52,9 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(1)
     nets = [*synthetic_nets(), *digits_nets()]
-    if arguments.scores:
-        nets.append(net_from_file(arguments.scores, arguments.costs))
+    for number, pair in enumerate(arguments.trained, start=1):
+        config, _, scores = pair.partition("=")
+        nets.append(trained_net(number, Path(config), Path(scores)))
     results = {}
     for net in nets:
         results[net.name] = compare(net, arguments.repeats)
@@ -67,13 +70,15 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=10, help="random splits (default: 10)")
-    parser.add_argument("--scores", type=Path, help="scores.pt of a trained network")
-    parser.add_argument("--costs", type=float, nargs="+", help="cost of each of its exits")
+    parser.add_argument(
+        "--trained",
+        nargs="+",
+        default=[],
+        metavar="CONFIG=SCORES",
+        help="runs, with their scores.pt",
+    )
     parser.add_argument("--plot", type=Path, help="file to draw the curves in")
-    arguments = parser.parse_args()
-    if (arguments.scores is None) != (arguments.costs is None):
-        parser.error("--scores and --costs belong together")
-    return arguments
+    return parser.parse_args()
 
 
 def synthetic_nets() -> list[Net]:
@@ -144,13 +149,16 @@ def train(classifier: nn.Module, images: Tensor, labels: Tensor, epochs: int = 3
             optimizer.step()
 
 
-def net_from_file(path: Path, costs: Sequence[float]) -> Net:
-    """Read the scores of a trained network."""
+def trained_net(number: int, config: Path, path: Path) -> Net:
+    """Read the scores of a trained RANet."""
+    run = read_run([f"--config={config}"])
     saved = torch.load(path, weights_only=True)
     splits = [Scores.from_state(saved[split]) for split in ("val", "test")]
     confidences = torch.cat([split.confidences for split in splits], dim=1)
     correct = torch.cat([split.correct for split in splits], dim=1)
-    return Net(path.parent.name or path.name, confidences, correct, costs, correct.shape[1] // 2)
+    costs = [float(cost) for cost in mult_adds(run.model)]
+    name = f"RANet {number}: {run.name}"
+    return Net(name, confidences, correct, costs, correct.shape[1] // 2)
 
 
 def compare(net: Net, repeats: int) -> dict[Rule, Tensor]:

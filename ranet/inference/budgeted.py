@@ -301,8 +301,19 @@ class _Search:
                 key=lambda policy: (policy.value, -policy.total_cost, policy.cuts),
             )
             found.append(best)
-            fitted[budget] = best
+            fitted[budget] = best if self._leads(best, geometric[budget]) else geometric[budget]
         return fitted
+
+    def _leads(self, policy: _Policy, rival: _Policy) -> bool:
+        """Tell whether a policy gets more images right than a rival, by a standard error or more.
+
+        The error of the lead is the root of the number of images that only one of them gets
+        right; one image is taken off the lead (McNemar's test with Edwards' correction).
+        """
+        own, other = (
+            self.correct.gather(0, self.exits(each.cuts)[None])[0] for each in (policy, rival)
+        )
+        return policy.num_correct - rival.num_correct - 1 >= int((own != other).sum()) ** 0.5
 
     def _refine(self, found: list[_Policy], budget: float) -> list[_Policy]:
         """Add to `found` the best policies around the budget; give some that lie between them.

@@ -1,0 +1,51 @@
+"""Trained networks for benchmarks: a run's config and the snapshot that it left."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.data import Split, open_batches, prepare
+from pipelines.run import Run, read_run
+from ranet import RANet
+from ranet.model.normalize import Normalize
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The best weights of a run, and its prepared images."""
+
+    run: Run
+    model: RANet
+
+    @classmethod
+    def load(cls, config: Path, snapshot: Path) -> "Trained":
+        """Read a run's config and its snapshot.pt; prepare its images if they are not there."""
+        run = read_run([f"--config={config}"])
+        model = RANet(run.model)
+        model.load_state_dict(torch.load(snapshot, weights_only=True)["best"]["model"])
+        prepare(run.data, run.model.image_size)
+        return cls(run, model.eval())
+
+    def images(self, split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
+        """Give normalised images (images, 3, height, width) of a split, and their labels."""
+        batches = open_batches(
+            self.run.data,
+            split,
+            image_size=self.run.model.image_size,
+            batch_size=64,
+            rank=0,
+            num_workers=1,
+            seed=0,
+            device=torch.device("cpu"),
+        )
+        normalize = Normalize(self.run.data.mean, self.run.data.std)
+        images, labels = [], []
+        with batches.epoch(0) as reader:
+            for batch_images, batch_labels in reader:
+                images.append(normalize(batch_images))
+                labels.append(batch_labels.clone())
+                if limit is not None and 64 * len(images) >= limit:
+                    break
+        return torch.cat(images)[:limit], torch.cat(labels)[:limit]
