@@ -9,8 +9,9 @@ from typing import Literal
 class ClusterConfig:
     """What a run asks of Ray; the defaults suit one small machine."""
 
-    num_workers: int = 2
-    """Processes that train together; each takes an equal part of every batch."""
+    num_workers: int | tuple[int, int] = 2
+    """Processes that train together, each on its part of every batch. As [least, most]: as many of
+    them as the cluster has room for, fewer when nodes are lost and more when they come back."""
     cpus_per_worker: int = 1
     """CPU cores of one worker: its torch threads and its data threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -23,13 +24,38 @@ class ClusterConfig:
     """Bytes that a node's copies may take together; 0: what the disk holds."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep; each one also holds the best weights so far."""
-    max_failures: int = 0
-    """Times that lost or failed workers are started again within one run."""
-    start_timeout_seconds: float = 120.0
-    """How long to wait for the resources of all workers, in seconds; after that the run fails."""
+    max_failures: int = 3
+    """Failures in a row, lost nodes among them, after which workers are started again; a report
+    from the workers in between, and the count begins anew."""
+    start_timeout_seconds: float = 900.0
+    """How long a run may be without workers, at its start or after a loss, in seconds; after that
+    it fails."""
+    resize_seconds: float = 60.0
+    """How often to look whether there is room for more workers, in seconds. They all start again
+    then, from the last checkpoint."""
+
+    @property
+    def min_workers(self) -> int:
+        """Fewest workers that the run goes on with."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers where the cluster has room for all."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cpus_per_worker", "keep_checkpoints"):
+        if isinstance(self.num_workers, int):
+            bounds = (self.num_workers, self.num_workers)
+        else:  # a YAML file and JSON give a list
+            bounds = tuple(self.num_workers)
+            object.__setattr__(self, "num_workers", bounds)
+        if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
+            raise ValueError(
+                "cluster.num_workers must be 1 or more, or [least, most] of such, "
+                f"got {self.num_workers}"
+            )
+        for name in ("cpus_per_worker", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"cluster.{name} must be 1 or more, got {getattr(self, name)}")
         if self.device not in ("auto", "cpu", "gpu"):
@@ -41,10 +67,9 @@ class ClusterConfig:
                 raise ValueError(f"cluster.{name} must be 0 or more, got {getattr(self, name)}")
         if not self.cache_folder:
             raise ValueError("cluster.cache_folder must name a folder, got an empty string")
-        if not self.start_timeout_seconds > 0:
-            raise ValueError(
-                f"cluster.start_timeout_seconds must be above 0, got {self.start_timeout_seconds}"
-            )
+        for name in ("start_timeout_seconds", "resize_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
 
 
 def in_submitted_job() -> bool:

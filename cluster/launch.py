@@ -1,5 +1,6 @@
 """Starts a worker function on Ray: the cluster at hand, or a local one of its own."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -7,14 +8,16 @@ import signal
 import socket
 import struct
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import ray
+import ray.train
 from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
@@ -27,23 +30,27 @@ from ray.train import (
     ScalingConfig,
     TrainingFailedError,
     UserCallback,
-    WorkerGroupError,
 )
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
-from ray.train.v2._internal.exceptions import (
-    WorkerGroupStartupTimeoutError,
-    WorkerHealthCheckFailedError,
-)
 from ray.train.v2.api.callback import RayTrainCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig, in_submitted_job
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
+
+BEAT_SECONDS = 2.0
+"""Time between two signs of life of the workers."""
+LOG_SECONDS = 30.0
+"""Time between two words on workers that are waited for."""
+ELASTIC_START_SECONDS = 5.0
+"""How long Ray tries for as many workers as it thought there was room for, before it counts again:
+after the loss of a node it counts that node for up to 20 seconds."""
 
 
 class RunError(RuntimeError):
@@ -94,7 +101,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         _check_answers(address)
         ray.init(logging_level=logging.ERROR)
     else:
-        needed = cluster.num_workers * cluster.cpus_per_worker
+        needed = cluster.max_workers * cluster.cpus_per_worker
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
         ray.init(
             address="local",
@@ -149,36 +156,56 @@ def launch(
     Raises:
         RunError: a worker failed, or its resources never came; the message is the cause.
     """
+    elastic = cluster.min_workers < cluster.max_workers
     # Read by Ray Train in this process and handed to its controller.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(cluster.start_timeout_seconds)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
+        ELASTIC_START_SECONDS if elastic else cluster.start_timeout_seconds
+    )
     # Every report waits for the controller's next look, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     use_gpu = wants_gpu(cluster)
+    watch = (
+        ray.remote(_Watch)
+        .options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(  # beside us: it lives as we do
+                ray.get_runtime_context().get_node_id(), soft=False
+            ),
+        )
+        .remote()
+    )
     trainer = _Trainer(
-        worker,
-        train_loop_config=config,
+        _work,
+        train_loop_config={"worker": worker, "config": config, "watch": watch},
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=(
+                (cluster.min_workers, cluster.max_workers) if elastic else cluster.max_workers
+            ),
             use_gpu=use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            elastic_resize_monitor_interval_s=cluster.resize_seconds,
         ),
         run_config=RunConfig(
             name=name,
             storage_path=storage,
             checkpoint_config=CheckpointConfig(num_to_keep=cluster.keep_checkpoints),
-            # Controller failures are resources that did not come in start_timeout_seconds.
-            failure_config=FailureConfig(
-                max_failures=cluster.max_failures, controller_failure_limit=0
-            ),
-            callbacks=list(callbacks),
+            # Whether to go on is decided by _Failures, and by how long there are no workers.
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+            callbacks=[*callbacks, _Failures(cluster, storage)],
             worker_runtime_env={"env_vars": worker_environment(cluster)},
-            logging_config=LoggingConfig(log_level="ERROR"),
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # failures are told by us, once
         ),
     )
     try:
-        result = _interruptible(trainer.fit)
+        result = _finish(trainer.fit, watch, cluster)
     except TrainingFailedError as error:
-        raise RunError(_cause(error, cluster)) from error
+        cause = error.controller_failure if isinstance(error, ControllerError) else error
+        raise RunError(_with_way_out(cause, storage)) from error
+    except RayError as error:
+        raise RunError(
+            f"Ray's controller of the run was lost ({type(error).__name__}); start the run again "
+            "to go on from its last checkpoint"
+        ) from error
     assert result.checkpoint is not None, "a worker must report a checkpoint"
     return result.checkpoint
 
@@ -186,7 +213,7 @@ def launch(
 def wants_gpu(cluster: ClusterConfig) -> bool:
     """Decide `cluster.device` auto by the GPUs that Ray has."""
     if cluster.device == "auto":
-        return ray.cluster_resources().get("GPU", 0) >= cluster.num_workers
+        return ray.cluster_resources().get("GPU", 0) >= cluster.min_workers
     return cluster.device == "gpu"
 
 
@@ -231,13 +258,99 @@ class _Trainer(TorchTrainer):
         ]
 
 
-def _interruptible(fit: Callable[[], Result]) -> Result:
-    """Run `fit` in a thread, so that Ctrl-C reaches us as KeyboardInterrupt.
+class _Watch:
+    """Where the workers give signs of life; an actor beside the driver."""
 
-    In the main thread Ray Train would handle Ctrl-C itself, and leave with status 0. The
-    workers end when the connection to Ray is closed.
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._num_workers = 0
+
+    def beat(self, num_workers: int) -> None:
+        self._last = time.monotonic()
+        self._num_workers = num_workers
+
+    def look(self) -> tuple[float, int]:
+        """Return the seconds since the last sign of life, and how many workers there were."""
+        return time.monotonic() - self._last, self._num_workers
+
+
+def _work(task: dict[str, Any]) -> None:
+    """Do what a worker has to do; the first of them gives signs of life."""
+    context = ray.train.get_context()
+    num_workers = context.get_world_size()
+    done = Event()
+
+    def beat() -> None:
+        while not done.is_set():
+            task["watch"].beat.remote(num_workers)
+            done.wait(BEAT_SECONDS)
+
+    if context.get_world_rank() == 0:
+        Thread(target=beat, name="beat", daemon=True).start()
+    try:
+        task["worker"](task["config"])
+    except Exception as error:
+        if _remoteness(error) == 0 and not isinstance(error, ValueError | OSError | NonFiniteLoss):
+            logger.exception("worker %d failed", context.get_world_rank())
+        raise
+    finally:
+        done.set()
+
+
+class _Failures(UserCallback):
+    """Ends a run that cannot be helped, or fails again and again; in Ray's controller process."""
+
+    def __init__(self, cluster: ClusterConfig, storage: str) -> None:
+        self._limit = cluster.max_failures
+        self._storage = storage
+        self._in_a_row = 0
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        self._in_a_row = 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Decide whether the workers are started again.
+
+        Raises:
+            RunError: they are not.
+        """
+        if any(
+            getattr(_at_bottom(each), "preempted", False) for each in worker_exceptions.values()
+        ):
+            return  # a node was taken with notice: no failure, and Ray may tell of it repeatedly
+        rank, cause = _first_cause(worker_exceptions)
+        sentence = {
+            0: f"worker {rank} failed: {_with_way_out(cause, self._storage)}",
+            1: f"worker {rank} was lost: it was killed, ran out of memory, or its node went",
+            2: f"worker {rank} lost the connection to another one ({_first_line(cause)})",
+        }[_remoteness(cause)]
+        if isinstance(cause, ValueError | NonFiniteLoss) or _is_full_disk(cause):
+            raise RunError(sentence)
+        self._in_a_row += 1
+        if self._in_a_row > self._limit:
+            raise RunError(
+                f"{sentence}; that is failure {self._in_a_row} in a row without a report between, "
+                f"and cluster.max_failures is {self._limit}; start the run again to go on from its "
+                "last checkpoint"
+            )
+        logger.warning(
+            "%s; going on from the last checkpoint (failure %d in a row, cluster.max_failures %d)",
+            sentence, self._in_a_row, self._limit,
+        )  # fmt: skip
+
+
+def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig) -> Result:
+    """Run `fit` in a thread to its end, as long as there are workers.
+
+    In the main thread Ray Train would handle Ctrl-C itself, and leave with status 0; so it reaches
+    us as KeyboardInterrupt. The workers end when the connection to Ray is closed.
+
+    Raises:
+        RunError: there were no workers for too long.
     """
-    outcome: Future[Result] = Future()
+    outcome: futures.Future[Result] = futures.Future()
 
     def run() -> None:
         try:
@@ -246,40 +359,67 @@ def _interruptible(fit: Callable[[], Result]) -> Result:
             outcome.set_exception(error)
 
     Thread(target=run, name="ray-train", daemon=True).start()
+    known, told = 0, time.monotonic()
+    while not futures.wait([outcome], timeout=1.0).done:
+        silent, num_workers = ray.get(watch.look.remote())
+        if silent < 2 * BEAT_SECONDS and num_workers != known:
+            logger.info("training on %d worker%s", num_workers, "s" * (num_workers > 1))
+            known = num_workers
+        if silent > cluster.start_timeout_seconds:
+            raise RunError(_no_workers(cluster))
+        if silent > LOG_SECONDS and time.monotonic() > told + LOG_SECONDS:
+            logger.warning("no workers since %.0f seconds, waiting for them", silent)
+            told = time.monotonic()
     return outcome.result()
 
 
-def _cause(error: TrainingFailedError, cluster: ClusterConfig) -> str:
-    """Return the cause of a failure as one sentence; log where in our code it arose."""
-    if isinstance(error, WorkerGroupError):
-        rank, cause = min(
-            error.worker_failures.items(), key=lambda item: (_remoteness(item[1]), item[0])
-        )
-        if _remoteness(cause) == 1:
-            return (
-                f"worker {rank} was lost: it was killed, ran out of memory, or its node went; "
-                "start the run again to go on from its last checkpoint"
-            )
-        if not isinstance(cause, ValueError | OSError | NonFiniteLoss):
-            logger.error("%s", error)
-        return f"worker {rank} failed: {cause}"
-    if isinstance(error, ControllerError):
-        cause = error.controller_failure
-        if isinstance(cause, WorkerGroupStartupTimeoutError):
-            gpu = " and 1 GPU" if wants_gpu(cluster) else ""
-            has = ray.cluster_resources()
-            return (
-                f"{cluster.num_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each did "
-                "not get their resources within cluster.start_timeout_seconds = "
-                f"{cluster.start_timeout_seconds:g}: the cluster has {has.get('CPU', 0):g} CPUs "
-                f"and {has.get('GPU', 0):g} GPUs; ask for less or add nodes"
-            )
-        return f"{type(cause).__name__}: {cause}"
-    return str(error)
+def _no_workers(cluster: ClusterConfig) -> str:
+    gpu = " and 1 GPU" if wants_gpu(cluster) else ""
+    has = ray.cluster_resources()
+    return (
+        f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each did not "
+        f"start within cluster.start_timeout_seconds = {cluster.start_timeout_seconds:g}: the "
+        f"cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs; ask for less or "
+        "add nodes, and start the run again"
+    )
+
+
+def _first_cause(failures: Mapping[int, Exception]) -> tuple[int, Exception]:
+    """Return the failure that explains those of the other workers, and its rank."""
+    return min(failures.items(), key=lambda item: (_remoteness(item[1]), item[0]))
 
 
 def _remoteness(failure: Exception) -> int:
     """Order the failures of several workers: an error, then a death, then losing one's peers."""
-    if isinstance(failure, WorkerHealthCheckFailedError | RayError):
+    if type(failure).__module__.startswith("ray."):
         return 1
-    return 2 if type(failure) is RuntimeError or isinstance(failure, DistError) else 0
+    if isinstance(failure, DistError):
+        return 2
+    # Gloo has no error of its own.
+    text = str(failure).lower()
+    return 2 * (type(failure) is RuntimeError and ("connection" in text or "gloo" in text))
+
+
+def _at_bottom(failure: Exception) -> Exception:
+    """Return what a failed health check of Ray Train failed of."""
+    return getattr(failure, "health_check_failure", failure)
+
+
+def _first_line(cause: Exception) -> str:
+    return str(cause).partition("\n")[0]
+
+
+def _is_full_disk(cause: Exception) -> bool:
+    return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def _with_way_out(cause: Exception, storage: str) -> str:
+    """Return a failure as one sentence; of a full disk, where to free space."""
+    if _is_full_disk(cause):
+        return (
+            f"no space for a checkpoint: {cause}; free space in cluster.storage, {storage}, or in "
+            f"the temporary folder of the node, {tempfile.gettempdir()}, and start the run again"
+        )
+    if isinstance(cause, RunError | ValueError | OSError | NonFiniteLoss):
+        return str(cause)
+    return f"{type(cause).__name__}: {cause}"

@@ -274,6 +274,8 @@ class LocalCluster:
 
     def _spawn(self, member: str) -> subprocess.Popen[bytes]:
         (Path(self.scratch) / member).mkdir(exist_ok=True)
+        home = Path(self.folder) / "home" / member
+        home.mkdir(parents=True, exist_ok=True)
         command = self._command(member)
         if self._isolated:
             command = [
@@ -289,6 +291,7 @@ class LocalCluster:
         environment = {
             **_clean_environment(),
             **self.environment,
+            "HOME": str(home),  # its own disk: prepared images are kept there
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -397,7 +400,7 @@ def local_cluster(
         num_hosts: Ray nodes beside the head.
         cpus_per_host: CPUs that Ray counts on each.
         plain: plain processes on loopback even where namespaces could be made.
-        fresh: begin with empty S3 and MLflow servers.
+        fresh: begin with empty S3 and MLflow servers, and empty disks.
 
     Raises:
         ClusterError: another process runs a cluster from this folder, or a member did not start.
@@ -410,6 +413,7 @@ def local_cluster(
             LocalCluster.find(folder).close()
         if fresh:
             shutil.rmtree(folder / "s3", ignore_errors=True)
+            shutil.rmtree(folder / "home", ignore_errors=True)
             for file in folder.glob("mlflow.db*"):
                 file.unlink()
         isolated = not plain and can_isolate()
@@ -598,7 +602,7 @@ def main() -> None:
     up.add_argument("--hosts", type=int, default=2, help="Ray nodes beside the head")
     up.add_argument("--cpus", type=int, default=1, help="CPUs that Ray counts on each")
     up.add_argument("--plain", action="store_true", help="plain processes, even as root")
-    up.add_argument("--fresh", action="store_true", help="with empty S3 and MLflow servers")
+    up.add_argument("--fresh", action="store_true", help="with empty servers and disks")
     up.set_defaults(run=_up)
     for name, help_ in {
         "kill": "end members at once, with all that runs on them",

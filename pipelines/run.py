@@ -52,10 +52,10 @@ class Run:
                 "name must be letters, digits, dots, dashes and underscores, at most 100, "
                 f"got {self.name!r}"
             )
-        if self.train.batch_size < self.cluster.num_workers:
+        if self.train.batch_size < self.cluster.max_workers:
             raise ValueError(
                 f"train.batch_size must be at least cluster.num_workers "
-                f"({self.cluster.num_workers}), got {self.train.batch_size}: "
+                f"({self.cluster.max_workers}), got {self.train.batch_size}: "
                 "it counts the images of all workers"
             )
         weights = self.train.exit_loss_weights

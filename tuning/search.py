@@ -133,9 +133,9 @@ def search(
 def room_for(cluster: ClusterConfig) -> int:
     """Return how many whole worker groups Ray has room for now, at least one."""
     has = ray.cluster_resources()
-    groups = [has.get("CPU", 0) // (cluster.num_workers * cluster.cpus_per_worker)]
+    groups = [has.get("CPU", 0) // (cluster.max_workers * cluster.cpus_per_worker)]
     if wants_gpu(cluster):
-        groups.append(has.get("GPU", 0) // cluster.num_workers)
+        groups.append(has.get("GPU", 0) // cluster.max_workers)
     return max(1, int(min(groups)))
 
 

@@ -86,6 +86,6 @@ def test_more_than_the_cluster_has_is_waited_for_and_then_refused(tmp_path):
     ) as process:  # fmt: skip
         assert process.wait(120) == 1, process.output()
     last = process.output().splitlines()[-1]
-    assert last.startswith("error: 2 workers with 1 CPUs and 1 GPU each did not get")
+    assert last.startswith("error: 2 workers with 1 CPUs and 1 GPU each did not start")
     assert "= 3: the cluster has" in last
     assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]

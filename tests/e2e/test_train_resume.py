@@ -102,7 +102,7 @@ def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_do
     unbroken = trained_without_a_break(tmp_path / "whole", *two)
     folder = tmp_path / "broken"
     folder.mkdir()
-    with training(folder, *two) as first:
+    with training(folder, *two, "--cluster.max_failures=0") as first:
         first.wait_until(lambda: committed(folder) >= (1, 4) and committed(folder)[1])
         first.worker().send_signal(signal.SIGKILL)
         assert first.wait(120) == 1, first.output()

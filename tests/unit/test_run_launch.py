@@ -3,16 +3,17 @@
 import os
 import signal
 import socket
+from unittest.mock import Mock
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from cluster.config import ClusterConfig
 from cluster.launch import (
     RunError,
-    _cause,
+    _Failures,
+    _work,
     connected,
     interface_of,
     resolve_storage,
@@ -123,6 +124,15 @@ def test_an_error_of_ours_keeps_its_traceback():
 
 LOST = WorkerHealthCheckFailedError("it does not answer", RayActorError())
 ALONE = RuntimeError("connection closed by peer")
+FULL = OSError(28, "No space left on device")
+
+
+def told(failures, **settings):
+    """What is told of the failures of one worker group, in the log or at the end."""
+    decide = _Failures(ClusterConfig(**settings), "s3://bucket/runs")
+    with pytest.raises(RunError) as ending:
+        decide.after_exception(None, failures)
+    return str(ending.value)
 
 
 @pytest.mark.parametrize(
@@ -130,16 +140,62 @@ ALONE = RuntimeError("connection closed by peer")
     [
         ({0: ALONE, 1: ValueError("bad image 7")}, "worker 1 failed: bad image 7"),
         ({0: LOST, 1: NonFiniteLoss("the loss is nan")}, "worker 1 failed: the loss is nan"),
+        ({0: ALONE, 1: KeyError("a bug")}, "worker 1 failed: KeyError: 'a bug'"),
         ({0: ALONE, 1: LOST}, "worker 1 was lost: it was killed"),
-        ({1: ALONE, 0: ALONE}, "worker 0 failed: connection closed by peer"),
+        ({1: ALONE, 0: ALONE}, "worker 0 lost the connection to another one (connection closed"),
     ],
 )
 def test_of_several_failed_workers_the_cause_is_told(failures, sentence):
-    error = WorkerGroupError("all of it", failures)
-    assert _cause(error, ClusterConfig()).startswith(sentence)
+    assert told(failures, max_failures=0).startswith(sentence)
 
 
-def test_an_unexpected_error_of_a_worker_is_logged_with_its_traceback(caplog):
-    error = WorkerGroupError("Traceback of it", {0: KeyError("a bug")})
-    assert _cause(error, ClusterConfig()) == "worker 0 failed: 'a bug'"
-    assert "Traceback of it" in caplog.text
+@pytest.mark.parametrize("cause", [ValueError("bad"), NonFiniteLoss("the loss is nan"), FULL])
+def test_what_would_fail_again_is_not_tried_again(cause):
+    assert told({0: cause}, max_failures=3).startswith("worker 0 failed: ")
+
+
+def test_a_full_disk_names_the_setting_to_change():
+    assert "free space in cluster.storage, s3://bucket/runs, or in" in told({0: FULL})
+
+
+def test_lost_nodes_end_no_run_that_makes_progress(caplog):
+    decide = _Failures(ClusterConfig(max_failures=2), "runs")
+    for _ in range(5):
+        decide.after_exception(None, {0: LOST})
+        decide.after_exception(None, {0: ALONE})
+        decide.after_report(None, [{}], None)
+    assert "failure 2 in a row" in caplog.text
+    decide.after_exception(None, {0: LOST})
+    decide.after_exception(None, {0: LOST})
+    with pytest.raises(RunError, match=r"was lost: .* failure 3 in a row .*max_failures is 2"):
+        decide.after_exception(None, {0: LOST})
+
+
+def test_a_node_taken_with_notice_is_no_failure():
+    decide = _Failures(ClusterConfig(max_failures=0), "runs")
+    taken = RayActorError(error_msg="a node was taken", preempted=True)
+    for failure in (taken, WorkerHealthCheckFailedError("it does not answer", taken)):
+        decide.after_exception(None, {0: ALONE, 1: failure})
+
+
+def test_an_unexpected_error_of_a_worker_is_logged_with_its_traceback(caplog, monkeypatch):
+    monkeypatch.setattr("ray.train.get_context", lambda: Mock(**{"get_world_rank.return_value": 1}))
+
+    def fail(config):
+        raise config
+
+    for error in (KeyError("a bug"), ValueError("of the user")):
+        with pytest.raises(type(error)):
+            _work({"worker": fail, "config": error, "watch": None})
+    assert "Traceback" in caplog.text
+    assert "KeyError: 'a bug'" in caplog.text
+    assert "of the user" not in caplog.text
+
+
+def test_a_number_of_workers_may_be_a_range():
+    assert (ClusterConfig(num_workers=3).min_workers, ClusterConfig().max_workers) == (3, 2)
+    elastic = ClusterConfig(num_workers=[1, 4])  # pyright: ignore[reportArgumentType]
+    assert (elastic.min_workers, elastic.max_workers) == (1, 4)
+    for wrong in (0, (0, 2), (3, 2), (1, 2, 3), ()):
+        with pytest.raises(ValueError, match=r"cluster.num_workers must be 1 or more, or \[least"):
+            ClusterConfig(num_workers=wrong)  # pyright: ignore[reportArgumentType]

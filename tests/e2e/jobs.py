@@ -1,0 +1,77 @@
+"""Jobs on the cluster of several hosts."""
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.local import BUCKET, LocalCluster
+from tests.e2e.training import CONFIG, PROJECT, runs, steps
+
+STORAGE = f"s3://{BUCKET}/runs"
+
+
+class Job:
+    """A submitted `pipelines/train.py`."""
+
+    def __init__(self, cluster: LocalCluster, folder: Path, name: str, *arguments: str) -> None:
+        config = folder / "config.yaml"
+        config.write_text(CONFIG)
+        self.name = name
+        self.cluster = cluster
+        self._client = JobSubmissionClient(cluster.environment["RAY_API_SERVER_ADDRESS"])
+        self.id = self._client.submit_job(
+            entrypoint=shlex.join(
+                ["python", "pipelines/train.py", "--config", str(config), f"--name={name}",
+                 f"--cluster.storage={STORAGE}", f"--data.folder={folder}/digits", *arguments]
+            ),
+            runtime_env={
+                "working_dir": str(PROJECT),
+                "excludes": ["/tests", "/outputs", "/data", "/mlruns", "/docs"],
+            },
+        )  # fmt: skip
+
+    def status(self) -> JobStatus:
+        return self._client.get_job_status(self.id)
+
+    def output(self) -> str:
+        return self._client.get_job_logs(self.id)
+
+    def stop(self) -> None:
+        """What `ray job stop` does."""
+        self._client.stop_job(self.id)
+
+    def wait(self, timeout: float = 200) -> JobStatus:
+        """Wait for its end."""
+        deadline = time.monotonic() + timeout
+        while not (status := self.status()).is_terminal():
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.3)
+        return status
+
+    def wait_until(self, condition: Callable[[], Any], timeout: float = 180) -> Any:
+        """Wait for something to come true while the job runs; return what it gave."""
+        deadline = time.monotonic() + timeout
+        while not (value := condition()):
+            assert not self.status().is_terminal(), self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.2)
+        return value
+
+    def run(self) -> Any:
+        """The one MLflow run of its name."""
+        [run] = [run for run in runs(self.tracking) if run.data.tags.get("ranet.name") == self.name]
+        return run
+
+    @property
+    def tracking(self) -> MlflowClient:
+        return MlflowClient(self.cluster.environment["MLFLOW_TRACKING_URI"])
+
+    def epochs(self, metric: str = "val/exit1/top1") -> Sequence[int]:
+        """Epochs that MLflow knows, doubled ones twice."""
+        found = [r for r in runs(self.tracking) if r.data.tags.get("ranet.name") == self.name]
+        return steps(self.tracking, found[0].info.run_id, metric) if found else []
