@@ -40,6 +40,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig, in_submitted_job
+from cluster.storage import open_storage
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -164,6 +165,7 @@ def launch(
     # Every report waits for the controller's next look, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     use_gpu = wants_gpu(cluster)
+    path, filesystem = open_storage(storage)
     watch = (
         ray.remote(_Watch)
         .options(
@@ -187,7 +189,8 @@ def launch(
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=path,
+            storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=cluster.keep_checkpoints),
             # Whether to go on is decided by _Failures, and by how long there are no workers.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),

@@ -11,16 +11,18 @@ import logging
 import os
 import platform
 import queue
+import re
 import socket
 import subprocess
 import tempfile
 import time
 import uuid
+from _thread import interrupt_main
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, current_thread, main_thread
 from typing import Any
 
 import mlflow
@@ -120,8 +122,8 @@ class Record:
             except Exception as error:
                 if time.monotonic() > deadline:
                     raise TrackingError(
-                        f"MLflow at {self.uri} does not answer ({_sentence(error)}); training is "
-                        f"complete: start {self.name} again to do the rest"
+                        f"MLflow at {masked(self.uri)} does not answer ({_sentence(error)}); "
+                        f"training is complete: start {self.name} again to do the rest"
                     ) from error
                 logger.warning("MLflow does not answer, waiting for it: %s", _sentence(error))
                 time.sleep(RETRY_SECONDS)
@@ -144,7 +146,7 @@ def check_reachable() -> None:
     is_here = Path(uri.removeprefix("sqlite:///")).is_relative_to(Path.cwd())
     if is_here and in_submitted_job():
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI is {os.environ.get('MLFLOW_TRACKING_URI', 'not set')}: a "
+            f"MLFLOW_TRACKING_URI is {masked(os.environ.get('MLFLOW_TRACKING_URI', 'not set'))}: a "
             "submitted job runs in a folder that is thrown away; give the address of a server"
         )
     if not uri.startswith(("http://", "https://")):
@@ -153,7 +155,7 @@ def check_reachable() -> None:
         requests.get(f"{uri.rstrip('/')}/health", timeout=5)
     except requests.RequestException as error:
         raise TrackingError(
-            f"MLflow at {uri} does not answer ({type(error).__name__}); "
+            f"MLflow at {masked(uri)} does not answer ({type(error).__name__}); "
             "start its server or set MLFLOW_TRACKING_URI to one that runs"
         ) from error
 
@@ -218,7 +220,7 @@ def start(
         record.client.log_text(record.run_id, config_text, "config.yaml")
     except FAILURES as error:
         raise TrackingError(
-            f"MLflow at {uri} cannot be used: {_sentence(error)}; "
+            f"MLflow at {masked(uri)} cannot be used: {_sentence(error)}; "
             "start its server or set MLFLOW_TRACKING_URI"
         ) from error
     logger.info(
@@ -226,25 +228,34 @@ def start(
         "resuming" if record.resumed else "starting", record.attempt, name, record.run_id,
     )  # fmt: skip
     state = RunStatus.FAILED
-    leaving = Event()
-    heart = Thread(target=_beat, args=(record, lease, leaving), name="heartbeat", daemon=True)
+    heart = _Heart(record, lease)
     heart.start()
     try:
         yield record
         state = RunStatus.FINISHED
     except (KeyboardInterrupt, SystemExit):
         state = RunStatus.KILLED
+        if heart.lost.is_set():
+            raise TrackingError(
+                f"{name} was taken over by another driver, which found no sign of life of this one "
+                f"for {STALE_SECONDS:g} seconds, MLflow run {record.run_id}; this one has stopped"
+            ) from None
         raise
     finally:
-        leaving.set()
+        heart.leaving.set()
         heart.join(timeout=RETRY_SECONDS)
-        try:
-            record.client.set_terminated(record.run_id, RunStatus.to_string(state))
-        except Exception as error:
-            logger.warning(
-                "MLflow did not take the state of the run, the next start will put it right: %s",
-                _sentence(error),
-            )
+        if not heart.lost.is_set():
+            _set_state(record, state)
+
+
+def _set_state(record: Record, state: int) -> None:
+    try:
+        record.client.set_terminated(record.run_id, RunStatus.to_string(state))
+    except Exception as error:
+        logger.warning(
+            "MLflow did not take the state of the run, the next start will put it right: %s",
+            _sentence(error),
+        )
 
 
 class MetricWriter:
@@ -473,12 +484,36 @@ def _check_claim(client: MlflowClient, experiment_id: str, record: Record, lease
     )
 
 
-def _beat(record: Record, lease: _Lease, leaving: Event) -> None:
-    while not leaving.wait(BEAT_SECONDS):
-        try:
-            record.client.set_tag(record.run_id, _LEASE, lease.text())
-        except Exception as error:
-            logger.debug("no sign of life could be given: %s", error)
+class _Heart(Thread):
+    """Gives signs of life, and stops the process where another driver has taken the run."""
+
+    def __init__(self, record: Record, lease: _Lease) -> None:
+        super().__init__(name="heartbeat", daemon=True)
+        self.leaving = Event()
+        self.lost = Event()
+        self._record = record
+        self._lease = lease
+        self._in_main = current_thread() is main_thread()
+
+    def run(self) -> None:
+        client = self._record.client
+        while not self.leaving.wait(BEAT_SECONDS):
+            try:
+                run = client.get_run(self._record.run_id)
+                holder = _Lease.of_run(run)
+                if holder is not None and holder.token != self._lease.token:
+                    break
+                client.set_tag(run.info.run_id, _LEASE, self._lease.text())
+                if run.info.status != "RUNNING":  # a start of another run thought us dead
+                    client.update_run(run.info.run_id, status="RUNNING")
+            except Exception as error:
+                logger.debug("no sign of life could be given: %s", error)
+        else:
+            return
+        self.lost.set()
+        logger.error("another driver has taken over MLflow run %s", self._record.run_id)
+        if self._in_main:
+            interrupt_main()
 
 
 def _search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
@@ -493,7 +528,13 @@ def _search(client: MlflowClient, experiment_id: str, condition: str) -> list[Ru
 
 
 def _sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = masked(str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def masked(text: str) -> str:
+    """Return a text without the users and passwords of the addresses in it."""
+    return re.sub(r"(?<=://)[^/\s@]*@", "***@", text)
 
 
 def _host() -> str:

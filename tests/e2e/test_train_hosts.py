@@ -1,43 +1,98 @@
-"""Training on several hosts while hosts and servers are lost and come back."""
+"""Training on several hosts while hosts, servers, the head and the job are lost and come back."""
 
 import logging
 import re
+import subprocess
 import time
+from threading import Thread
 
 import pytest
 from ray.job_submission import JobStatus
 
+from cluster.local import can_isolate
 from tests.e2e.jobs import Job
+from tests.e2e.training import client, runs, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 logger = logging.getLogger(__name__)
+
+ELASTIC = ("--cluster.num_workers=[1,2]", "--cluster.resize_seconds=5")
 
 
 def times_of(pattern, job):
     return len(re.findall(pattern, job.output()))
 
 
-def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
-    job = Job(
-        cluster, tmp_path, "elastic", "--train.epochs=45",
-        "--cluster.num_workers=[1,2]", "--cluster.resize_seconds=5",
-    )  # fmt: skip
-    job.wait_until(lambda: len(job.epochs()) >= 2)
-    cluster.kill("host2")
-    killed, reached = time.monotonic(), len(job.epochs())
-    job.wait_until(lambda: len(job.epochs()) > reached)
-    logger.warning(
-        "an epoch was complete %.1f s after a host was killed", time.monotonic() - killed
-    )
-    assert times_of(r"training on 1 worker\b", job) == 1
-
-    cluster.kill("mlflow")
-    cluster.start("host2")
-    job.wait_until(lambda: times_of("MLflow does not answer, training goes on", job))
-    cluster.start("mlflow")
-    job.wait_until(lambda: times_of("training on 2 workers", job) == 2)
+def check_complete(job, num_epochs):
+    """One MLflow run tells the whole story: every epoch, each once."""
     assert job.wait() is JobStatus.SUCCEEDED, job.output()
     assert job.run().info.status == "FINISHED"
     for metric in ("val/exit1/top1", "train/loss", "epoch"):
-        assert job.epochs(metric) == list(range(1, 46))
+        assert job.epochs(metric) == list(range(1, num_epochs + 1))
+
+
+def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
+    job = Job(cluster, tmp_path, "elastic", "--train.epochs=36", *ELASTIC)
+    job.wait_until(lambda: len(job.epochs()) >= 2)
+    cluster.kill("host2", "mlflow")
+    killed = time.monotonic()
+    job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
+    logger.warning("trained again %.1f s after a host was killed", time.monotonic() - killed)
+    assert time.monotonic() - killed < 180
+    job.wait_until(lambda: times_of("MLflow does not answer, training goes on", job))
+    cluster.start("host2", "mlflow")
+    job.wait_until(lambda: times_of("training on 2 workers", job) == 2)
+    check_complete(job, 36)
+    assert "MLflow answers again" in job.output()
+
+
+def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):
+    arguments = (tmp_path, "again", "--train.epochs=24", "--cluster.num_workers=2")
+    stopped = Job(cluster, *arguments)
+    stopped.wait_until(lambda: len(stopped.epochs()) >= 2)
+    stopped.stop()
+    assert stopped.wait() is JobStatus.STOPPED
+    assert stopped.run().info.status == "KILLED"
+    reached = len(stopped.epochs())
+    beheaded = Job(cluster, *arguments)
+    beheaded.wait_until(lambda: len(beheaded.epochs()) > reached)
+    cluster.kill("head")
+    assert beheaded.run().info.status == "RUNNING"  # nobody was left to say otherwise
+    cluster.start("head")
+    last = Job(cluster, *arguments)
+    check_complete(last, 24)
+    assert "epoch 1/24" not in last.output()
+
+
+def test_a_host_taken_with_notice_costs_no_step_and_a_hanging_s3_only_time(cluster, tmp_path):
+    job = Job(cluster, tmp_path, "taken", "--train.epochs=24", "--cluster.max_failures=0", *ELASTIC)
+    job.wait_until(lambda: len(job.epochs()) >= 2)
+    taken = Thread(target=cluster.reclaim, args=("host2", 20.0))
+    taken.start()
+    job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
+    taken.join()
+    reached = len(job.epochs())
+    job.wait_until(lambda: len(job.epochs()) > reached)
+    cluster.pause("s3")
+    time.sleep(20)
+    cluster.resume("s3")
+    check_complete(job, 24)
+
+
+@pytest.mark.skipif(not can_isolate(), reason="needs root, to mount a small disk")
+def test_a_disk_that_fills_up_while_training_is_named_with_its_setting(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+    try:
+        with training(tmp_path, f"--cluster.storage={disk}", "--cluster.keep_checkpoints=99",
+                      "--train.epochs=60") as process:  # fmt: skip
+            assert process.wait(120) == 1
+        last = process.output().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "No space left on device" in last
+        assert f"free space in cluster.storage, {disk}, or" in last
+        assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -64,7 +64,10 @@ def test_the_command_line_overrides_the_file(tmp_path):
         (["--train.micro_batch=-1"], "train.micro_batch must be 0 or more, got -1"),
         (["--train.checkpoint_steps=-1"], "train.checkpoint_steps must be 0 or more, got -1"),
         (["--train.exit_loss_weights=[1,2]"], "train.exit_loss_weights must have one entry per"),
-        (["--cluster.num_workers=0"], "cluster.num_workers must be 1 or more, or [least, most] of such, got 0"),
+        (
+            ["--cluster.num_workers=0"],
+            "cluster.num_workers must be 1 or more, or [least, most] of such, got 0",
+        ),
         (["--cluster.storage="], "cluster.storage must name a folder"),
         (["train"], "unrecognized arguments: train"),
     ],

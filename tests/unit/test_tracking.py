@@ -197,6 +197,45 @@ def test_a_living_driver_gives_signs_of_life(client, monkeypatch):
             time.sleep(0.05)
 
 
+def test_a_driver_thought_dead_puts_its_state_right(client, monkeypatch):
+    monkeypatch.setattr(tracking, "BEAT_SECONDS", 0.05)
+    with begin() as record:
+        client.set_terminated(record.run_id, "KILLED")
+        deadline = time.monotonic() + 10
+        while status(client, record) != "RUNNING":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_a_driver_whose_run_another_one_has_taken_stops_and_leaves_its_state_alone(
+    client, monkeypatch
+):
+    monkeypatch.setattr(tracking, "BEAT_SECONDS", 0.1)
+    taker = tracking._Lease.of_this_process()
+    records = []
+    with pytest.raises(TrackingError, match="digits was taken over"), begin() as record:  # noqa: PT012
+        records.append(record)
+        for _ in range(100):
+            client.set_tag(record.run_id, tracking._LEASE, taker.text())
+            time.sleep(0.1)
+    assert status(client, records[0]) == "RUNNING"
+    holder = tracking._Lease.of_run(client.get_run(records[0].run_id))
+    assert holder is not None
+    assert holder.token == taker.token
+
+
+def test_no_message_shows_a_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
+    with pytest.raises(TrackingError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9 does") as told:
+        begin().__enter__()
+    assert "secret" not in str(told.value)
+    error = OSError("API request to http://user:secret@host/api failed: postgresql://u:p@db/x")
+    assert (
+        tracking._sentence(error)
+        == "API request to http://***@host/api failed: postgresql://***@db/x"
+    )
+
+
 @pytest.mark.parametrize("is_unfinished", [False, True])
 def test_of_two_drivers_that_start_at_once_one_gives_way(client, monkeypatch, is_unfinished):
     with begin("another"):  # the experiment exists
