@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipelines.run import read_run
 from ranet import mult_adds
-from ranet.inference.anytime import Scores
+from ranet.inference.anytime import Answers
 from ranet.inference.budgeted import Rule, fit_budgets, score_budget
 
 RULES: tuple[Rule, ...] = ("geometric", "joint")
@@ -153,7 +153,7 @@ def trained_net(number: int, config: Path, path: Path) -> Net:
     """Read the scores of a trained RANet."""
     run = read_run([f"--config={config}"])
     saved = torch.load(path, weights_only=True)
-    splits = [Scores.from_state(saved[split]) for split in ("val", "test")]
+    splits = [Answers.from_state(saved[split]).alone for split in ("val", "test")]
     confidences = torch.cat([split.confidences for split in splits], dim=1)
     correct = torch.cat([split.correct for split in splits], dim=1)
     costs = [float(cost) for cost in mult_adds(run.model)]

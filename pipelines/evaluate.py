@@ -31,7 +31,7 @@ from pipelines.run import (
 from pipelines.scoring import score_worker
 from pipelines.worker import SCORES
 from ranet import ModelConfig, mult_adds
-from ranet.inference.anytime import Scores
+from ranet.inference.anytime import Answers
 
 
 def main() -> None:
@@ -95,8 +95,8 @@ def with_model(run: Run, classifier: Any) -> Run:
     return replace(run, model=model, data=data)
 
 
-def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, Scores]:
-    """Score weights on the workers of a run; gives the scores of `val` and `test`."""
+def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, Answers]:
+    """Score weights on the workers of a run; gives the answers of `val` and `test`."""
     with connected(run.cluster):
         checkpoint = launch(
             score_worker,
@@ -106,7 +106,7 @@ def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, 
             cluster=run.cluster,
         )
     states = load_checkpoint(checkpoint)[SCORES]
-    return {split: Scores.from_state(state) for split, state in states.items()}
+    return {split: Answers.from_state(state) for split, state in states.items()}
 
 
 if __name__ == "__main__":

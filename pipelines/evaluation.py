@@ -25,7 +25,13 @@ import ranet
 from cluster import registry
 from pipelines.data import DatasetInfo, open_batches
 from pipelines.run import Run
-from ranet.inference.anytime import Scores, anytime_accuracy
+from ranet.inference.anytime import (
+    Answer,
+    Answers,
+    Scores,
+    anytime_accuracy,
+    choose_answer,
+)
 from ranet.inference.budgeted import fit_budgets, score_budget
 
 _FEWEST_THRESHOLD_SETS = 40
@@ -69,6 +75,8 @@ class Evaluation:
     """Every threshold set, smallest budget first."""
     reported: tuple[BudgetAccuracy, ...]
     """Those of the budgets that were asked for."""
+    answer: Answer
+    """Whether exits answer alone or together; chosen on the validation images."""
 
     @property
     def val_top1(self) -> float:
@@ -107,7 +115,7 @@ def budget_grid(costs: tuple[int, ...]) -> tuple[float, ...]:
 
 
 def evaluate_scores(
-    costs: tuple[int, ...], val: Scores, test: Scores, budgets: tuple[float, ...]
+    costs: tuple[int, ...], val: Answers, test: Answers, budgets: tuple[float, ...]
 ) -> Evaluation:
     """Fit thresholds on the validation images and score them, and every exit, on the test images.
 
@@ -119,21 +127,22 @@ def evaluate_scores(
     """
     check_budgets(costs, budgets)
     grid = budget_grid(costs)
+    wanted = {round(budget, 2) for budget in budgets}
     # In mult-adds; never below the first exit by a rounding of its share.
-    allowed = [max(costs[0], budget * costs[-1]) for budget in grid]
-    thresholds = fit_budgets(val.confidences, val.correct, costs, allowed)
+    allowed = {budget: max(costs[0], budget * costs[-1]) for budget in grid}
+    answer = choose_answer(val, costs, [allowed[budget] for budget in grid if budget in wanted])
+    on_val, on_test = val.by(answer), test.by(answer)
+    thresholds = fit_budgets(on_val.confidences, on_val.correct, costs, list(allowed.values()))
     curve = tuple(
-        _score_budget(budget, row, costs, val, test)
+        _score_budget(budget, row, costs, on_val, on_test)
         for budget, row in zip(grid, thresholds, strict=True)
     )
-    accuracies = torch.stack((*anytime_accuracy(val), *anytime_accuracy(test)), dim=1)
+    accuracies = torch.stack((*anytime_accuracy(on_val), *anytime_accuracy(on_test)), dim=1)
     exits = tuple(
         ExitAccuracy(cost, *row) for cost, row in zip(costs, accuracies.tolist(), strict=True)
     )
-    wanted = {round(budget, 2) for budget in budgets}
-    return Evaluation(
-        exits=exits, curve=curve, reported=tuple(row for row in curve if row.budget in wanted)
-    )
+    reported = tuple(row for row in curve if row.budget in wanted)
+    return Evaluation(exits=exits, curve=curve, reported=reported, answer=answer)
 
 
 def _score_budget(
@@ -166,6 +175,11 @@ def format_tables(evaluation: Evaluation) -> str:
         + " ".join(f"{share:5.1f}" for share in row.exit_shares)
         for row in evaluation.reported
     ]
+    if evaluation.answer == "together":
+        lines += [
+            "",
+            "every answer is the mean of all exits passed: better on the validation images",
+        ]
     return "\n".join(lines)
 
 
@@ -380,6 +394,7 @@ def _log_model(
         "std": run.data.std,
         "class_names": data_info.class_names,
         "budgets": [row.budget for row in evaluation.curve],
+        "answer": evaluation.answer,
     }
     tensors = {
         "model": state_dict,

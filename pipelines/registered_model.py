@@ -68,7 +68,8 @@ class BudgetedClassifier(PythonModel):
             MlflowException: the budget is below the first exit's share, or above 1.
         """
         budget = (params or {}).get("budget")
-        cascade = Cascade(self.model, self._thresholds_within(1.0 if budget is None else budget))
+        thresholds = self._thresholds_within(1.0 if budget is None else budget)
+        cascade = Cascade(self.model, thresholds, self.settings["answer"])
         images = torch.from_numpy(np.ascontiguousarray(model_input))
         parts = [
             cascade(self.normalize(chunk.to(self.device))) for chunk in images.split(_CHUNK_IMAGES)

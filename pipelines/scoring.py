@@ -9,7 +9,7 @@ from cluster.reporter import RayReporter
 from pipelines.run import Run
 from pipelines.worker import SCORES, on_this_node, open_split, set_up
 from ranet import RANet
-from ranet.inference.anytime import collect_scores
+from ranet.inference.anytime import collect_answers
 from ranet.model.normalize import Normalize
 
 
@@ -32,5 +32,6 @@ def _score(run: Run, weights: dict[str, Tensor], device: torch.device) -> dict[s
     scores = {}
     for split in ("val", "test"):
         batches = open_split(run, split, device)
-        scores[split] = collect_scores(model, batches, normalize=normalize, device=device).state()
+        answers = collect_answers(model, batches, normalize=normalize, device=device)
+        scores[split] = answers.state()
     return scores

@@ -18,7 +18,7 @@ from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
 from pipelines.run import Run, configure_logging
 from ranet import RANet
-from ranet.inference.anytime import Scores, collect_scores
+from ranet.inference.anytime import Answers, collect_answers
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
 from ranet.training.reporter import Batches, Snapshot
@@ -32,9 +32,9 @@ class Trained:
 
     snapshot: Snapshot
     """State after the last epoch, with the history of all epochs and the best weights."""
-    val: Scores
+    val: Answers
     """Answers of the best weights to the validation images."""
-    test: Scores
+    test: Answers
     """Answers of the best weights to the test images."""
 
 
@@ -64,16 +64,16 @@ def _train(run: Run, device: torch.device) -> None:
         normalize=normalize, device=device, resume=saved.get(SNAPSHOT),
     )  # fmt: skip
     model.load_state_dict(snapshot["best"]["model"])
-    scores = [
+    answers = [
         # in float32, whatever the precision of training: so the registered model answers
-        collect_scores(model, split, normalize=normalize, device=device)
+        collect_answers(model, split, normalize=normalize, device=device)
         for split in (val, test)
     ]
     reporter.save(
         snapshot["history"][-1],
         {
             SNAPSHOT: snapshot,
-            SCORES: {"val": scores[0].state(), "test": scores[1].state()},
+            SCORES: {"val": answers[0].state(), "test": answers[1].state()},
         },
     )
 
@@ -113,5 +113,5 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
 def read_trained(checkpoint: Checkpoint) -> Trained:
     """Read what `train_worker` left in its last checkpoint."""
     files = load_checkpoint(checkpoint)
-    scores = {split: Scores.from_state(state) for split, state in files[SCORES].items()}
-    return Trained(snapshot=files[SNAPSHOT], **scores)
+    answers = {split: Answers.from_state(state) for split, state in files[SCORES].items()}
+    return Trained(snapshot=files[SNAPSHOT], **answers)

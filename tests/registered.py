@@ -12,7 +12,7 @@ from pipelines.data import DataConfig, DatasetInfo
 from pipelines.evaluation import Evaluation, RegisteredVersion, evaluate_scores, register_model
 from pipelines.run import Run
 from ranet import ModelConfig, OptimConfig, RANet, TrainConfig, mult_adds
-from ranet.inference.anytime import Scores, collect_scores
+from ranet.inference.anytime import Answers, collect_answers
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
 from tests.tiny import Digits, Recorder
@@ -52,8 +52,8 @@ class TrainedNetwork:
     """A network, its answers, and the images it was asked about."""
 
     model: RANet
-    val: Scores
-    test: Scores
+    val: Answers
+    test: Answers
     evaluation: Evaluation
     test_images: torch.Tensor = field(repr=False)
     test_labels: torch.Tensor = field(repr=False)
@@ -68,11 +68,11 @@ def trained_network() -> TrainedNetwork:
     train = Digits(0, 800, RUN.train.batch_size, shuffled=True)
     val, test = Digits(1000, 1300, 100), Digits(1300, 1600, 100)
     fit(RUN.train, model, train, val, Recorder(), normalize=normalize, device=device)
-    scores = [
-        collect_scores(model, split, normalize=normalize, device=device) for split in (val, test)
+    answers = [
+        collect_answers(model, split, normalize=normalize, device=device) for split in (val, test)
     ]
-    evaluation = evaluate_scores(COSTS, scores[0], scores[1], RUN.registry.budgets)
-    return TrainedNetwork(model, scores[0], scores[1], evaluation, test.images, test.labels)
+    evaluation = evaluate_scores(COSTS, answers[0], answers[1], RUN.registry.budgets)
+    return TrainedNetwork(model, answers[0], answers[1], evaluation, test.images, test.labels)
 
 
 def create_run(client: MlflowClient, folder: Path) -> str:

@@ -1,15 +1,19 @@
 """Anytime prediction: how right and how sure every exit is, image by image."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ranet.inference.budgeted import choose_exits, fit_budgets
 from ranet.training.distributed import gather
 from ranet.training.evaluation import compute_logits, exit_hits
 from ranet.training.reporter import Batches
+
+Answer = Literal["alone", "together"]
+"""alone: an exit answers by its own logits; together: by the mean of those of all exits so far."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +42,37 @@ class Scores:
         return cls(**state)
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Scores of a split by either way to answer."""
+
+    alone: Scores
+    together: Scores
+
+    def by(self, answer: Answer) -> Scores:
+        """Give the scores of one way."""
+        return self.alone if answer == "alone" else self.together
+
+    def state(self) -> dict[str, Any]:
+        """Give the tensors by name, to be saved."""
+        return {"alone": self.alone.state(), "together": self.together.state()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "Answers":
+        """Make answers from what `state` gave."""
+        return cls(**{answer: Scores.from_state(scores) for answer, scores in state.items()})
+
+
 @torch.inference_mode()
-def collect_scores(
+def collect_answers(
     model: nn.Module,
     batches: Batches,
     *,
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
     precision: Literal["float32", "bfloat16"] = "float32",
-) -> Scores:
-    """Run all exits over a split; every worker takes its share and gets the scores of all.
+) -> Answers:
+    """Run all exits over a split; every worker takes its share and gets the answers of all.
 
     Args:
         model: images -> logits (exits, batch, classes); it is left in evaluation mode.
@@ -57,20 +82,52 @@ def collect_scores(
         precision: type of the forward pass.
 
     Returns:
-        The scores of every image, in an order that is the same on every worker.
+        The answers to every image, in an order that is the same on every worker.
     """
     model.eval()
     parts: list[Tensor] = []
     with batches.epoch(0) as reader:
         for images, labels in reader:
-            logits = compute_logits(model, images, normalize, precision).float()
-            confidences = logits.softmax(dim=-1).amax(dim=-1)
-            parts.append(torch.stack((confidences, *exit_hits(logits, labels))))
-    # (confidence or one of two hits, exits, samples); a worker without batches knows no exits.
-    own = torch.cat(parts, dim=2) if parts else torch.zeros((3, 0, 0), device=device)
-    scores = torch.cat([each for each in gather(own) if each.numel()], dim=2).cpu()
-    assert scores.shape[2] == batches.num_samples, "every image is scored exactly once"
-    return Scores(scores[0].clone(), scores[1].bool(), scores[2].bool())
+            alone = compute_logits(model, images, normalize, precision).float()
+            exits_passed = torch.arange(1, len(alone) + 1, device=alone.device)[:, None, None]
+            rows = []
+            for logits in (alone, alone.cumsum(dim=0) / exits_passed):
+                rows += [logits.softmax(dim=-1).amax(dim=-1), *exit_hits(logits, labels)]
+            parts.append(torch.stack(rows))
+    # (confidence or one of two hits, twice, exits, samples); without batches no exits are known.
+    own = torch.cat(parts, dim=2) if parts else torch.zeros((6, 0, 0), device=device)
+    rows = torch.cat([each for each in gather(own) if each.numel()], dim=2).cpu()
+    assert rows.shape[2] == batches.num_samples, "every image is scored exactly once"
+    scores = [Scores(part[0].clone(), part[1].bool(), part[2].bool()) for part in rows.split(3)]
+    return Answers(alone=scores[0], together=scores[1])
+
+
+def choose_answer(val: Answers, costs: Sequence[float], budgets: Sequence[float]) -> Answer:
+    """Let exits answer together where that is better on validation images, else alone.
+
+    Better: by two standard errors of the mean over images and budgets, with thresholds fitted
+    on one half of the images and scored on the other, both ways.
+
+    Args:
+        val: answers to the validation images.
+        costs: cumulative cost of every exit.
+        budgets: mean costs per image to compare at, in the unit of the costs.
+    """
+    num_samples = val.alone.correct.shape[1]
+    if num_samples < 2:
+        return "alone"
+    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
+    halves = order.tensor_split(2)
+    lead = torch.zeros(num_samples, dtype=torch.float64)
+    for fit, rest in (halves, halves[::-1]):
+        for scores, sign in ((val.together, 1), (val.alone, -1)):
+            fitted = fit_budgets(scores.confidences[:, fit], scores.correct[:, fit], costs, budgets)
+            for thresholds in fitted:
+                exits = choose_exits(scores.confidences[:, rest], thresholds)
+                right = scores.correct[:, rest].gather(0, exits[None])[0]
+                lead[rest] += sign * right.double() / len(budgets)
+    error = lead.std() / num_samples**0.5
+    return "together" if lead.mean() > 2 * error else "alone"
 
 
 def anytime_accuracy(scores: Scores) -> tuple[Tensor, Tensor]:

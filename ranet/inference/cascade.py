@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ranet.config import ModelConfig
+from ranet.inference.anytime import Answer
 from ranet.model.network import OptimizedRANet, RANet
 from ranet.plan import make_plan
 
@@ -43,15 +44,20 @@ class Cascade:
 
     An image leaves at the first exit whose confidence, the highest softmax probability, is at
     least that exit's threshold; the last exit takes all that are left. An exit that no image can
-    take, because its threshold is above 1, is neither computed nor charged.
+    take, because its threshold is above 1, is neither computed nor charged, unless exits answer
+    together.
     """
 
-    def __init__(self, model: RANet | OptimizedRANet, thresholds: Tensor) -> None:
+    def __init__(
+        self, model: RANet | OptimizedRANet, thresholds: Tensor, answer: Answer = "alone"
+    ) -> None:
         """Set the thresholds (exits,); they may be plus or minus infinity.
 
         Args:
             model: a network; of a `RANet` the inference form is made here, once.
             thresholds: confidence from which an image leaves, for each exit.
+            answer: whether an exit answers alone, or together with all before it; the
+                thresholds are those of this way.
 
         Raises:
             ValueError: the thresholds are not one number per exit.
@@ -65,7 +71,12 @@ class Cascade:
             )
         self.model = model.optimized() if isinstance(model, RANet) else model
         self.thresholds = [*thresholds.tolist()[:-1], float("-inf")]
-        self.exits = [k for k in range(1, num_exits + 1) if self.thresholds[k - 1] <= 1]
+        self.answer = answer
+        self.exits = [
+            k
+            for k in range(1, num_exits + 1)
+            if self.thresholds[k - 1] <= 1 or answer == "together"
+        ]
         self.skipped = frozenset(range(1, num_exits + 1)) - frozenset(self.exits)
         self.mult_adds = _path_mult_adds(model.config, self.skipped)
 
@@ -137,8 +148,14 @@ class Cascade:
         predictions = self.model.predictions(images, self.skipped)
         waiting = torch.arange(len(images), device=images.device)
         keep = None
+        passed: Tensor | None = None  # sum of the logits of the exits so far
         for number in self.exits:
-            confidences, labels = predictions.send(keep).float().softmax(dim=1).max(dim=1)
+            logits = predictions.send(keep).float()
+            if self.answer == "together":
+                if passed is not None:
+                    logits = logits + (passed if keep is None else passed[keep])
+                passed, logits = logits, logits / number
+            confidences, labels = logits.softmax(dim=1).max(dim=1)
             # Not >=: an image whose confidence is not a number stays.
             stays = ~(confidences >= self.thresholds[number - 1])
             # The last exit takes what is left, numbers or not.

@@ -16,7 +16,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
 from ranet.config import OptimConfig, TrainConfig
-from ranet.inference.anytime import collect_scores
+from ranet.inference.anytime import collect_answers
 from ranet.training.evaluation import evaluate
 from ranet.training.loop import fit
 from ranet.training.optim import NonFiniteLoss
@@ -126,7 +126,7 @@ def evaluate_shares(rank, num_workers, num_images):
     batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
     model = TwoExits()
     metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
-    scores = collect_scores(model, batches, normalize=normalize, device=CPU)
+    scores = collect_answers(model, batches, normalize=normalize, device=CPU).alone
     return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
 
 

@@ -15,7 +15,7 @@ from cluster.config import ClusterConfig
 from pipelines.data import open_batches, prepare
 from pipelines.evaluation import register_model
 from pipelines.run import config_text
-from ranet.inference.anytime import anytime_accuracy, collect_scores
+from ranet.inference.anytime import anytime_accuracy, collect_answers
 from ranet.model.normalize import Normalize
 from tests.registered import MODEL, RUN, create_run, trained_network
 
@@ -62,7 +62,8 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
         seed=0, device=cpu,
     )  # fmt: skip
     normalize = Normalize(run.data.mean, run.data.std)
-    top1, _ = anytime_accuracy(collect_scores(network.model, test, normalize=normalize, device=cpu))
+    answers = collect_answers(network.model, test, normalize=normalize, device=cpu)
+    top1, _ = anytime_accuracy(answers.by(network.evaluation.answer))
     experiment = client.get_experiment_by_name("ranet")
     assert experiment is not None
     (found,) = client.search_runs(

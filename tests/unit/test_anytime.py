@@ -3,14 +3,21 @@
 import pytest
 import torch
 
-from ranet.inference.anytime import Scores, anytime_accuracy, collect_scores
+from ranet.inference.anytime import (
+    Answers,
+    Scores,
+    anytime_accuracy,
+    choose_answer,
+    collect_answers,
+)
 from tests.tiny import Digits, TwoExits, normalize
 
 
 def test_scores_are_those_of_a_plain_pass():
     model, digits = TwoExits(), Digits(0, 45, 10)
     model.train()
-    scores = collect_scores(model, digits, normalize=normalize, device=torch.device("cpu"))
+    answers = collect_answers(model, digits, normalize=normalize, device=torch.device("cpu"))
+    scores = answers.alone
     with torch.inference_mode():
         probabilities = model.eval()(normalize(digits.images)).softmax(dim=-1)
     assert digits.num_open == 0
@@ -21,12 +28,39 @@ def test_scores_are_those_of_a_plain_pass():
     assert torch.equal(scores.correct_top5, rank < 5)
 
 
+def test_together_an_exit_answers_by_the_mean_of_all_logits_so_far():
+    model, digits = TwoExits(), Digits(0, 45, 10)
+    answers = collect_answers(model, digits, normalize=normalize, device=torch.device("cpu"))
+    with torch.inference_mode():
+        first, second = model.eval()(normalize(digits.images))
+    both = ((first + second) / 2).softmax(dim=-1)
+    torch.testing.assert_close(answers.together.confidences[1], both.amax(dim=-1))
+    assert torch.equal(answers.together.correct[1], both.argmax(dim=-1) == digits.labels)
+    assert torch.equal(answers.together.confidences[0], answers.alone.confidences[0])
+
+
+def test_exits_answer_together_only_where_that_is_clearly_better_on_validation():
+    def scores(share: float, seed: int) -> Scores:
+        generator = torch.Generator().manual_seed(seed)
+        correct = torch.rand(2, 2000, generator=generator) < torch.tensor([[0.5], [share]])
+        confidences = torch.rand(2, 2000, generator=generator)
+        return Scores(confidences, correct, correct)
+
+    costs, budgets = (1.0, 2.0), (1.5, 2.0)
+    same, better, worse = scores(0.8, 0), scores(0.9, 1), scores(0.7, 2)
+    assert choose_answer(Answers(same, better), costs, budgets) == "together"
+    for other in (same, worse, scores(0.8, 3)):
+        assert choose_answer(Answers(same, other), costs, budgets) == "alone"
+    single = Scores(torch.ones(2, 1), torch.ones(2, 1).bool(), torch.ones(2, 1).bool())
+    assert choose_answer(Answers(single, single), costs, budgets) == "alone"
+
+
 def test_scores_in_bfloat16_are_close_to_those_in_float32():
     model, digits, device = TwoExits(), Digits(0, 45, 10), torch.device("cpu")
-    exact = collect_scores(model, digits, normalize=normalize, device=device)
-    rounded = collect_scores(
+    exact = collect_answers(model, digits, normalize=normalize, device=device).alone
+    rounded = collect_answers(
         model, digits, normalize=normalize, device=device, precision="bfloat16"
-    )
+    ).alone
     assert rounded.confidences.dtype == torch.float32
     assert not torch.equal(rounded.confidences, exact.confidences)
     torch.testing.assert_close(rounded.confidences, exact.confidences, atol=0.02, rtol=0)
@@ -43,8 +77,8 @@ def test_accuracy_is_the_share_of_right_answers_in_percent():
 def test_scores_survive_a_file(tmp_path):
     hits = torch.tensor([[True, False]])
     scores = Scores(torch.tensor([[0.25, 0.5]]), hits, ~hits)
-    torch.save(scores.state(), tmp_path / "scores.pt")
-    loaded = Scores.from_state(torch.load(tmp_path / "scores.pt", weights_only=True))
+    torch.save(Answers(scores, scores).state(), tmp_path / "scores.pt")
+    loaded = Answers.from_state(torch.load(tmp_path / "scores.pt", weights_only=True)).together
     assert torch.equal(loaded.confidences, scores.confidences)
     assert torch.equal(loaded.correct, hits)
     assert torch.equal(loaded.correct_top5, ~hits)

@@ -172,6 +172,24 @@ def test_reading_a_stream_no_further_computes_no_further(model: RANet, images: T
     assert first.prediction.exits.tolist() == [1] * len(images)
 
 
+def test_together_every_exit_answers_by_the_mean_of_those_before_it(model: RANet, images: Tensor):
+    with torch.inference_mode():
+        passed = torch.arange(1, CONFIG.num_exits + 1)[:, None, None]
+        means = model(images).cumsum(dim=0) / passed
+    confidences, labels = means.softmax(dim=2).max(dim=2)
+    thresholds = quantiles(confidences, 0.3)
+    thresholds[1] = INF  # its logits are in the means behind it: it runs, and is charged
+    prediction = Cascade(model, thresholds, "together")(images)
+    assert prediction.exits.unique().numel() > 3
+    assert 2 not in prediction.exits
+    exits = prediction.exits[None] - 1
+    torch.testing.assert_close(
+        prediction.confidences, confidences.gather(0, exits)[0], rtol=0, atol=1e-5
+    )
+    assert torch.equal(prediction.labels, labels.gather(0, exits)[0])
+    assert torch.equal(prediction.mult_adds, torch.tensor(mult_adds(CONFIG))[exits[0]])
+
+
 def test_a_large_batch_in_parts_gets_the_answers_of_its_images(model: RANet):
     torch.manual_seed(5)
     images = torch.randn(150, 3, 32, 32)

@@ -25,15 +25,16 @@ from pipelines.evaluation import (
     plot_curve,
     save_examples,
 )
-from ranet.inference.anytime import Scores
+from ranet.inference.anytime import Answers, Scores
 from tests.registered import RUN, create_run
 
 COSTS = (10, 30)
 
 
-def make_scores(confidences: list[list[float]], correct: list[list[int]]) -> Scores:
+def make_scores(confidences: list[list[float]], correct: list[list[int]]) -> Answers:
     hits = torch.tensor(correct, dtype=torch.bool)
-    return Scores(torch.tensor(confidences), hits, hits | hits.roll(1))
+    scores = Scores(torch.tensor(confidences), hits, hits | hits.roll(1))
+    return Answers(alone=scores, together=scores)
 
 
 # Exit 1 is right where it is sure, and only there; exit 2 is always right.

@@ -56,10 +56,11 @@ def test_answers_are_those_of_the_full_pass_and_its_thresholds(
 ):
     network = trained_network()
     rows = {row.budget: row for row in network.evaluation.curve}
-    exits = choose_exits(network.test.confidences, torch.tensor(rows[budget].thresholds))
+    scores = network.test.by(network.evaluation.answer)
+    exits = choose_exits(scores.confidences, torch.tensor(rows[budget].thresholds))
     answers = model.predict(test_images, params={"budget": budget})
     assert answers["exit"].tolist() == (exits + 1).tolist()
-    expected = network.test.confidences.gather(0, exits[None])[0]
+    expected = scores.confidences.gather(0, exits[None])[0]
     np.testing.assert_allclose(answers["confidence"], expected, atol=5e-5)
     is_right = answers["label"].to_numpy() == network.test_labels.numpy()
     assert 100 * is_right.mean() == pytest.approx(rows[budget].test_top1)
