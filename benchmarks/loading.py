@@ -407,7 +407,7 @@ def print_waiting(root: Path, folder: Path) -> None:
     for split in ("train", "test"):
         (path,) = root.glob(f"*-{split}.parquet")
         table = parquet.read_table(path)
-        rows = range(0, len(table), 40)  # the images may be sorted by class
+        rows = np.arange(0, len(table), 40)  # the images may be sorted by class
         parquet.write_table(table.take(rows), part / f"cifar-{split}.parquet")
     print("### Training: share of the time that it waits for data\n")
     print("| loader | threads that compute | images/s | first epoch | later epochs |")
