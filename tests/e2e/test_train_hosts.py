@@ -48,7 +48,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
 
 
 def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):
-    arguments = (tmp_path, "again", "--train.epochs=24", "--cluster.num_workers=2")
+    arguments = (tmp_path, "again", "--train.epochs=10", "--cluster.num_workers=2")
     stopped = Job(cluster, *arguments)
     stopped.wait_until(lambda: len(stopped.epochs()) >= 2)
     stopped.stop()
@@ -61,8 +61,8 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
     assert beheaded.run().info.status == "RUNNING"  # nobody was left to say otherwise
     cluster.start("head")
     last = Job(cluster, *arguments)
-    check_complete(last, 24)
-    assert "epoch 1/24" not in last.output()
+    check_complete(last, 10)
+    assert "epoch 1/10" not in last.output()
 
 
 def test_a_host_taken_with_notice_costs_no_step_and_a_hanging_s3_only_time(cluster, tmp_path):
