@@ -134,7 +134,7 @@ def photo_contenders(arguments: argparse.Namespace, folder: Path) -> list[Conten
     root, threads = arguments.images, arguments.threads
     found = ImageFolder(root)
     paths = tuple(str(Path(path).relative_to(root)) for path, _ in found.samples)
-    images = FileImages(root, paths, np.array(found.targets, np.int64))
+    images = FileImages(str(root), paths, np.array(found.targets, np.int64))
     bytes_per_image = statistics.mean((root / path).stat().st_size for path in paths)
     contenders = folder_contenders("the files", root, bytes_per_image, threads)
     raw = DataConfig(source="imagefolder", root=str(root), crop="random_resized")

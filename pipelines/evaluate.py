@@ -85,6 +85,13 @@ def with_model(run: Run, classifier: Any) -> Run:
             f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "
             f"model tells {settings['class_names']} apart; evaluate it on images of its classes"
         )
+    if info.sha256["val"] != settings["validation_sha256"]:
+        raise ValueError(
+            f"the validation images of {info.folder} (SHA-256 {info.sha256['val'][:12]}) are not "
+            f"those that were held out when the model was trained "
+            f"({settings['validation_sha256'][:12]}): it may have been fitted on them, and so "
+            "would its thresholds; evaluate it on the images prepared for its training"
+        )
     data = replace(
         run.data,
         folder=info.folder,

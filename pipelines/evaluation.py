@@ -393,6 +393,7 @@ def _log_model(
         "mean": run.data.mean,
         "std": run.data.std,
         "class_names": data_info.class_names,
+        "validation_sha256": data_info.sha256["val"],
         "budgets": [row.budget for row in evaluation.curve],
         "answer": evaluation.answer,
     }

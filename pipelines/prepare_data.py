@@ -2,13 +2,21 @@
 
     python pipelines/prepare_data.py --config configs/cifar10.yaml [--data.root=FOLDER ...]
 
-Takes the same settings as training, which does this by itself where files are missing.
+Takes the same settings as training, which does this by itself where files are missing. Images in
+folders are encoded on all CPUs of the Ray cluster that RAY_ADDRESS names, or of this machine.
+Stopped and started again it goes on. Files that are there are held against their checksums.
 `--skip-unreadable` leaves out images that cannot be decoded, and lists them.
 """
 
 import sys
+from functools import partial
+from pathlib import Path
 
-from pipelines.data import DatasetInfo, prepare
+from cluster.objects import is_address
+from cluster.tasks import on_every_cpu
+from pipelines.data import DatasetInfo, prepare, verify
+from pipelines.data.config import SPLITS
+from pipelines.data.sidecar import split_path
 from pipelines.run import configure_logging, one_sentence, read_run
 
 SKIP_UNREADABLE = "--skip-unreadable"
@@ -20,7 +28,15 @@ def main() -> None:
     run = read_run([argument for argument in arguments if argument != SKIP_UNREADABLE])
     configure_logging()
     with one_sentence():
-        info = prepare(run.data, run.model.image_size, skip_unreadable=SKIP_UNREADABLE in arguments)
+        info = prepare(
+            run.data,
+            run.model.image_size,
+            skip_unreadable=SKIP_UNREADABLE in arguments,
+            spread=partial(on_every_cpu, run.cluster),
+        )
+        if not is_address(info.folder):
+            for split in SPLITS:  # read back from the disk, also where they were there before
+                verify(split_path(Path(info.folder), split))
         print(describe(info))
 
 

@@ -4,20 +4,14 @@ The layout and the encoding are FFCV's own, so its `Loader` reads our files too.
 `DatasetWriter` waits for ever when one of its processes fails; see docs/decisions/003-data.md.
 """
 
-import logging
 import os
-import sys
-import time
-from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
 from ffcv.reader import Reader
 from ffcv.types import (
     ALLOC_TABLE_TYPE,
@@ -25,21 +19,14 @@ from ffcv.types import (
     TYPE_ID_HANDLER,
     FieldDescType,
     HeaderType,
-    get_metadata_type,
 )
-from tqdm import tqdm
 
 from pipelines.data.config import DataConfig
+from pipelines.data.encoding import FIELDS, METADATA_TYPE, PAGE_BYTES, Sample, encode
 from pipelines.data.images import UnreadableImageError
+from pipelines.data.progress import Progress
 from pipelines.data.sources import Images
 
-logger = logging.getLogger(__name__)
-
-PAGE_BYTES = 1 << 23
-"""A sample never crosses a page, so that FFCV can cache the file page by page."""
-LOG_SECONDS = 30
-FIELDS = (("image", RGBImageField), ("label", IntField))
-METADATA_TYPE = get_metadata_type([RGBImageField(), IntField()])
 METADATA_START = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
 
 
@@ -80,50 +67,66 @@ class Beton:
 def write_beton(
     path: Path, images: Images, config: DataConfig, *, skip_unreadable: bool = False
 ) -> Written:
-    """Write images in their order; several threads decode, this one writes.
+    """Write images in their order; several threads encode, this one writes.
 
     Raises:
         UnreadableImageError: an image cannot be decoded and `skip_unreadable` is not set.
         OSError: the file cannot be written, for instance because the disk is full.
     """
-    field = RGBImageField(
-        write_mode="jpg" if config.storage == "jpeg" else "raw",
-        max_resolution=config.stored_size or None,  # pyright: ignore[reportArgumentType]
-        jpeg_quality=config.jpeg_quality,
-    )
-    labels = images.labels
-    metadata = np.zeros(len(labels), METADATA_TYPE)
+    total = len(images.labels)
+    threads = len(os.sched_getaffinity(0))
+    with (
+        closing(encode(images, config, threads)) as samples,
+        Progress(f"writing {path.name}", total) as progress,
+    ):
+        counted = progress.counted(samples)
+        return write_samples(path, total, counted, skip_unreadable=skip_unreadable)
+
+
+def write_samples(
+    path: Path,
+    total: int,
+    samples: Iterable[Sample | UnreadableImageError],
+    *,
+    skip_unreadable: bool = False,
+) -> Written:
+    """Write encoded images in their order.
+
+    The bytes depend on the samples alone, not on who encoded them or in how many pieces.
+
+    Args:
+        path: the file.
+        total: how many samples there will be, unreadable ones included.
+        samples: what to write.
+        skip_unreadable: leave out unreadable images instead of raising the first.
+
+    Raises:
+        UnreadableImageError: an image is unreadable and `skip_unreadable` is not set.
+        OSError: the file cannot be written.
+    """
+    metadata = np.zeros(total, METADATA_TYPE)
     allocations: list[tuple[int, int, int]] = []
     skipped: list[str] = []
     position = _page_up(METADATA_START + metadata.nbytes)
-    with path.open("wb") as file, closing(_encoded(images, field)) as encoded_images:
+    with path.open("wb") as file:
         file.seek(position)
-        for index, encoded in encoded_images:
-            try:
-                record, pixels = encoded.result()
-            except UnreadableImageError as error:
+        for sample in samples:
+            if isinstance(sample, UnreadableImageError):
                 if not skip_unreadable:
-                    raise UnreadableImageError(
-                        f"{error}; repair or remove it, or leave out all such images with "
-                        "pipelines/prepare_data.py --skip-unreadable"
-                    ) from error
-                skipped.append(str(error))
+                    raise with_advice(sample)
+                skipped.append(str(sample))
                 continue
-            if pixels.nbytes > PAGE_BYTES:
-                raise ValueError(
-                    f"{images.name(index)} takes {pixels.nbytes} bytes as {config.storage}, more "
-                    f"than FFCV's page of {PAGE_BYTES}: set data.stored_size, or data.storage: jpeg"
-                )
-            if position % PAGE_BYTES + pixels.nbytes > PAGE_BYTES:
+            length = sample.data.nbytes
+            if position % PAGE_BYTES + length > PAGE_BYTES:
                 position = _page_up(position)
                 file.seek(position)
-            sample = len(allocations)
-            metadata[sample] = (record, labels[index])
-            metadata[sample]["f0"]["data_ptr"] = position
-            allocations.append((sample, position, pixels.nbytes))
-            position += file.write(pixels.data)
+            number = len(allocations)
+            metadata[number] = sample.record[0]
+            metadata[number]["f0"]["data_ptr"] = position
+            allocations.append((number, position, length))
+            position += file.write(sample.data.data)
         if not allocations:
-            raise ValueError(f"{path}: not one of {len(labels)} images can be read")
+            raise ValueError(f"{path}: not one of {total} images can be read")
         position = _page_up(position)
         file.seek(position)
         file.write(np.array(allocations, ALLOC_TABLE_TYPE).tobytes())
@@ -135,61 +138,16 @@ def write_beton(
     return Written(metadata["f1"], sizes.astype(np.int64), tuple(skipped))
 
 
+def with_advice(error: UnreadableImageError) -> UnreadableImageError:
+    """The same error, with what can be done."""
+    return UnreadableImageError(
+        f"{error}; repair or remove it, or leave out all such images with "
+        "pipelines/prepare_data.py --skip-unreadable"
+    )
+
+
 def _page_up(position: int) -> int:
     return -(-position // PAGE_BYTES) * PAGE_BYTES
-
-
-def _encoded(
-    images: Images, field: RGBImageField
-) -> Generator[tuple[int, "Future[tuple[np.void, np.ndarray]]"]]:
-    """Encode images in threads and give them in order, a bounded number ahead."""
-
-    def encode(index: int) -> tuple[np.void, np.ndarray]:
-        record = np.zeros(1, METADATA_TYPE)["f0"]
-        buffers: list[np.ndarray] = []
-
-        def allocate(size: int) -> tuple[int, np.ndarray]:
-            buffers.append(np.empty(size, np.uint8))
-            return 0, buffers[-1]  # its place in the file is known only when it is written
-
-        pixels = images.read(index)
-        try:
-            field.encode(record, pixels, allocate)
-        except Exception as error:  # OpenCV's own: no size left after shrinking, or over 65,535
-            raise UnreadableImageError(
-                f"{images.name(index)} of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be "
-                f"stored: {error}"
-            ) from error
-        return record[0], buffers[0]
-
-    threads = len(os.sched_getaffinity(0))
-    total = len(images.labels)
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
-    waiting: deque[Future[tuple[np.void, np.ndarray]]] = deque()
-    submitted = 0
-    try:
-        for index in _with_progress(total):
-            while submitted < min(total, index + 4 * threads):
-                waiting.append(pool.submit(encode, submitted))
-                submitted += 1
-            encoded = waiting.popleft()
-            encoded.exception()  # wait here, where the progress is shown
-            yield index, encoded
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _with_progress(total: int) -> Iterator[int]:
-    """Count to `total` under a progress bar, or with a line in the log now and then."""
-    if sys.stderr.isatty():
-        yield from tqdm(range(total), unit="image", smoothing=0)
-        return
-    last = time.monotonic()
-    for index in range(total):
-        yield index
-        if time.monotonic() - last > LOG_SECONDS:
-            last = time.monotonic()
-            logger.info("%d of %d images", index + 1, total)
 
 
 def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_start: int) -> None:

@@ -33,6 +33,9 @@ class DataConfig:
     folder: str = ""
     """Folder of the prepared files, a path or s3://bucket/folder, of which every node keeps a copy;
     empty: data/<source>, with the root's name or the image size behind it where they matter."""
+    class_index: str = ""
+    """File of class folders' names in order of label, text or JSON, for imagefolder: so a few
+    classes keep the labels that they have among all; empty: the folders' names in order."""
     loader: Literal["ffcv", "memory"] = "ffcv"
     """ffcv: decode while training; memory: whole split on the device, for small equal images."""
     crop: Literal["none", "pad4", "random_resized"] = "pad4"
@@ -87,6 +90,17 @@ class DataConfig:
             raise ValueError(f"data.jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
         if "://" in self.folder:
             check_address("data.folder", self.folder)
+        if "://" in self.root:
+            check_address("data.root", self.root)
+            if self.source != "imagefolder":
+                raise ValueError(
+                    f"data.root may be in S3 for data.source imagefolder alone, got {self.root} "
+                    f"for {self.source}"
+                )
+        if self.class_index and self.source != "imagefolder":
+            raise ValueError(
+                f"data.class_index is for data.source imagefolder alone, got {self.source}"
+            )
         if self.source in LOCAL_SOURCES and not (self.root or self.folder):
             raise ValueError(
                 f"data.root must name the folder of the {self.source} files; "
@@ -117,5 +131,9 @@ def prepared_settings(config: DataConfig, image_size: int) -> dict[str, str | in
     if config.source == "digits":
         settings["model.image_size"] = image_size
     if config.source in LOCAL_SOURCES and config.root:
-        settings["data.root"] = str(Path(config.root).resolve())
+        settings["data.root"] = (
+            config.root if is_address(config.root) else str(Path(config.root).resolve())
+        )
+    if config.class_index:
+        settings["data.class_index"] = config.class_index
     return settings

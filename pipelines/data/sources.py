@@ -3,17 +3,20 @@
 import hashlib
 import json
 import logging
+import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from PIL import Image
 
+from cluster.objects import ObjectStore, is_address
 from pipelines.data.config import DataConfig
-from pipelines.data.images import decode_rgb
+from pipelines.data.images import Picture, decode_picture
 from pipelines.data.splits import hold_out
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DOWNLOADS = Path("data") / "downloads"
+REMOTE_READS = 16
+"""Image files read from S3 at a time by one process: they wait for the network more than they
+decode."""
 DIGITS_TEST_SHARE = 0.15
 DIGITS_TEST_SEED = 0
 IMAGE_SUFFIXES = frozenset(
@@ -41,8 +47,8 @@ class Images(Protocol):
         """What to call an image in a message."""
         ...
 
-    def read(self, index: int) -> np.ndarray:
-        """RGB pixels (height, width, 3), uint8; raises UnreadableImageError."""
+    def read(self, index: int) -> Picture:
+        """One image; raises UnreadableImageError."""
         ...
 
 
@@ -77,27 +83,38 @@ class ArrayImages:
         """The title and the number."""
         return f"{self.title} image {index}"
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Picture:
         """The pixels of one image."""
-        return self.pixels[index]
+        return Picture(self.pixels[index])
 
 
 @dataclass(frozen=True)
 class FileImages:
     """Images in files of their own."""
 
-    root: Path
+    root: str
+    """A folder, or an address in S3."""
     paths: tuple[str, ...]
     labels: np.ndarray
+
+    def part(self, indices: np.ndarray) -> "FileImages":
+        """Some of the images, with nothing of the others."""
+        return FileImages(self.root, tuple(self.paths[i] for i in indices), self.labels[indices])
 
     def name(self, index: int) -> str:
         """The path below the root, so that a moved folder is still the same source."""
         return self.paths[index]
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Picture:
         """Decode one file."""
-        path = self.root / self.paths[index]
-        return decode_rgb(path.read_bytes(), str(path))
+        place = f"{self.root}/{self.paths[index]}"
+        if is_address(self.root):
+            return decode_picture(self._store.read(place).data, place)
+        return decode_picture(Path(place).read_bytes(), place)
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        return ObjectStore(connections=REMOTE_READS)
 
 
 @dataclass(frozen=True)
@@ -112,9 +129,9 @@ class EncodedImages:
         """The title and the number."""
         return f"{self.title} row {index}"
 
-    def read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> Picture:
         """Decode one image."""
-        return decode_rgb(self.encoded[index], self.name(index))
+        return decode_picture(self.encoded[index], self.name(index))
 
 
 @dataclass(frozen=True)
@@ -133,8 +150,8 @@ class Subset:
         """Name of the chosen image."""
         return self.images.name(int(self.indices[index]))
 
-    def read(self, index: int) -> np.ndarray:
-        """Pixels of the chosen image."""
+    def read(self, index: int) -> Picture:
+        """The chosen image."""
         return self.images.read(int(self.indices[index]))
 
 
@@ -148,7 +165,7 @@ def open_source(config: DataConfig, image_size: int) -> Source:
     if config.source == "digits":
         source = _digits(image_size)
     elif config.source == "imagefolder":
-        source = _imagefolder(_existing_folder(config.root))
+        source = _imagefolder(config)
     elif config.source == "parquet":
         source = _parquet(_existing_folder(config.root))
     else:
@@ -213,48 +230,122 @@ def _cifar(name: str, root: Path) -> Source:
     return Source(train, test, tuple(parts["train"].classes))
 
 
-def _imagefolder(root: Path) -> Source:
-    names = {part: _class_folders(root / part) for part in ("train", "val")}
-    if names["train"] != names["val"]:
-        different = sorted(set(names["train"]) ^ set(names["val"]))
+def _imagefolder(config: DataConfig) -> Source:
+    root = config.root.rstrip("/")
+    if is_address(root):
+        with ObjectStore(connections=1) as store:
+            names = {part: list(store.names(f"{root}/{part}")) for part in ("train", "val")}
+    else:
+        _existing_folder(root)
+        names = {part: _file_names(Path(root, part)) for part in ("train", "val")}
+    files = {part: _by_class(names[part], f"{root}/{part}") for part in names}
+    if files["train"].keys() != files["val"].keys():
+        different = sorted(files["train"].keys() ^ files["val"].keys())
         raise ValueError(
             f"{root}/train and {root}/val must have the same class folders; "
             f"only one has {', '.join(different[:5])}"
         )
-    train, test = (_image_files(root, part, names[part]) for part in ("train", "val"))
-    return Source(train, test, names["train"])
+    class_names = tuple(sorted(files["train"]))
+    if config.class_index:
+        class_names = _indexed(config.class_index, class_names, root)
+    train, test = (_image_files(root, part, files[part], class_names) for part in files)
+    return Source(train, test, class_names)
 
 
-def _class_folders(folder: Path) -> tuple[str, ...]:
+def _file_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"data.root must hold train and val: {folder} does not exist")
-    names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    if not names:
+    names = []
+    for class_folder in folder.iterdir():
+        if class_folder.is_dir():
+            names.append(f"{class_folder.name}/")
+            for at, _, files in os.walk(class_folder):
+                names += [str(Path(at, name).relative_to(folder)) for name in files]
+    return names
+
+
+def _by_class(names: Sequence[str], folder: str) -> dict[str, list[str]]:
+    """Sort the names below a folder into classes, images alone, in order."""
+    files: dict[str, list[str]] = {}
+    others: Counter[str] = Counter()
+    for name in names:
+        class_name, slash, rest = name.partition("/")
+        if not slash:
+            continue  # a file beside the class folders
+        images = files.setdefault(class_name, [])
+        if PurePosixPath(rest).suffix.lower() in IMAGE_SUFFIXES:
+            images.append(rest)
+        elif rest:
+            others[class_name] += 1
+    if not files:
         raise ValueError(f"{folder} is empty: it must hold one folder of images per class")
-    return tuple(names)
+    for class_name, images in files.items():
+        images.sort()
+        if others[class_name]:
+            logger.warning(
+                "%s/%s: %d files that are no images by their name are left out",
+                folder, class_name, others[class_name],
+            )  # fmt: skip
+    return files
 
 
-def _image_files(root: Path, part: str, class_names: tuple[str, ...]) -> FileImages:
+def _image_files(
+    root: str, part: str, files: dict[str, list[str]], class_names: Sequence[str]
+) -> FileImages:
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(class_names):
-        files = [path for path in (root / part / name).rglob("*") if path.is_file()]
-        images = sorted(
-            str(path.relative_to(root)) for path in files if path.suffix.lower() in IMAGE_SUFFIXES
-        )
-        if not images:
+        images = files.get(name, [])
+        if name in files and not images:
             raise ValueError(
-                f"{root / part / name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+                f"{root}/{part}/{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
-        if len(images) < len(files):
-            logger.warning(
-                "%s: %d files that are no images by their name are left out",
-                root / part / name,
-                len(files) - len(images),
-            )
-        paths += images
+        paths += [f"{part}/{name}/{image}" for image in images]
         labels += [label] * len(images)
     return FileImages(root, tuple(paths), np.array(labels, np.int64))
+
+
+def read_class_index(path: str) -> tuple[str, ...]:
+    """Read the names of class folders in the order of their labels.
+
+    A text file has one a line; a JSON file is a list, or Keras' `{"0": ["n01440764", ...], ...}`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it has another form, or a name twice.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"data.class_index is {path}: no such file")
+    text = Path(path).read_text()
+    if path.endswith(".json"):
+        try:
+            entries = json.loads(text)
+            if isinstance(entries, dict):
+                entries = [entries[str(label)][0] for label in range(len(entries))]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"data.class_index {path} is no list of names: {error!r}") from error
+    else:
+        entries = [line.strip() for line in text.splitlines() if line.strip()]
+    if not isinstance(entries, list) or not all(isinstance(name, str) for name in entries):
+        raise ValueError(f"data.class_index {path} must be a list of names in order of label")
+    twice = [name for name, count in Counter(entries).items() if count > 1]
+    if twice or not entries:
+        raise ValueError(
+            f"data.class_index {path} must have every name once, "
+            f"but has {', '.join(twice[:5]) + ' twice' if twice else 'none'}"
+        )
+    return tuple(entries)
+
+
+def _indexed(path: str, found: Sequence[str], root: str) -> tuple[str, ...]:
+    names = read_class_index(path)
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise ValueError(
+            f"{root} has {len(unknown)} class folders that are not in data.class_index {path}: "
+            f"{', '.join(unknown[:5])}; add them, or take them out of the folder"
+        )
+    return names
 
 
 def _parquet(root: Path) -> Source:

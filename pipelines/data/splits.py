@@ -19,6 +19,8 @@ def hold_out(
     held = []
     for label, name in enumerate(class_names):
         members = np.flatnonzero(labels == label)
+        if not len(members):  # a class of data.class_index of which there are no images here
+            continue
         if len(members) < 2:
             raise ValueError(
                 f"class {name!r} has {len(members)} training images, but holding out validation "

@@ -1,33 +1,183 @@
-"""The script that prepares images, as a person calls it."""
+"""The script that prepares images, as a person calls it: over a Ray cluster, from and to S3."""
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.image_files import image_folder
+from cluster.objects import ObjectStore
+from cluster.staging import Cache
+from pipelines.data import DataConfig, prepare, staged_data
+from pipelines.data.beton import open_beton
+from pipelines.data.sidecar import read_sidecar
+from tests.e2e.training import kill_family
+from tests.image_files import batches_of, folder_config, image_folder, read_epoch
 
 pytestmark = pytest.mark.e2e
 
 PROJECT = Path(__file__).parents[2]
 
 
-def test_the_script_prepares_and_lists_what_it_left_out(tmp_path):
+@pytest.fixture
+def ray_folder(tmp_path_factory):
+    """A folder for Ray by which all that a script started is found, and ended."""
+    folder = Path("/tmp") / f"ray-prepare-{os.getpid()}"
+    yield folder
+    kill_family(str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(ray_folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "pipelines/prepare_data.py", "--data.source=imagefolder", *arguments],
+        cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**environment, "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": str(ray_folder)},
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def run(ray_folder: Path, *arguments: str) -> tuple[int, str, str]:
+    process = start(ray_folder, *arguments)
+    output, errors = process.communicate(timeout=200)
+    return process.returncode, output, errors
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.glob("*.beton*"))
+    }
+
+
+def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp_path, ray_folder):
     root = image_folder(tmp_path / "tree")
     (root / "val" / "cat" / "bad.jpg").write_bytes(b"")
-    command = [
-        sys.executable,
-        "pipelines/prepare_data.py",
-        "--data.source=imagefolder",
-        f"--data.root={root}",
-        f"--data.folder={tmp_path / 'prepared'}",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(PROJECT)}
-    command.append("--skip-unreadable")
-    done = subprocess.run(
-        command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True
+    folder = tmp_path / "prepared"
+    arguments = (f"--data.root={root}", f"--data.folder={folder}", "--skip-unreadable")
+    status, output, errors = run(ray_folder, *arguments)
+    assert status == 0, errors
+    assert "1 unreadable, left out:" in output
+    assert f"{root}/val/cat/bad.jpg is not a readable image" in output
+    with (folder / "val.beton").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"x")
+    status, _, errors = run(ray_folder, *arguments)
+    assert status == 1
+    assert "val.beton is damaged: its SHA-256 is" in errors
+
+
+def test_a_driver_killed_in_the_middle_ends_with_the_bytes_of_an_unbroken_run(
+    tmp_path, ray_folder, shared_data
+):
+    with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:
+        archive.extractall(tmp_path, filter="data")
+    config = DataConfig(
+        source="imagefolder",
+        root=str(tmp_path / "imagenette224-mini"),
+        folder=str(tmp_path / "unbroken"),
+        class_index=str(PROJECT / "configs" / "imagenet_classes.txt"),
+        storage="jpeg",
+        stored_size=160,
+        crop="random_resized",
     )
-    assert "1 unreadable, left out:" in done.stdout
-    assert f"{root}/val/cat/bad.jpg is not a readable image" in done.stdout
+    prepare(config, 224)
+    folder = tmp_path / "broken"
+    arguments = (
+        *(
+            f"--data.{name}={getattr(config, name)}"
+            for name in ("root", "class_index", "storage", "stored_size", "crop")
+        ),
+        f"--data.folder={folder}",
+    )
+    process = start(ray_folder, *arguments)
+    deadline = time.monotonic() + 100
+    while len(list(folder.glob("shards-*/train-*.npz"))) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    kill_family(str(ray_folder))
+    kept = {path: path.stat().st_mtime_ns for path in folder.glob("shards-*/*.npz")}
+    assert not (folder / "train.beton").exists()
+    process = start(ray_folder, *arguments)
+    while list(folder.glob("shards-*")):
+        for path in list(kept):
+            if path.exists():
+                assert path.stat().st_mtime_ns == kept[path]
+        if (folder / "test.beton.json").exists():
+            break
+        assert time.monotonic() < deadline + 100
+        time.sleep(0.02)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 0, errors
+    assert checksums(folder) == checksums(tmp_path / "unbroken")
+    assert not list(folder.glob("shards-*"))
+    sidecar = read_sidecar(folder / "test.beton")
+    assert len(sidecar.class_names) == 1000
+    assert sidecar.samples_per_class[0] == 200
+    assert np.count_nonzero(sidecar.samples_per_class) == 10
+
+
+def test_one_photograph_of_each_of_a_thousand_classes_is_prepared_from_s3_to_s3(
+    tmp_path, shared_data, s3, bucket, ray_folder
+):
+    """Every tenth of them, twice in train as validation needs one of each class."""
+    tree = f"s3://{bucket}/imagenet"
+    count = 0
+    with (
+        tarfile.open(shared_data / "imagenet-sample-320.tar") as archive,
+        ObjectStore() as store,
+    ):
+        for member in [each for each in archive.getmembers() if each.isfile()][::10]:
+            file = archive.extractfile(member)
+            assert file is not None
+            content, name = file.read(), member.name.split("/")[1]
+            for place in (f"train/{name}/1.JPEG", f"train/{name}/2.JPEG", f"val/{name}/1.JPEG"):
+                store.write(f"{tree}/{place}", content)
+            count += 1
+    folder = f"s3://{bucket}/prepared"
+    arguments = (
+        f"--data.root={tree}", f"--data.folder={folder}",
+        "--data.class_index=configs/imagenet_classes.txt",
+        "--data.storage=jpeg", "--data.crop=random_resized",
+    )  # fmt: skip
+    status, output, errors = run(ray_folder, *arguments)
+    assert status == 0, errors
+    assert f"{folder}: 1000 classes" in output
+    with ObjectStore() as store:
+        names = list(store.names(folder))
+    assert names == [
+        f"{split}.beton{end}" for split in ("test", "train", "val") for end in ("", ".json")
+    ]
+    config = DataConfig(
+        source="imagefolder", root=tree, folder=folder, storage="jpeg", crop="random_resized",
+        class_index="configs/imagenet_classes.txt",
+    )  # fmt: skip
+    with staged_data(config, Cache(tmp_path)) as here:
+        images, labels = read_epoch(batches_of(here, "test", image_size=64, batch_size=50))
+        assert images.shape == (count, 3, 64, 64)
+        assert labels.tolist() == list(range(0, 1000, 10))
+        sidecar = json.loads((Path(here.folder) / "train.beton.json").read_text())
+        assert sidecar["samples_per_class"][:11] == [1, *[0] * 9, 1]
+        assert len(open_beton(Path(here.folder) / "val.beton")) == count
+    with ObjectStore() as store:
+        store.delete(f"{folder}/val.beton.json")
+        kept = store.read(f"{folder}/train.beton.json")
+        assert prepare(config, 64).num_samples == {"train": count, "val": count, "test": count}
+        assert store.read(f"{folder}/train.beton.json").etag == kept.etag
+
+
+def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(s3, tmp_path):
+    config = folder_config(image_folder(tmp_path / "tree"), folder="s3://no-such-bucket/prepared")
+    with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/prepared/.*no such bucket"):
+        prepare(config, 32)

@@ -8,7 +8,7 @@ import pytest
 from ffcv.loader import Loader
 from PIL import Image
 
-from pipelines.data import UnreadableImageError, prepare, verify
+from pipelines.data import DataConfig, UnreadableImageError, prepare, verify
 from pipelines.data.beton import open_beton, write_beton
 from pipelines.data.sidecar import read_sidecar
 from pipelines.data.sources import ArrayImages, open_source
@@ -226,3 +226,102 @@ def test_a_file_whose_writer_died_before_its_sidecar_is_written_anew(config):
         batches_of(config, "val")
     prepare(config, 32)
     assert len(read_epoch(batches_of(config, "val"))[1]) == 4
+
+
+def one_after_the_other(function, items):
+    for number, item in enumerate(items):
+        yield number, function(item)
+
+
+def stopped_after(count):
+    def spread(function, items):
+        yield from one_after_the_other(function, items[:count])
+        raise KeyboardInterrupt
+
+    return spread
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr("pipelines.data.writing.SHARD_IMAGES", 3)
+
+
+def prepared_bytes(config: DataConfig) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(config.folder).glob("*.beton*"))}
+
+
+@pytest.mark.parametrize("storage", ["raw", "jpeg"])
+def test_files_written_in_shards_have_the_bytes_of_those_written_at_once(
+    tmp_path, small_shards, storage
+):
+    root = image_folder(tmp_path / "tree", train=9)
+    (root / "train" / "dog" / "bad.jpg").write_bytes(b"")
+    config = folder_config(root, storage=storage)
+    prepare(config, 32, skip_unreadable=True)
+    sharded = with_settings(config, folder=str(tmp_path / "sharded"))
+    prepare(sharded, 32, skip_unreadable=True, spread=one_after_the_other)
+    assert prepared_bytes(sharded) == prepared_bytes(config)
+    assert not list(Path(sharded.folder).glob("shards*"))
+
+
+def test_a_stopped_start_leaves_its_shards_to_the_next_which_keeps_the_whole_ones(
+    tmp_path, small_shards
+):
+    config = folder_config(image_folder(tmp_path / "tree", train=9))
+    prepare(config, 32)
+    sharded = with_settings(config, folder=str(tmp_path / "sharded"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(sharded, 32, spread=stopped_after(3))
+    left = sorted(Path(sharded.folder).glob("shards-*/train-*.npz"))
+    assert len(left) == 3
+    content = bytearray(left[1].read_bytes())
+    content[len(content) // 2] ^= 1
+    left[1].write_bytes(content)
+    times = [path.stat().st_mtime_ns for path in left]
+    with pytest.raises(KeyboardInterrupt):
+        prepare(sharded, 32, spread=stopped_after(3))
+    again = [path.stat().st_mtime_ns for path in left]
+    assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
+    prepare(sharded, 32, spread=one_after_the_other)
+    assert prepared_bytes(sharded) == prepared_bytes(config)
+
+
+def test_shards_of_other_settings_are_not_taken(tmp_path, small_shards):
+    config = folder_config(image_folder(tmp_path / "tree", train=9))
+    prepare(config, 32)
+    sharded = with_settings(config, folder=str(tmp_path / "sharded"))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(with_settings(sharded, split_seed=1), 32, spread=stopped_after(3))
+    prepare(sharded, 32, spread=one_after_the_other)
+    assert prepared_bytes(sharded) == prepared_bytes(config)
+
+
+def test_an_unreadable_image_in_a_shard_is_named(tmp_path, small_shards):
+    root = image_folder(tmp_path / "tree")
+    broken = root / "train" / "dog" / "broken.jpg"
+    broken.write_bytes(b"a text file")
+    with pytest.raises(UnreadableImageError, match=rf"{broken} is not a .*--skip-unreadable"):
+        prepare(folder_config(root), 32, spread=one_after_the_other)
+
+
+def test_a_jpeg_that_needs_no_change_and_is_smaller_is_stored_as_it_is(tmp_path):
+    root = image_folder(tmp_path / "tree", size=64)
+    originals = {
+        "000": encoded(Image.fromarray(pixels(1, 64, 48)), "JPEG"),
+        "001": encoded(Image.fromarray(pixels(2, 64, 96)), "JPEG"),  # will be shrunk
+        "002": encoded(Image.fromarray(pixels(3, 64, 48)).convert("L"), "JPEG"),
+    }
+    for path in (root / "val" / "cat").iterdir():
+        path.unlink()
+    for name, content in originals.items():
+        (root / "val" / "cat" / f"{name}.jpg").write_bytes(content)
+    config = folder_config(
+        root, stored_size=64, storage="jpeg", jpeg_quality=100, crop="random_resized"
+    )
+    prepare(config, 32)
+    beton = open_beton(Path(config.folder) / "test.beton")
+    stored = [beton.data[start : start + length].tobytes() for start, length in beton.table[:3, :2]]
+    taken = [content in originals.values() for content in stored]
+    assert taken == [True, False, False]
+    images, _ = read_epoch(batches_of(config, "test", image_size=64))
+    assert images.shape == (5, 3, 64, 64)

@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from pipelines.data import DataConfig, UnreadableImageError, decode_rgb
 from pipelines.data.preparation import split_source
-from pipelines.data.sources import open_source
+from pipelines.data.sources import open_source, read_class_index
 from pipelines.data.splits import hold_out
 from tests.image_files import encoded, folder_config, image_folder, pixels
 
@@ -67,7 +67,7 @@ def test_the_digits_are_1797_rgb_images_each_in_one_split():
     used = []
     for images in parts.values():
         assert np.bincount(images.labels).min() > 0.9 * len(images.labels) / 10
-        assert images.read(0).shape == (32, 32, 3)
+        assert images.read(0).pixels.shape == (32, 32, 3)
         used += [images.name(index) for index in range(len(images.labels))]
     assert len(set(used)) == 1797
 
@@ -89,7 +89,7 @@ def test_an_image_folder_gives_its_val_as_test_and_holds_validation_out_of_train
     assert parts["train"].labels.tolist() == [0] * 4 + [1] * 4
     assert parts["val"].labels.tolist() == [0] * 2 + [1] * 2
     assert parts["test"].name(3) == "val/dog/001.png"
-    assert np.array_equal(parts["test"].read(3), pixels(1501))
+    assert np.array_equal(parts["test"].read(3).pixels, pixels(1501))
 
 
 def test_the_order_of_an_image_folder_does_not_depend_on_the_file_system(tmp_path):
@@ -135,7 +135,7 @@ def test_a_parquet_source_gives_its_images_labels_and_class_names(tmp_path):
     source = open_source(DataConfig(source="parquet", root=str(tmp_path)), 32)
     assert source.class_names == ("cat", "dog")
     assert source.train.labels.tolist() == [0, 1, 1, 0]
-    assert np.array_equal(source.train.read(2), pixels(2))
+    assert np.array_equal(source.train.read(2).pixels, pixels(2))
 
 
 def test_a_parquet_source_without_names_numbers_its_classes(tmp_path):
@@ -211,7 +211,7 @@ def test_cifar10_is_read_from_a_local_root(tmp_path, monkeypatch):
     source = open_source(DataConfig(source="cifar10", root=str(tmp_path)), 32)
     assert source.class_names == ("cat", "dog")
     assert source.test.labels.tolist() == [0, 1, 1]
-    assert np.array_equal(source.train.read(1), pixels(1))
+    assert np.array_equal(source.train.read(1).pixels, pixels(1))
 
 
 def test_cifar10_that_cannot_be_downloaded_says_what_to_put_where(tmp_path, monkeypatch):
@@ -274,4 +274,53 @@ def test_real_cifar10_images_are_split_evenly_over_its_classes(shared_data):
     counts = {split: np.bincount(images.labels).tolist() for split, images in parts.items()}
     assert counts == {"train": [4500] * 10, "val": [500] * 10, "test": [1000] * 10}
     assert source.class_names[3] == "cat"
-    assert parts["val"].read(0).shape == (32, 32, 3)
+    assert parts["val"].read(0).pixels.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("index.txt", "bird\ncat\n\ndog\nfish\n"),
+        ("index.json", '["bird", "cat", "dog", "fish"]'),
+        ("index.json", '{"0": ["bird", "x"], "1": ["cat"], "3": ["fish"], "2": ["dog"]}'),
+    ],
+)
+def test_a_class_index_gives_folders_their_labels_among_all_classes(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    config = folder_config(image_folder(tmp_path / "tree"), class_index=str(tmp_path / name))
+    source = open_source(config, 32)
+    assert source.class_names == ("bird", "cat", "dog", "fish")
+    assert source.test.labels.tolist() == [1, 1, 2, 2]
+    parts = split_source(source, config)
+    assert np.bincount(parts["val"].labels, minlength=4).tolist() == [0, 2, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("index.txt", "cat\nbird\n", r"1 class folders that are not in .*index.txt: dog"),
+        ("index.txt", "cat\ndog\ncat\n", r"every name once, but has cat twice"),
+        ("index.txt", "", r"every name once, but has none"),
+        ("index.json", '{"cat": 0}', r"index.json is no list of names: KeyError"),
+        ("index.json", "[1, 2]", r"must be a list of names in order of label"),
+        ("index.json", "cat", r"is no list of names: JSONDecodeError"),
+    ],
+)
+def test_a_class_index_that_does_not_fit_is_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    config = folder_config(image_folder(tmp_path / "tree"), class_index=str(tmp_path / name))
+    with pytest.raises(ValueError, match=message):
+        open_source(config, 32)
+
+
+def test_a_class_index_that_is_not_there_is_named(tmp_path):
+    config = folder_config(image_folder(tmp_path / "tree"), class_index="no.txt")
+    with pytest.raises(FileNotFoundError, match=r"data.class_index is no.txt: no such file"):
+        open_source(config, 32)
+
+
+def test_imagenets_class_index_has_the_thousand_names_in_their_order():
+    names = read_class_index("configs/imagenet_classes.txt")
+    assert len(names) == 1000
+    assert list(names) == sorted(names)
+    assert names[:2] == ("n01440764", "n01443537")
