@@ -1,7 +1,9 @@
 """A real S3 server, SeaweedFS, on an address of this machine; tests may kill and restart it."""
 
 import json
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -131,6 +133,57 @@ class S3Server:
                     time.sleep(0.1)
         finally:
             client.close()
+
+
+class Line:
+    """A slow line to the server, which counts what comes through it.
+
+    Its rate is that of all connections together, or of each where it is not `shared`.
+    """
+
+    def __init__(self, server: S3Server, bytes_per_second: float, *, shared: bool = True) -> None:
+        self.shared = shared
+        host, port = server.endpoint.removeprefix("http://").split(":")
+        self.server = (host, int(port))
+        self.bytes_per_second = bytes_per_second
+        self.received = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError), socket.create_connection(self.server) as server:
+            upward = threading.Thread(target=self._copy, args=(client, server), daemon=True)
+            upward.start()
+            self._copy(server, client, counted=True)
+
+    def _copy(self, source: socket.socket, target: socket.socket, counted: bool = False) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if counted:
+                    seconds = len(data) / self.bytes_per_second
+                    with self._lock:
+                        self.received += len(data)
+                        time.sleep(seconds * self.shared)
+                    time.sleep(seconds * (not self.shared))
+                target.sendall(data)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -75,6 +75,15 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     assert {"test/budget_0.50/top1", "test/budget_0.90/top1"} <= metrics.keys()
     assert "test/budget_0.75/top1" not in metrics
 
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), f"models:/{version.name}@champion", "--config", str(config),
+         "--data.split_seed=5", f"--data.folder={tmp_path / 'other'}"],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "are not those that were held out when the model was trained" in done.stderr
+
 
 def test_without_a_model_the_script_says_how_it_is_used():
     done = subprocess.run(

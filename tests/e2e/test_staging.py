@@ -7,69 +7,23 @@ import os
 import pickle
 import random
 import shutil
-import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cluster.objects import ObjectStore
 from cluster.staging import PART_BYTES, Cache, RemoteFile, staged
-from tests.s3 import ADMIN, S3Server, User, s3_server
+from tests.s3 import ADMIN, Line, S3Server, User, s3_server
 
 pytestmark = pytest.mark.e2e
 
 SIZE = 6 * PART_BYTES + 12_345
 spawn = multiprocessing.get_context("spawn")
-
-
-class Line:
-    """A slow line to the server, which counts what comes through it."""
-
-    def __init__(self, server: S3Server, bytes_per_second: float) -> None:
-        host, port = server.endpoint.removeprefix("http://").split(":")
-        self.server = (host, int(port))
-        self.bytes_per_second = bytes_per_second
-        self.received = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._lock = threading.Lock()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
-
-    def _serve(self, client: socket.socket) -> None:
-        with client, suppress(OSError), socket.create_connection(self.server) as server:
-            upward = threading.Thread(target=self._copy, args=(client, server), daemon=True)
-            upward.start()
-            self._copy(server, client, counted=True)
-
-    def _copy(self, source: socket.socket, target: socket.socket, counted: bool = False) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                if counted:
-                    with self._lock:
-                        self.received += len(data)
-                        time.sleep(len(data) / self.bytes_per_second)
-                target.sendall(data)
-        for each in (source, target):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager
