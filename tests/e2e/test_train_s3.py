@@ -18,7 +18,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     with training(tmp_path, *arguments) as first:
         assert first.wait() == 0, first.output()
         begun_and_done = 2
-        loads = first.output().count(f"loading s3://{bucket}/digits/train.beton:")
+        loads = first.output().count(f" loading s3://{bucket}/digits/train.beton:")
         assert loads == begun_and_done
         assert "classify an image:" in first.output()
     with ObjectStore() as store:
@@ -27,5 +27,5 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     assert len(list(copies.iterdir())) == 6
     with training(tmp_path, *arguments, "--name=second") as second:
         assert second.wait() == 0, second.output()
-        assert "loading s3://" not in second.output()
+        assert " loading s3://" not in second.output()
     assert [run.info.status for run in runs(client(tmp_path))] == ["FINISHED"] * 2
