@@ -10,6 +10,8 @@ form in float32. Peak memory is what one such step adds to a fresh process.
 
 import argparse
 import contextlib
+import ctypes
+import gc
 import multiprocessing
 import platform
 import statistics
@@ -91,6 +93,8 @@ def time_in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str,
 def _measure_memory(case: Case, contender: str, threads: int, answer: object) -> None:
     torch.set_num_threads(threads)
     step = make_step(case, contender)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the model left over is not for the step
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is held now
     before = _peak_kilobytes()
     step()
