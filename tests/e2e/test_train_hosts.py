@@ -2,12 +2,16 @@
 
 import logging
 import re
+import subprocess
 import time
+from threading import Thread
 
 import pytest
 from ray.job_submission import JobStatus
 
+from cluster.local import can_isolate
 from tests.e2e.jobs import Job
+from tests.e2e.training import client, runs, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -59,3 +63,31 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
     last = Job(cluster, *arguments)
     check_complete(last, 10)
     assert "epoch 1/10" not in last.output()
+
+
+def test_a_host_taken_with_notice_is_no_failure(cluster, tmp_path):
+    job = Job(cluster, tmp_path, "taken", "--train.epochs=16", "--cluster.max_failures=0", *ELASTIC)
+    job.wait_until(lambda: len(job.epochs()) >= 2)
+    taken = Thread(target=cluster.reclaim, args=("host2", 20.0))
+    taken.start()
+    job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
+    taken.join()
+    check_complete(job, 16)
+
+
+@pytest.mark.skipif(not can_isolate(), reason="needs root, to mount a small disk")
+def test_a_disk_that_fills_up_while_training_is_named_with_its_setting(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
+    try:
+        with training(tmp_path, f"--cluster.storage={disk}", "--cluster.keep_checkpoints=99",
+                      "--train.epochs=60") as process:  # fmt: skip
+            assert process.wait(120) == 1
+        last = process.output().splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "No space left on device" in last
+        assert f"free space in cluster.storage, {disk}, or" in last
+        assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
