@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,6 +57,18 @@ class Run:
                 f"train.batch_size must be at least cluster.num_workers "
                 f"({self.cluster.max_workers}), got {self.train.batch_size}: "
                 "it counts the images of all workers"
+            )
+        for size in self.train.image_sizes:
+            try:
+                replace(self.model, image_size=size)
+            except ValueError as error:
+                raise ValueError(
+                    f"train.image_sizes has {size}, which this network cannot take: {error}"
+                ) from error
+        if self.train.image_sizes and self.data.crop == "pad4":
+            raise ValueError(
+                "train.image_sizes needs data.crop random_resized or none, got pad4, which cuts "
+                "windows of model.image_size"
             )
         weights = self.train.exit_loss_weights
         if weights and len(weights) != self.model.num_exits:

@@ -107,6 +107,7 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
         num_workers=context.get_world_size(),
         seed=run.train.seed,
         device=device,
+        epoch_sizes=run.train.epoch_sizes,
     )
 
 

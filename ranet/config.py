@@ -172,6 +172,15 @@ class TrainConfig:
     """Type of the forward pass; bfloat16 is autocast, the weights stay float32."""
     channels_last: bool = True
     """Keep images and features channels last in memory."""
+    compile: bool = False
+    """Compile the training step with torch.compile: minutes at the start, and again for each
+    image size."""
+    image_sizes: tuple[int, ...] = ()
+    """Height and width of the training images, in pixels: each for an equal share of the epochs,
+    in this order; empty: model.image_size, as evaluation always has."""
+    ema_decay: float = 0.0
+    """Share of itself that the moving average of the weights keeps at a step; the average is then
+    what is evaluated and registered. 0: no average."""
     label_smoothing: float = 0.0
     """Share of the target that is spread evenly over all classes."""
     exit_loss_weights: tuple[float, ...] = ()
@@ -182,7 +191,8 @@ class TrainConfig:
     """Optimizer and learning rate."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "exit_loss_weights", tuple(self.exit_loss_weights))
+        for name in ("exit_loss_weights", "image_sizes"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("micro_batch", "checkpoint_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
@@ -194,6 +204,13 @@ class TrainConfig:
             raise ValueError(f"train.seed must be 0 to 2^63 - 1, got {self.seed}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"train.precision must be float32 or bfloat16, got {self.precision!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
+        if min(self.image_sizes, default=1) < 1 or len(self.image_sizes) > self.epochs:
+            raise ValueError(
+                f"train.image_sizes must be 1 or more pixels, at most one size an epoch "
+                f"({self.epochs}), got {self.image_sizes}"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"train.label_smoothing must be in [0, 1), got {self.label_smoothing}")
         if any(not (w >= 0 and math.isfinite(w)) for w in self.exit_loss_weights) or (
@@ -212,3 +229,12 @@ class TrainConfig:
                 f"train.optim.warmup_epochs must be below train.epochs ({self.epochs}), "
                 f"got {self.optim.warmup_epochs}"
             )
+
+    @property
+    def epoch_sizes(self) -> tuple[int, ...]:
+        """Height and width of the training images of every epoch; empty: model.image_size."""
+        num_sizes = len(self.image_sizes)
+        return tuple(
+            self.image_sizes[epoch * num_sizes // self.epochs]
+            for epoch in range(self.epochs if num_sizes else 0)
+        )

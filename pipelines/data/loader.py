@@ -35,6 +35,7 @@ def open_batches(
         seed: Seed of the order and the augmentation.
         device: Where the batches shall lie.
         epoch_sizes: Height and width of the training images of each epoch; empty: `image_size`.
+            pad4 knows no other size than that of the stored images.
 
     Raises:
         FileNotFoundError: the split is not prepared.
@@ -65,11 +66,6 @@ def open_batches(
         raise ValueError(
             f"train.batch_size is {batch_size}, but {path} holds {len(beton)} images: "
             "there is no whole batch"
-        )
-    if is_training and config.crop == "pad4" and epoch_sizes:
-        raise ValueError(
-            "data.crop: pad4 cuts training images of model.image_size only, but train.image_sizes "
-            f"asks for {sorted(set(epoch_sizes))} pixels; use data.crop: random_resized"
         )
     if is_training and config.crop == "pad4" and (beton.sizes != image_size).any():
         raise ValueError(

@@ -87,7 +87,7 @@ def fit(
             "epoch": float(epoch + 1),
             **training.end_steps(),
             "train/lr": learning_rate(config, (epoch + 1) * len(train) - 1, len(train)),
-            **evaluate(config, model, val, normalize=prepare, device=device),
+            **evaluate(config, training.scored, val, normalize=prepare, device=device),
         }
         if not math.isfinite(metrics["val/loss"]):
             raise NonFiniteLoss(
@@ -168,7 +168,7 @@ def take_step(
     micro_batches = zip(images.tensor_split(num_micro), labels.tensor_split(num_micro), strict=True)
     for number, (some, their_labels) in enumerate(micro_batches, start=1):
         with nullcontext() if number == num_micro else accumulating(training.wrapped):
-            logits = compute_logits(training.wrapped, some, normalize, config.precision)
+            logits = compute_logits(training.called, some, normalize, config.precision)
             loss = exit_loss(logits, their_labels, config.exit_loss_weights, config.label_smoothing)
             # DDP divides the sum over the workers by their number.
             share = len(their_labels) * world_size() / config.batch_size
@@ -176,6 +176,8 @@ def take_step(
         training.tally.add_images(loss, logits, their_labels)
     guard.check()
     optimizer.step()
+    if training.average is not None:
+        training.average.update(global_step)
 
 
 def _raise_if_bad(

@@ -19,6 +19,7 @@ Snapshot: TypeAlias = dict[str, Any]
 - `epoch`: epochs done; `step`: steps done in the next one, 0 after an epoch; `seed`: the
   training's seed; the learning rate follows from epoch and step;
 - `model`: state dict, `optimizer`: its tensors by parameter name;
+- `average`: state dict of the moving average of the weights; None without one;
 - `workers`: within an epoch, what workers do not share, a row each: `statistics` of the batch norms
   and `tally`, what the epoch's metrics will be made of; None after an epoch, when all are alike;
 - `history`: metrics of every epoch so far, first epoch first;

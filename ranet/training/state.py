@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ranet.config import TrainConfig
+from ranet.training.average import Average
 from ranet.training.distributed import (
     average,
     fill,
@@ -22,7 +23,7 @@ from ranet.training.optim import load_optimizer_state, make_optimizer, optimizer
 from ranet.training.reporter import Metrics, Snapshot
 from ranet.training.tally import Tally
 
-KEYS = {"epoch", "step", "seed", "model", "optimizer", "workers", "history", "best"}
+KEYS = {"epoch", "step", "seed", "model", "optimizer", "average", "workers", "history", "best"}
 
 
 class Training:
@@ -43,6 +44,9 @@ class Training:
         self.config = config
         self.model = model
         self.wrapped = wrap(model)
+        self.called = torch.compile(self.wrapped, dynamic=False) if config.compile else self.wrapped
+        """What a training step calls; evaluation calls the network as it is."""
+        self.average = Average(model, config.ema_decay) if config.ema_decay else None
         self.optimizer = make_optimizer(config.optim, model)
         self.device = next(model.parameters()).device
         self.epoch = 0
@@ -53,9 +57,14 @@ class Training:
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {"value": -1.0}
 
+    @property
+    def scored(self) -> nn.Module:
+        """The network that is evaluated and kept: the average of the weights where there is one."""
+        return self.average.model if self.average else self.model
+
     def end_steps(self) -> Metrics:
         """Make the workers alike when all steps of an epoch are done; give its metrics."""
-        average(statistics(self.model))
+        average(self._statistics())
         return self.tally.metrics()
 
     def end_epoch(self, metrics: Metrics) -> None:
@@ -66,14 +75,14 @@ class Training:
         self.history.append(metrics)
         # Of epochs that are equally good, the one that trained longer.
         if (value := _selection_value(self.config, metrics)) >= self.best["value"]:
-            weights = _to_cpu(self.model.state_dict())
+            weights = _to_cpu(self.scored.state_dict())
             self.best = {"epoch": self.epoch, "value": value, "model": weights}
 
     def snapshot(self) -> Snapshot:
         """Copy all that a resumed training needs; every worker must ask for it."""
         workers = None
         if self.step:
-            own = joined(statistics(self.model)) if statistics(self.model) else torch.zeros(0)
+            own = joined(self._statistics()) if self._statistics() else torch.zeros(0)
             workers = {
                 "statistics": torch.stack(gather(own)).cpu(),
                 "tally": self.tally.state(),
@@ -84,6 +93,7 @@ class Training:
             "seed": self.config.seed,
             "model": _to_cpu(self.model.state_dict()),
             "optimizer": _to_cpu(optimizer_state(self.optimizer, self.model)),
+            "average": _to_cpu(self.average.model.state_dict()) if self.average else None,
             "workers": workers,
             "history": [dict(each) for each in self.history],
             "best": self.best,
@@ -102,6 +112,8 @@ class Training:
             raise ValueError(
                 f"the snapshot to resume from is of another network: {error}"
             ) from error
+        if self.average is not None:
+            self.average.model.load_state_dict(snapshot["average"])
         load_optimizer_state(self.optimizer, self.model, snapshot["optimizer"])
         self.epoch, self.step = snapshot["epoch"], snapshot["step"]
         self.history = [dict(each) for each in snapshot["history"]]
@@ -109,8 +121,13 @@ class Training:
         if snapshot["workers"] is not None:
             rows = snapshot["workers"]["statistics"]
             own = rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
-            fill(statistics(self.model), own)
+            fill(self._statistics(), own)
             self.tally = Tally.from_state(snapshot["workers"]["tally"], rank(), self.device)
+
+    def _statistics(self) -> list[Tensor]:
+        """Running statistics, of which each worker has its own while an epoch runs."""
+        own = statistics(self.model)
+        return own + statistics(self.average.model) if self.average else own
 
 
 def _check(config: TrainConfig, snapshot: Snapshot) -> None:
@@ -124,6 +141,11 @@ def _check(config: TrainConfig, snapshot: Snapshot) -> None:
         raise ValueError(
             f"train.seed is {config.seed}, but the snapshot to resume from was trained with seed "
             f"{snapshot['seed']}: set that seed, or start anew"
+        )
+    if config.ema_decay and snapshot["average"] is None:
+        raise ValueError(
+            f"train.ema_decay is {config.ema_decay}, but the snapshot to resume from has no "
+            "average of the weights: set it to 0, or start anew"
         )
     if snapshot["epoch"] > config.epochs:
         raise ValueError(

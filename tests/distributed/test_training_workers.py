@@ -143,7 +143,9 @@ def everything(rank, num_workers):
             for micro_batch in (0, 5)
         },
         "killed": train_and_be_killed(rank, num_workers, QUICK),
-        "killed odd": train_and_be_killed(rank, num_workers, replace(QUICK, batch_size=33)),
+        "killed odd": train_and_be_killed(
+            rank, num_workers, replace(QUICK, batch_size=33, ema_decay=0.9)
+        ),
         "diverged": diverge_on_one_worker(rank, num_workers),
         "evaluated": {n: evaluate_shares(rank, num_workers, n) for n in (57, 1)},
     }

@@ -32,6 +32,14 @@ def test_the_paper_recipe_is_the_paper_recipe():
     assert (optim.nesterov, optim.decay, optim.warmup_epochs) == (False, "all", 0)
 
 
+def test_image_sizes_share_the_epochs_equally():
+    run = read_run(
+        ["--train.image_sizes=[24,28,32]", "--train.epochs=8", "--data.crop=random_resized"]
+    )
+    assert run.train.epoch_sizes == (24, 24, 24, 28, 28, 28, 32, 32)
+    assert Run().train.epoch_sizes == ()
+
+
 def test_the_command_line_overrides_the_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("name: mine\ntrain: {epochs: 7, optim: {lr: 0.5}}\n")
@@ -63,6 +71,17 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ),
         (["--train.micro_batch=-1"], "train.micro_batch must be 0 or more, got -1"),
         (["--train.checkpoint_steps=-1"], "train.checkpoint_steps must be 0 or more, got -1"),
+        (["--train.ema_decay=1"], "train.ema_decay must be in [0, 1), got 1.0"),
+        (["--train.image_sizes=[0]"], "train.image_sizes must be 1 or more pixels"),
+        (
+            ["--train.image_sizes=[24,32]", "--train.epochs=1"],
+            "train.image_sizes must be 1 or more pixels, at most one size an epoch (1)",
+        ),
+        (
+            ["--train.image_sizes=[8]", "--data.crop=none"],
+            "train.image_sizes has 8, which this network cannot take: model.image_size 8 gives",
+        ),
+        (["--train.image_sizes=[24]"], "train.image_sizes needs data.crop random_resized or none"),
         (["--train.exit_loss_weights=[1,2]"], "train.exit_loss_weights must have one entry per"),
         (
             ["--cluster.num_workers=0"],

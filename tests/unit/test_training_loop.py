@@ -4,6 +4,7 @@ import logging
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -115,16 +116,25 @@ class Dropping(TwoExits):
         return nn.functional.dropout(super().forward(images), 0.3, self.training)
 
 
-@pytest.mark.parametrize("make_model", [TwoExits, small_ranet, Dropping])
-@pytest.mark.parametrize("seed", range(3))
-def test_training_killed_at_any_step_ends_where_an_unbroken_one_does(make_model, seed):
+@pytest.mark.parametrize(
+    ("make_model", "settings"),
+    [
+        (TwoExits, {}),
+        (Dropping, {}),
+        (small_ranet, {}),
+        (small_ranet, {"ema_decay": 0.9, "micro_batch": 12, "precision": "bfloat16"}),
+    ],
+)
+@pytest.mark.parametrize("seed", range(2))
+def test_training_killed_at_any_step_ends_where_an_unbroken_one_does(make_model, settings, seed):
     # The unbroken one makes no checkpoints at all: to make one must change nothing.
-    unbroken = train(model=make_model())
-    chance = random.Random(seed)
-    config = replace(QUICK, checkpoint_steps=chance.randint(1, 9))
+    whole = replace(QUICK, **settings)
+    unbroken = train(whole, make_model())
+    chance = random.Random(f"{seed} {make_model.__name__} {settings}")
+    config = replace(whole, checkpoint_steps=chance.randint(1, 9))
     resume, steps_done = None, 0
     while steps_done < 30:
-        steps_done += (killed_after := chance.randint(1, 15))
+        steps_done += (killed_after := chance.randint(1, 10))
         recorder = Recorder(killed_after)
         torch.manual_seed(steps_done)
         with pytest.raises(Killed):
@@ -216,6 +226,41 @@ def test_snapshots_stay_as_they_were_reported():
         assert_same(snapshot["model"], then)
     first, last = recorder.snapshots[0], recorder.snapshots[-1]
     assert not torch.equal(first["model"]["first.weight"], last["model"]["first.weight"])
+
+
+def test_the_average_of_the_weights_is_what_is_scored_and_kept():
+    # No batch norm, whose statistics would differ as well.
+    recorder, plain = Recorder(), Recorder()
+    config = replace(QUICK, ema_decay=0.999)
+    train(config, TwoExits(normed=False), recorder=recorder)
+    train(QUICK, TwoExits(normed=False), recorder=plain)
+    last, best = recorder.snapshots[-1], recorder.snapshots[-1]["best"]
+    assert_same(last["model"], plain.snapshots[-1]["model"])  # the training itself is the same
+    assert_same(best["model"], recorder.snapshots[best["epoch"] - 1]["average"])
+    model = TwoExits(normed=False)
+    model.load_state_dict(last["average"])
+    scores = evaluate(QUICK, model, Digits(1000, 1080, 32), normalize=normalize, device=CPU)
+    assert scores.items() <= recorder.metrics[-1].items()
+    assert scores["val/loss"] != plain.metrics[-1]["val/loss"]
+    assert plain.snapshots[-1]["average"] is None
+
+
+def test_a_snapshot_without_an_average_is_refused_where_one_is_kept():
+    snapshot = train(replace(QUICK, epochs=1))
+    with pytest.raises(ValueError, match=r"ema_decay is 0.9, but .* no average"):
+        train(replace(QUICK, ema_decay=0.9), resume=snapshot)
+
+
+def test_a_compiled_step_learns_as_a_plain_one_does(monkeypatch):
+    # Traced and run without generated code, which takes minutes to build.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    config = TrainConfig(epochs=2, batch_size=32, micro_batch=16, optim=QUICK.optim)
+    plain, compiled = train(config), train(replace(config, compile=True))
+    assert plain["model"].keys() == compiled["model"].keys()
+    for name, value in plain["model"].items():
+        torch.testing.assert_close(compiled["model"][name], value, atol=1e-5, rtol=1e-5)
+    for now, then in zip(compiled["history"], plain["history"], strict=True):
+        assert now["val/loss"] == pytest.approx(then["val/loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("select_by", ["last_exit", "mean_exit"])

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ranet.config import OptimConfig, TrainConfig
+from ranet.training.average import Average
 from ranet.training.optim import (
     FiniteGuard,
     learning_rate,
@@ -70,6 +71,31 @@ def test_decay_reaches_the_parameters_it_is_meant_for(decay, other):
     assert values.keys() == {"0.bias", "1.weight", "1.bias"}
     for value in values.values():
         assert value == pytest.approx([other] * 2)
+
+
+def test_an_average_follows_the_weights_from_far_at_the_end_and_closely_at_first():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    nn.init.ones_(model[0].weight)
+    average = Average(model, decay=0.2)
+    expected = 1.0
+    for step, keep in enumerate([0.1, 2 / 11, 0.2, 0.2]):  # (step + 1) / (step + 10), at most 0.2
+        nn.init.constant_(model[0].weight, step + 2.0)
+        nn.init.constant_(model[1].running_mean, step + 2.0)
+        model[1].num_batches_tracked += 1
+        average.update(step)
+        expected = keep * expected + (1 - keep) * (step + 2)
+    state = average.model.state_dict()
+    assert state["0.weight"].item() == pytest.approx(expected)
+    assert state["1.running_mean"].item() == pytest.approx(expected - keep_of_zero())
+    assert state["1.num_batches_tracked"] == 4
+    assert model[0].weight.item() == 5
+    assert not average.model.training
+    assert not any(p.requires_grad for p in average.model.parameters())
+
+
+def keep_of_zero() -> float:
+    """What is left of the mean's first value, 0 where the weight's was 1."""
+    return 0.1 * 2 / 11 * 0.2 * 0.2
 
 
 @pytest.mark.parametrize(("nesterov", "second"), [(False, 0.71), (True, 0.539)])
