@@ -50,7 +50,7 @@ def evaluate(
 
 
 def compute_logits(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Tensor,
     normalize: Callable[[Tensor], Tensor],
     precision: Literal["float32", "bfloat16"],

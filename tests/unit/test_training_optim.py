@@ -74,21 +74,24 @@ def test_decay_reaches_the_parameters_it_is_meant_for(decay, other):
 
 
 def test_an_average_follows_the_weights_from_far_at_the_end_and_closely_at_first():
-    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
-    nn.init.ones_(model[0].weight)
+    linear, norm = nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)
+    model = nn.Sequential(linear, norm)
+    nn.init.ones_(linear.weight)
+    assert norm.running_mean is not None
+    assert norm.num_batches_tracked is not None
     average = Average(model, decay=0.2)
     expected = 1.0
     for step, keep in enumerate([0.1, 2 / 11, 0.2, 0.2]):  # (step + 1) / (step + 10), at most 0.2
-        nn.init.constant_(model[0].weight, step + 2.0)
-        nn.init.constant_(model[1].running_mean, step + 2.0)
-        model[1].num_batches_tracked += 1
+        nn.init.constant_(linear.weight, step + 2.0)
+        norm.running_mean.fill_(step + 2.0)
+        norm.num_batches_tracked += 1
         average.update(step)
         expected = keep * expected + (1 - keep) * (step + 2)
     state = average.model.state_dict()
     assert state["0.weight"].item() == pytest.approx(expected)
     assert state["1.running_mean"].item() == pytest.approx(expected - keep_of_zero())
     assert state["1.num_batches_tracked"] == 4
-    assert model[0].weight.item() == 5
+    assert linear.weight.item() == 5
     assert not average.model.training
     assert not any(p.requires_grad for p in average.model.parameters())
 
