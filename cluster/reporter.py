@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 SNAPSHOT = "snapshot.pt"
 CHECKSUMS = "sha256.json"
 """File of a checkpoint that holds the checksums of the others."""
-SECONDS_BETWEEN_QUESTIONS = 2.0
-"""About how often workers ask whether a node will be taken."""
+SECONDS_BETWEEN_QUESTIONS = 5.0
+"""About how often workers ask whether a node will be taken; Ray itself looks as often."""
 LIST_SECONDS = 60.0
 """How long a worker waits for Ray's list of checkpoints."""
 FLUSH_SECONDS = 10.0
