@@ -1,7 +1,8 @@
 """Resolution Adaptive Networks in pure torch: the network, its training, its early exits."""
 
 from ranet.config import ModelConfig, OptimConfig, TrainConfig
-from ranet.inference.budgeted import fit_budgets, fit_thresholds
+from ranet.inference.anytime import choose_answer
+from ranet.inference.budgeted import choose_exits, fit_budgets, fit_thresholds, score_budget
 from ranet.inference.cascade import Cascade, Prediction, Progress
 from ranet.inference.latency import measure_latency
 from ranet.model.network import OptimizedRANet, RANet
@@ -19,6 +20,8 @@ __all__ = [
     "Progress",
     "RANet",
     "TrainConfig",
+    "choose_answer",
+    "choose_exits",
     "fit_budgets",
     "fit_thresholds",
     "measure_latency",
@@ -26,4 +29,5 @@ __all__ = [
     "mult_adds",
     "official_ops",
     "official_state_dict",
+    "score_budget",
 ]

@@ -46,7 +46,7 @@ class Canvas:
 
     def pixels(self, channels: int) -> Tensor:
         """The first channels as (pixels of all images, channels), a view."""
-        return self.data.view(-1, self.data.shape[3])[:, :channels]
+        return self.data.flatten(0, 2)[:, :channels]
 
     def append(self, features: Tensor) -> None:
         """Write features (batch, height, width, channels) behind the others, cut off at 0."""
@@ -140,15 +140,15 @@ class FoldedDenseLayers(nn.Module):
         """Append each layer's channels; give those of a down block's last layer instead."""
         shares = self.known(canvas).split(self.widths, dim=1)
         first, *convs = self.convs
-        shape = (*canvas.data.shape[:3], -1)
-        new = first(shares[0].clamp_min(0).view(shape))
+        shape = canvas.data.shape[:3]
+        new = first(shares[0].clamp_min(0).unflatten(0, shape))
         own: list[Tensor] = []  # of each layer but the last, (pixels of all images, channels)
         for share, weight, conv in zip(shares[1:], self.own, convs, strict=True):
             own.append(new.flatten(0, 2))
             before = own[0] if len(own) == 1 else torch.cat(own, dim=1)
-            new = conv(add_product(share, before, weight).relu_().view(shape))
+            new = conv(add_product(share, before, weight).relu_().unflatten(0, shape))
         if own:
-            canvas.append((own[0] if len(own) == 1 else torch.cat(own, dim=1)).view(shape))
+            canvas.append(torch.cat(own, dim=1).unflatten(0, shape))
         if self.is_down:
             return new
         canvas.append(new)
@@ -157,9 +157,11 @@ class FoldedDenseLayers(nn.Module):
 
 def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Add the product of pixels (pixels, in) and a weight (in, out) to a share (pixels, out)."""
-    if weight.shape[1] >= 12 or len(pixels) <= 4096 or pixels.dtype != torch.float32:
+    is_narrow = weight.shape[1] < 12 and pixels.dtype == torch.float32
+    if not is_narrow or len(pixels) <= 4096 or len(pixels) % 16:
         return torch.addmm(share, pixels, weight)
-    # A product with few columns is slow in float32: it cannot fill a vector with them.
+    # A product with few columns is slow in float32: it cannot fill a vector with them. As a
+    # convolution of 16 images of one row it is not; pixels that make no such images are rare.
     features = pixels.view(16, -1, 1, pixels.shape[1]).permute(0, 3, 1, 2)
     product = F.conv2d(features, weight.t()[:, :, None, None])
     return product.permute(0, 2, 3, 1).reshape(share.shape).add_(share)

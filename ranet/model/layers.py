@@ -19,23 +19,23 @@ def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Paramete
     return nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel) * std)
 
 
-def conv1x1(features: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def conv1x1(features: Tensor, weight: Tensor) -> Tensor:
     """1x1 convolution of features (batch, channels, height, width) with a weight (out, in, 1, 1).
 
-    Channels behind the first `in` are not read.
+    Channels behind the first `in` count for nothing; they must be finite.
     """
     if not_read := features.shape[1] - weight.shape[1]:
         weight = F.pad(weight, (0, 0, 0, 0, 0, not_read))
     batch, channels, height, width = features.shape
     if batch >= 16 or features.device.type != "cpu" or torch.get_num_threads() > 1:
-        return F.conv2d(features, weight, bias)
+        return F.conv2d(features, weight)
     # On one CPU thread torch leaves its fast convolution for fewer than 16 images. To a 1x1
     # convolution every row of pixels may be an image; where there are few, a product does better.
     pixels = features.permute(0, 2, 3, 1)
     if batch * height < 64 or features.dtype != torch.float32:
-        return F.linear(pixels, weight.flatten(1), bias).permute(0, 3, 1, 2)
+        return F.linear(pixels, weight.flatten(1)).permute(0, 3, 1, 2)
     rows = pixels.reshape(batch * height, 1, width, channels).permute(0, 3, 1, 2)
-    rows = F.conv2d(rows, weight, bias).permute(0, 2, 3, 1)
+    rows = F.conv2d(rows, weight).permute(0, 2, 3, 1)
     return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
@@ -50,11 +50,11 @@ def conv3x3(
     """3x3 convolution of features (batch, in, height, width), padded by 1."""
     batch, channels, height, width = features.shape
     has_few_pixels = batch * (height // stride) * (width // stride) <= channels
-    if weight.numel() < 2**21 or not has_few_pixels or features.device.type != "cpu":
+    is_large = weight.numel() >= 2**21 and groups == 1
+    if not is_large or not has_few_pixels or features.device.type != "cpu":
         return F.conv2d(features, weight, bias, stride=stride, padding=1, groups=groups)
     # Few pixels, a large weight: on a CPU the convolution would spend most of its time on
     # rearranging the weight. A product of patches and weight reads it as it lies.
-    assert groups == 1
     padded = F.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
     product = F.linear(patches.flatten(3), weight.permute(0, 2, 3, 1).flatten(1), bias)
@@ -96,8 +96,9 @@ class _Resize(torch.autograd.Function):
         rows = _interpolation(height, gradient.shape[2], gradient.dtype, gradient.device)
         columns = _interpolation(width, gradient.shape[3], gradient.dtype, gradient.device)
         pixels = gradient.permute(0, 2, 3, 1).contiguous()
-        pixels = (rows @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-        return (columns @ pixels).permute(0, 3, 1, 2), None
+        with torch.autocast(gradient.device.type, enabled=False):
+            pixels = (rows @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
+            return (columns @ pixels).permute(0, 3, 1, 2), None
 
 
 @lru_cache(maxsize=64)
@@ -166,7 +167,7 @@ class NormRelu(nn.Module):
 def _is_narrow(features: Tensor) -> bool:
     """Tell whether `_NarrowNormRelu` is faster: by measurement on a CPU of 16 floats a vector."""
     batch, channels, height, width = features.shape
-    limit = 16 if features.dtype != torch.bfloat16 else 8
+    limit = 16 if features.dtype.itemsize > 2 else 8
     return (
         features.device.type == "cpu"
         and channels < limit
@@ -180,7 +181,7 @@ class _NarrowNormRelu(torch.autograd.Function):
 
     torch's own takes channels by vectors, and one by one where there are fewer. Here several
     pixels lie side by side in a row, (pixels / k, k x channels); sums over rows are followed by
-    sums over k.
+    sums over k. All arithmetic is in float32 at least.
     """
 
     @staticmethod
@@ -204,9 +205,9 @@ class _NarrowNormRelu(torch.autograd.Function):
         running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         inverse_std = torch.rsqrt(variance + eps)
         output = torch.addcmul(_tile(bias, rows), centred, _tile(weight * inverse_std, rows))
-        output.relu_()
+        output = _like_pixels(output.relu_(), features)
         ctx.save_for_backward(features, output, weight, mean, inverse_std)
-        return _like_pixels(output, features)
+        return output
 
     @staticmethod
     @once_differentiable
@@ -217,7 +218,8 @@ class _NarrowNormRelu(torch.autograd.Function):
         rows = _pixels_side_by_side(features)
         num_pixels = features.numel() // len(weight)
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        gradient = torch.ops.aten.threshold_backward(_pixels_side_by_side(gradient), output, 0)
+        gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
+        gradient = _pixels_side_by_side(gradient)
         bias_gradient = _sum_pixels(gradient, len(weight))
         products = _sum_pixels(gradient * rows, len(weight))
         weight_gradient = (products - mean * bias_gradient) * inverse_std
@@ -232,21 +234,21 @@ class _NarrowNormRelu(torch.autograd.Function):
 
 
 def _pixels_side_by_side(features: Tensor) -> Tensor:
-    """View (batch, channels, height, width), channels last, as (pixels / k, k x channels)."""
+    """Give (batch, channels, height, width), channels last, as (pixels / k, k x channels)."""
     num_pixels = features.numel() // features.shape[1]
-    return features.permute(0, 2, 3, 1).view(num_pixels // math.gcd(num_pixels, 16), -1)
+    rows = features.permute(0, 2, 3, 1).view(num_pixels // math.gcd(num_pixels, 16), -1)
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _like_pixels(rows: Tensor, features: Tensor) -> Tensor:
-    """Undo `_pixels_side_by_side`."""
+    """Undo `_pixels_side_by_side` of features, type included."""
     batch, channels, height, width = features.shape
-    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return rows.to(features.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _sum_pixels(rows: Tensor, num_channels: int) -> Tensor:
-    """Sum each channel over all pixels, in float32 where they are less exact: (channels,)."""
-    dtype = torch.promote_types(rows.dtype, torch.float32)
-    return rows.sum(dim=0, dtype=dtype).view(-1, num_channels).sum(dim=0)
+    """Sum each channel over all pixels: (channels,)."""
+    return rows.sum(dim=0).view(-1, num_channels).sum(dim=0)
 
 
 def _tile(values: Tensor, rows: Tensor) -> Tensor:

@@ -182,7 +182,6 @@ class OptimizedRANet(Network):
                 if isinstance(step, LargeStemStep | ConvNormRelu)
             )
             super().__init__(model.config, stem, subnetworks)
-        self.dtype = dtype
         # 3x3 convolutions want their weights channels last; nothing stays shared with the model.
         formats = {4: torch.channels_last}
         own = {
@@ -205,5 +204,6 @@ class OptimizedRANet(Network):
         self, images: Tensor, skip: Collection[int] = ()
     ) -> Generator[Tensor, Tensor | None, None]:
         """Yield logits of each exit, as `Network.predictions` does."""
-        images = images.to(dtype=self.dtype, memory_format=torch.channels_last)
+        dtype = next(self.buffers()).dtype
+        images = images.to(dtype=dtype, memory_format=torch.channels_last)
         yield from super().predictions(images, skip)

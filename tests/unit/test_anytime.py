@@ -51,6 +51,9 @@ def test_exits_answer_together_only_where_that_is_clearly_better_on_validation()
     assert choose_answer(Answers(same, better), costs, budgets) == "together"
     for other in (same, worse, scores(0.8, 3)):
         assert choose_answer(Answers(same, other), costs, budgets) == "alone"
+    for count in (3, 5, 9):  # shares that a float does not hold
+        budgets = [1 + k / count for k in range(1, count + 1)]
+        assert choose_answer(Answers(same, same), costs, budgets) == "alone"
     single = Scores(torch.ones(2, 1), torch.ones(2, 1).bool(), torch.ones(2, 1).bool())
     assert choose_answer(Answers(single, single), costs, budgets) == "alone"
 

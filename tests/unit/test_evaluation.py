@@ -55,6 +55,21 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return MlflowClient()
 
 
+def test_where_exits_answer_together_all_numbers_are_of_that_way():
+    # Alone exit 2 is right on every other image, together on all; exit 1 never is.
+    confidences = torch.linspace(1, 0, 200).repeat(2, 1)
+    none, half = torch.zeros(200, dtype=torch.bool), torch.arange(200) % 2 == 0
+    alone = torch.stack([none, half])
+    together = torch.stack([none, ~none])
+    answers = Answers(Scores(confidences, alone, alone), Scores(confidences, together, together))
+    evaluation = evaluate_scores(COSTS, answers, answers, (0.34, 1.0))
+    assert evaluation.answer == "together"
+    assert [row.test_top1 for row in evaluation.exits] == [0, 100]
+    assert evaluation.reported[-1].test_top1 == 100
+    assert "mean of all exits passed" in format_tables(evaluation)
+    assert "mean of all" not in format_tables(evaluate_scores(COSTS, VAL, TEST, (1.0,)))
+
+
 def test_every_exit_is_scored_for_all_images(evaluation: Evaluation):
     first, last = evaluation.exits
     assert (first.mult_adds, first.val_top1, first.test_top1) == (10, 50, 25)

@@ -48,14 +48,20 @@ def test_norm_and_relu_in_training_are_those_of_torch(shape: tuple[int, int, int
         torch.testing.assert_close(getattr(norm, name), getattr(expected, name))
 
 
-def test_a_narrow_norm_in_bfloat16_keeps_its_statistics_in_float32():
+def test_a_narrow_norm_in_bfloat16_rounds_its_results_and_nothing_else():
     torch.manual_seed(0)
-    features = (channels_last(16, 5, 32, 32) + 3).to(torch.bfloat16)
-    norm = NormRelu(5)
-    output = norm(features)
-    assert output.dtype == torch.bfloat16
-    mean = features.double().mean(dim=(0, 2, 3))
-    torch.testing.assert_close(norm.running_mean.double(), 0.1 * mean, rtol=1e-5, atol=0)
+    features = (3 * channels_last(16, 5, 32, 32).detach() + 20).to(torch.bfloat16).requires_grad_()
+    exact = features.detach().double().requires_grad_()
+    norm, expected = NormRelu(5), torch.nn.BatchNorm2d(5).double()
+    ours, theirs = norm(features), F.relu(expected(exact))
+    assert ours.dtype == torch.bfloat16
+    torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), expected.running_var, rtol=1e-5, atol=0)
+    direction = torch.randn_like(ours)
+    found = torch.autograd.grad(ours, [features, *norm.parameters()], direction)
+    wanted = torch.autograd.grad(theirs, [exact, *expected.parameters()], direction.double())
+    for gradient, right in zip(found, wanted, strict=True):
+        assert (gradient.double() - right).norm() < 2**-8 * right.norm()
 
 
 @pytest.mark.parametrize("stride", [1, 2])

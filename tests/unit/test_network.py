@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.plain import PlainRANet
-from ranet import PRESETS, ModelConfig, RANet, official_state_dict
+from ranet import PRESETS, Cascade, ModelConfig, RANet, official_state_dict
+from ranet.inference.anytime import Answer
 from ranet.model.layers import NormRelu
 
 SMALL = ModelConfig(stem_channels=4, growth_rate=4, layers_per_block=2, num_classes=5)
@@ -56,6 +57,59 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         image_size=low * 2**halvings - draw(st.integers(0, 1)),
         num_classes=3,
     )
+
+
+@settings(max_examples=12, deadline=None)
+@given(configs(), st.integers(1, 40), st.sampled_from(["alone", "together"]), st.floats(0, 1))
+def test_all_forms_agree_in_float32(config: ModelConfig, batch: int, answer: Answer, share: float):
+    """Plain = full = optimized = cascade = stream, whatever the number of pixels."""
+    model = randomised(config).float().eval()
+    plain = PlainRANet(config).eval()
+    plain.load_state_dict(official_state_dict(model))
+    images = torch.randn(batch, 3, config.image_size, config.image_size)
+    with torch.inference_mode():
+        expected = plain(images)
+        scale = max(1.0, expected.abs().max().item())
+        optimized = model.optimized()
+        for form in (model, optimized):
+            torch.testing.assert_close(form(images), expected, rtol=0, atol=5e-5 * scale)
+    if answer == "together":
+        expected = expected.cumsum(dim=0) / torch.arange(1, len(expected) + 1)[:, None, None]
+    confidences, labels = expected.softmax(dim=2).max(dim=2)
+    thresholds = confidences.quantile(share, dim=1)
+    *_, last = Cascade(optimized, thresholds, answer).stream(images)
+    assert last.is_final.all()
+    taken = confidences >= thresholds[:, None]
+    taken[-1] = True
+    exits = taken.float().argmax(dim=0)
+    # Where a confidence lies on its threshold, the forms may round it to either side.
+    clear = ((confidences - thresholds[:, None]).abs() > 1e-4 * scale).all(dim=0)
+    for prediction in (Cascade(optimized, thresholds, answer)(images), last.prediction):
+        assert torch.equal(prediction.exits[clear], exits[clear] + 1)
+        chosen = prediction.exits[None] - 1
+        torch.testing.assert_close(
+            prediction.confidences, confidences.gather(0, chosen)[0], rtol=0, atol=5e-5 * scale
+        )
+        assert (prediction.labels == labels.gather(0, chosen)[0])[clear].float().mean() > 0.9 or (
+            not clear.any()
+        )
+
+
+@pytest.mark.parametrize("batch", [5, 7])
+def test_an_odd_number_of_many_pixels_is_no_matter(batch: int):
+    model = randomised(replace(PRESETS["cifar_readme"], image_size=33)).float().eval()
+    images = torch.randn(batch, 3, 33, 33)  # more than 4,096 pixels, no multiple of 16
+    with torch.inference_mode():
+        torch.testing.assert_close(model.optimized()(images), model(images), rtol=0, atol=5e-5)
+
+
+def test_the_inference_form_takes_no_images_and_changes_its_type():
+    model = RANet(SMALL).eval()
+    optimized = model.optimized()
+    images = torch.randn(2, 3, 32, 32)
+    assert optimized(images[:0]).shape == (SMALL.num_exits, 0, 5)
+    exact = model.double()(images.double())
+    torch.testing.assert_close(optimized.double()(images), exact, rtol=0, atol=1e-5)
 
 
 @settings(max_examples=8, deadline=None)

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from cluster import registry
-from pipelines.evaluation import RegisteredVersion, register_model
+from pipelines.evaluation import RegisteredVersion, evaluate_scores, register_model
+from ranet.inference.anytime import Answers
 from ranet.inference.budgeted import choose_exits
-from tests.registered import COSTS, INFO, MODEL, RUN, register_tiny, trained_network
+from tests.registered import COSTS, INFO, MODEL, RUN, create_run, register_tiny, trained_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
 SMALLEST = COSTS[0] / COSTS[-1]
@@ -66,6 +68,25 @@ def test_answers_are_those_of_the_full_pass_and_its_thresholds(
     assert 100 * is_right.mean() == pytest.approx(rows[budget].test_top1)
     assert [INFO.class_names[label] for label in answers["label"]] == answers["class_name"].tolist()
     assert answers["mult_adds"].mean() <= rows[budget].test_mult_adds
+
+
+def test_a_model_whose_exits_answer_together_does_so_where_it_is_loaded(
+    client: MlflowClient, mlflow_folder: Path, test_images: np.ndarray
+):
+    network = trained_network()
+    val, test = (Answers(each.together, each.together) for each in (network.val, network.test))
+    evaluation = replace(evaluate_scores(COSTS, val, test, RUN.registry.budgets), answer="together")
+    run = replace(RUN, registry=replace(RUN.registry, model="together"))
+    weights = network.model.state_dict()
+    register_model(run, weights, evaluation, INFO, create_run(client, mlflow_folder))
+    answers = registry.load("models:/together/1").predict(test_images, params={"budget": 0.75})
+    (row,) = (row for row in evaluation.reported if row.budget == 0.75)
+    exits = choose_exits(test.together.confidences, torch.tensor(row.thresholds))
+    assert answers["exit"].tolist() == (exits + 1).tolist()
+    expected = test.together.confidences.gather(0, exits[None])[0]
+    np.testing.assert_allclose(answers["confidence"], expected, atol=5e-5)
+    alone = network.test.alone.confidences.gather(0, exits[None])[0]
+    assert not np.allclose(answers["confidence"], alone, atol=5e-5)
 
 
 def test_a_model_comes_with_at_least_40_budgets_and_takes_the_largest_within_the_request(
