@@ -142,13 +142,13 @@ class FoldedDenseLayers(nn.Module):
         first, *convs = self.convs
         shape = canvas.data.shape[:3]
         new = first(shares[0].clamp_min(0).unflatten(0, shape))
-        own: list[Tensor] = []  # of each layer but the last, (pixels of all images, channels)
+        own: Tensor | None = None  # of all layers but the last, (pixels of all images, channels)
         for share, weight, conv in zip(shares[1:], self.own, convs, strict=True):
-            own.append(new.flatten(0, 2))
-            before = own[0] if len(own) == 1 else torch.cat(own, dim=1)
-            new = conv(add_product(share, before, weight).relu_().unflatten(0, shape))
-        if own:
-            canvas.append(torch.cat(own, dim=1).unflatten(0, shape))
+            pixels = new.flatten(0, 2)
+            own = pixels if own is None else torch.cat((own, pixels), dim=1)
+            new = conv(add_product(share, own, weight).relu_().unflatten(0, shape))
+        if own is not None:
+            canvas.append(own.unflatten(0, shape))
         if self.is_down:
             return new
         canvas.append(new)
