@@ -189,13 +189,13 @@ class FoldedBelow(nn.Module):
         self.conv = FoldedConv(*laterals.conv_norm.folded(weight), groups=groups)
 
     def forward(self, below: tuple[Canvas, ...]) -> tuple[Tensor, Tensor]:
-        """Map what the block below passed up to lateral and compressed channels."""
+        """Map what the block below passed up to lateral channels, and compressed before ReLU."""
         if self.is_one:
             reduced, compressed = self.product(below[0]).tensor_split((self.num_reduced,), dim=1)
         else:
             reduced, compressed = self.reduce(below[0]), self.compress(below[-1])
         lateral = self.conv(reduced.clamp_min(0).unflatten(0, below[0].data.shape[:3]))
-        return lateral, compressed.clamp_min(0).unflatten(0, below[-1].data.shape[:3])
+        return lateral, compressed.unflatten(0, below[-1].data.shape[:3])
 
 
 class FoldedBlock(nn.Module):
@@ -239,7 +239,9 @@ class FoldedBlock(nn.Module):
             canvas = smaller
         passed_up = (*passed_up, canvas.as_far_as(canvas.used))
         if compressed is not None:
-            canvas.append(_resize(compressed, canvas.size))
+            if compressed.shape[1:3] != canvas.size:
+                compressed = _resize(compressed.clamp_min(0), canvas.size)
+            canvas.append(compressed)
         if self.transition is not None:
             kept = self.transition(canvas)
             canvas = Canvas.empty(canvas.data, canvas.size, self.room)
