@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import requests
@@ -36,6 +36,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import in_submitted_job
 from ranet.training.reporter import Metrics
+
+_Value = TypeVar("_Value")
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,8 @@ RETRY_SECONDS = 5.0
 """Time between two attempts to reach an MLflow that does not answer."""
 PATIENCE_SECONDS = 300.0
 """How long the end of a run waits for an MLflow that does not answer."""
+DELIVERY_SECONDS = 5.0
+"""How long the driver gives Ray's controller to deliver the metrics of the last epochs."""
 PARAM_LENGTH = 6000
 """Characters that MLflow keeps of a parameter."""
 FAILURES = (
@@ -96,8 +100,16 @@ class Record:
         return make_client(self.uri)
 
     def log_history(self, history: Iterable[Metrics]) -> None:
-        """Log the metrics of those epochs that MLflow does not have."""
+        """Log the metrics of those epochs that MLflow does not have.
+
+        A `MetricWriter` of another process may be about to deliver them: it gets some time.
+        """
         entries = [_Entry(dict(metrics), None, get_current_time_millis()) for metrics in history]
+        deadline = time.monotonic() + DELIVERY_SECONDS
+        while time.monotonic() < deadline:
+            if {entry.step for entry in entries} <= self._insist(lambda: _known_steps(self)):
+                return
+            time.sleep(0.2)
         self._insist(lambda: _deliver(self, entries))
 
     def log_checkpoint(self, metrics: Metrics, location: str, keep: int) -> None:
@@ -109,7 +121,7 @@ class Record:
         """Keep the files of a folder as artifacts."""
         self._insist(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
 
-    def _insist(self, action: Callable[[], None]) -> None:
+    def _insist(self, action: Callable[[], _Value]) -> _Value:
         """Do what needs MLflow, waiting for it if it does not answer.
 
         Raises:
@@ -322,13 +334,18 @@ class _Entry:
         return "step" in self.metrics
 
 
+def _known_steps(record: Record) -> set[int]:
+    """Epochs whose metrics MLflow has."""
+    return {metric.step for metric in record.client.get_metric_history(record.run_id, "epoch")}
+
+
 def _deliver(record: Record, entries: list[_Entry]) -> None:
     """Log the entries whose step MLflow does not have: it would keep both values."""
     client = record.client
     entries = [entry for entry in entries if not entry.is_within_epoch]
     if not entries:
         return
-    known = {metric.step for metric in client.get_metric_history(record.run_id, "epoch")}
+    known = _known_steps(record)
     for entry in entries:
         if entry.step not in known:
             batch = [

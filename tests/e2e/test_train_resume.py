@@ -28,12 +28,16 @@ from tests.e2e.training import (
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
+SMALL_BATCHES = "--train.batch_size=16"
+"""So many steps in an epoch that the run does not end before it is interrupted."""
+
+
 def trained_in_one_process(folder, monkeypatch):
     """Train without Ray, by the loop alone."""
     folder.mkdir()
     (folder / "config.yaml").write_text(CONFIG)
     monkeypatch.chdir(folder)
-    run = read_run(["--config", "config.yaml"])
+    run = read_run(["--config", "config.yaml", SMALL_BATCHES])
     prepare(run.data, run.model.image_size)
     torch.manual_seed(run.train.seed)
     device = torch.device("cpu")
@@ -75,7 +79,7 @@ def test_a_run_interrupted_and_then_killed_ends_where_an_unbroken_one_does(tmp_p
     unbroken = trained_in_one_process(tmp_path / "whole", monkeypatch)
     folder = tmp_path / "broken"
     folder.mkdir()
-    with training(folder) as first:
+    with training(folder, SMALL_BATCHES) as first:
         first.wait_until(lambda: committed_epochs(folder) >= 1)
         os.kill(first.process.pid, signal.SIGINT)
         assert first.wait(60) == 130, first.output()
@@ -85,13 +89,13 @@ def test_a_run_interrupted_and_then_killed_ends_where_an_unbroken_one_does(tmp_p
     assert [run.info.status for run in runs(client(folder))] == ["KILLED"]
     reached = committed_epochs(folder)
     assert reached < 5
-    with training(folder) as second:
+    with training(folder, SMALL_BATCHES) as second:
         second.wait_until(lambda: committed_epochs(folder) > reached)
         os.kill(second.process.pid, signal.SIGKILL)  # the driver alone: Ray must follow
         second.wait()
     assert [run.info.status for run in runs(client(folder))] == ["RUNNING"]
     assert committed_epochs(folder) < 6
-    with training(folder) as third:
+    with training(folder, SMALL_BATCHES) as third:
         assert third.wait() == 0, third.output()
     check_against(unbroken, folder)
 

@@ -215,7 +215,7 @@ def test_a_driver_whose_run_another_one_has_taken_stops_and_leaves_its_state_alo
     records = []
     with pytest.raises(TrackingError, match="digits was taken over"), begin() as record:  # noqa: PT012
         records.append(record)
-        for _ in range(100):
+        for _ in range(600):
             client.set_tag(record.run_id, tracking._LEASE, taker.text())
             time.sleep(0.1)
     assert status(client, records[0]) == "RUNNING"
