@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks.trained import Trained
 from ranet import fit_budgets, mult_adds
+from ranet.inference.anytime import mean_logits
 from ranet.inference.budgeted import score_budget
 
 FRACTIONS = (0.3, 0.4, 0.5, 0.75, 1.0)
@@ -28,15 +29,14 @@ def own(logits: Tensor, fit: Tensor, labels: Tensor) -> Tensor:
     return logits
 
 
-def mean_logits(logits: Tensor, fit: Tensor, labels: Tensor) -> Tensor:
+def together(logits: Tensor, fit: Tensor, labels: Tensor) -> Tensor:
     """Running mean of the logits."""
-    return logits.cumsum(dim=0) / torch.arange(1, len(logits) + 1)[:, None, None]
+    return mean_logits(logits)
 
 
 def mean_probabilities(logits: Tensor, fit: Tensor, labels: Tensor) -> Tensor:
     """Running mean of the probabilities."""
-    passed = torch.arange(1, len(logits) + 1)[:, None, None]
-    return (logits.softmax(dim=2).cumsum(dim=0) / passed).clamp_min(1e-12).log()
+    return mean_logits(logits.softmax(dim=2)).clamp_min(1e-12).log()
 
 
 def learned(logits: Tensor, fit: Tensor, labels: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def learned(logits: Tensor, fit: Tensor, labels: Tensor) -> Tensor:
 
 WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "own logits": own,
-    "mean of logits": mean_logits,
+    "mean of logits": together,
     "mean of probabilities": mean_probabilities,
     "learned weights": learned,
 }

@@ -29,7 +29,7 @@ from pipelines.run import (
     read_run,
 )
 from pipelines.scoring import score_worker
-from pipelines.worker import SCORES
+from pipelines.worker import scores_in
 from ranet import ModelConfig, mult_adds
 from ranet.inference.anytime import Answers
 
@@ -112,8 +112,7 @@ def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, 
             storage=resolve_storage(run.cluster.storage),
             cluster=run.cluster,
         )
-    states = load_checkpoint(checkpoint)[SCORES]
-    return {split: Answers.from_state(state) for split, state in states.items()}
+    return scores_in(load_checkpoint(checkpoint))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What one training worker does, and what it leaves behind."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,18 +64,27 @@ def _train(run: Run, device: torch.device) -> None:
         normalize=normalize, device=device, resume=saved.get(SNAPSHOT),
     )  # fmt: skip
     model.load_state_dict(snapshot["best"]["model"])
-    answers = [
-        # in float32, whatever the precision of training: so the registered model answers
-        collect_answers(model, split, normalize=normalize, device=device)
-        for split in (val, test)
-    ]
-    reporter.save(
-        snapshot["history"][-1],
-        {
-            SNAPSHOT: snapshot,
-            SCORES: {"val": answers[0].state(), "test": answers[1].state()},
-        },
-    )
+    scores = score(model, {"val": val, "test": test}, normalize, device)
+    reporter.save(snapshot["history"][-1], {SNAPSHOT: snapshot, SCORES: scores})
+
+
+def score(
+    model: RANet, splits: Mapping[str, Batches], normalize: Normalize, device: torch.device
+) -> dict[str, Any]:
+    """Collect answers in float32, whatever was trained in: so the registered model answers.
+
+    Returns:
+        By the name of the split, for `scores_in`.
+    """
+    return {
+        name: collect_answers(model, batches, normalize=normalize, device=device).state()
+        for name, batches in splits.items()
+    }
+
+
+def scores_in(files: Mapping[str, Any]) -> dict[str, Answers]:
+    """Give the answers that workers left among the files of a checkpoint, by split."""
+    return {split: Answers.from_state(state) for split, state in files[SCORES].items()}
 
 
 @contextmanager
@@ -114,5 +123,4 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
 def read_trained(checkpoint: Checkpoint) -> Trained:
     """Read what `train_worker` left in its last checkpoint."""
     files = load_checkpoint(checkpoint)
-    answers = {split: Answers.from_state(state) for split, state in files[SCORES].items()}
-    return Trained(snapshot=files[SNAPSHOT], **answers)
+    return Trained(snapshot=files[SNAPSHOT], **scores_in(files))

@@ -51,10 +51,8 @@ def write_shard(task: ShardTask) -> ShardDone:
     try:
         samples = read_shard(task.place)
         return ShardDone(total, tuple(str(each) for each in samples if isinstance(each, Exception)))
-    except FileNotFoundError:
-        pass
-    except zipfile.BadZipFile:
-        pass  # damaged: its checksums do not hold
+    except (FileNotFoundError, zipfile.BadZipFile):
+        pass  # not there, or damaged: its checksums do not hold
     cv2.setNumThreads(1)  # this call has one CPU
     threads = REMOTE_READS if is_address(task.images.root) else 1
     samples = list(encode(task.images, task.config, threads))

@@ -89,9 +89,8 @@ def collect_answers(
     with batches.epoch(0) as reader:
         for images, labels in reader:
             alone = compute_logits(model, images, normalize, precision).float()
-            exits_passed = torch.arange(1, len(alone) + 1, device=alone.device)[:, None, None]
             rows = []
-            for logits in (alone, alone.cumsum(dim=0) / exits_passed):
+            for logits in (alone, mean_logits(alone)):
                 rows += [logits.softmax(dim=-1).amax(dim=-1), *exit_hits(logits, labels)]
             parts.append(torch.stack(rows))
     # (confidence or one of two hits, twice, exits, samples); without batches no exits are known.
@@ -100,6 +99,12 @@ def collect_answers(
     assert rows.shape[2] == batches.num_samples, "every image is scored exactly once"
     scores = [Scores(part[0].clone(), part[1].bool(), part[2].bool()) for part in rows.split(3)]
     return Answers(alone=scores[0], together=scores[1])
+
+
+def mean_logits(logits: Tensor) -> Tensor:
+    """Give for each exit the mean of its logits and those before: (exits, batch, classes)."""
+    passed = torch.arange(1, len(logits) + 1, device=logits.device)
+    return logits.cumsum(dim=0) / passed[:, None, None]
 
 
 def choose_answer(val: Answers, costs: Sequence[float], budgets: Sequence[float]) -> Answer:

@@ -76,14 +76,13 @@ class DenseLayers(_Units):
 
     def forward(self, known: Tensor) -> tuple[Tensor, Tensor]:
         """Map the known channels (input, lateral) to those of all layers but the last, and its."""
-        reduced = conv1x1(known, self.reduce_weight()).split(self.widths, dim=1)
-        own = self._run_unit(0, reduced[0])
-        for j, share in enumerate(reduced[1:], start=1):
-            newest = self._run_unit(j, share + conv1x1(own, self.reduce_own[j - 1]))
-            if j == len(reduced) - 1:
-                return own, newest
-            own = torch.cat([own, newest], dim=1)
-        return own[:, :0], own
+        first, *later = conv1x1(known, self.reduce_weight()).split(self.widths, dim=1)
+        newest = self._run_unit(0, first)
+        own = newest[:, :0]
+        for j, (share, weight) in enumerate(zip(later, self.reduce_own, strict=True), start=1):
+            own = torch.cat([own, newest], dim=1) if own.shape[1] else newest
+            newest = self._run_unit(j, share + conv1x1(own, weight))
+        return own, newest
 
     def _run_unit(self, j: int, features: Tensor) -> Tensor:
         """Run unit j behind its 1x1 convolution."""

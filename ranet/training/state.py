@@ -82,9 +82,9 @@ class Training:
         """Copy all that a resumed training needs; every worker must ask for it."""
         workers = None
         if self.step:
-            own = joined(self._statistics()) if self._statistics() else torch.zeros(0)
+            own = self._statistics()
             workers = {
-                "statistics": torch.stack(gather(own)).cpu(),
+                "statistics": torch.stack(gather(joined(own) if own else torch.zeros(0))).cpu(),
                 "tally": self.tally.state(),
             }
         return {

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.local import free_ports
 from tests.e2e.training import CONFIG, PROJECT, client, kill_family, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -18,23 +18,17 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 RAY = Path(sys.executable).with_name("ray")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
 def head(tmp_path):
     """A Ray head of our own with two CPUs; gives the environment of its clients."""
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    dashboard = free_port()
+    port, dashboard, agent = free_ports("127.0.0.1", 3)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
     environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(
-            [RAY, "start", "--head", "--block", f"--port={free_port()}", "--num-cpus=2",
-             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}",
+            [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
+             f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
              "--object-store-memory=100000000", "--disable-usage-stats"],
             stdout=log, stderr=log, start_new_session=True, env=environment,
         )  # fmt: skip
