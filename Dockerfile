@@ -1,10 +1,16 @@
-# The image of a node, head or worker: Ray's own with our dependencies. It runs as user `ray`.
-# The code is not in it: a job brings its working directory.
+# The image of every node, head or worker: Ray's own with our requirements, installed by the
+# scripts of `make setup`. It runs as user `ray`. The code is not in it: a job brings its own.
 #
-#   docker build -t ranet .
-#   then, in ray_cluster.yaml: docker.image, and no setup_commands
+#   docker build --tag REGISTRY/ranet:ray2.60.0 . && docker push REGISTRY/ranet:ray2.60.0
 FROM rayproject/ray:2.60.0-py311-gpu
 WORKDIR /home/ray/ranet
-COPY --chown=ray:users pyproject.toml constraints.txt ./
-COPY --chown=ray:users cluster/packages.sh cluster/node.sh cluster/
-RUN cluster/node.sh && sudo rm -rf /var/lib/apt/lists/*
+
+USER 0
+COPY cluster/packages.sh cluster/
+RUN cluster/packages.sh && rm -rf /var/lib/apt/lists/*
+
+USER 1000
+ENV PIP_NO_CACHE_DIR=1
+COPY --chown=1000:100 cluster/requirements.sh cluster/
+COPY --chown=1000:100 pyproject.toml constraints.txt ./
+RUN cluster/requirements.sh python '.[train]' && rm -rf build ./*.egg-info

@@ -22,6 +22,9 @@ check: lint types arch ## format, lint, types and import directions
 lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/hadolint Dockerfile
+	.venv/bin/shellcheck cluster/*.sh .ci/run
+	.venv/bin/cfn-lint cluster/aws.yaml
 
 types: setup
 	.venv/bin/basedpyright

@@ -27,6 +27,7 @@ fi
 
 echo "Installing system packages: ${missing[*]}"
 apt_get=("${as_root[@]}" DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
-"${apt_get[@]}" update &&
-    "${apt_get[@]}" install --yes --no-install-recommends "${missing[@]}" ||
+if ! { "${apt_get[@]}" update &&
+    "${apt_get[@]}" install --yes --no-install-recommends "${missing[@]}"; }; then
     fail "apt-get could not install them (its own message is above)."
+fi

@@ -42,7 +42,7 @@ cluster/packages.sh "${python_packages[@]}"
 
 stamp=.venv/set-up-from
 inputs="$PWD $python
-$(sha256sum pyproject.toml constraints.txt cluster/setup.sh)"
+$(sha256sum pyproject.toml constraints.txt cluster/setup.sh cluster/requirements.sh)"
 if [[ -f $stamp && $(<"$stamp") == "$inputs" ]]; then
     exit 0
 fi
@@ -50,9 +50,5 @@ fi
 echo "Making .venv with $python"
 rm -rf .venv
 "$python" -m venv .venv
-pip=(.venv/bin/python -m pip --disable-pip-version-check)
-"${pip[@]}" install --quiet --upgrade --constraint constraints.txt pip
-"${pip[@]}" install --constraint constraints.txt --build-constraint constraints.txt \
-    --editable '.[train,dev]'
-.venv/bin/python -c 'import ffcv, mlflow, ray, torchvision'
+cluster/requirements.sh .venv/bin/python --editable '.[train,dev]'
 echo "$inputs" >"$stamp"

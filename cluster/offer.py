@@ -1,0 +1,159 @@
+"""What a cluster file offers, and what of it a run would lack: known before anything is rented."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cluster.config import ClusterConfig
+from cluster.machines import MACHINES, SPOT_SHARE, Machine
+
+CLUSTER_FILE = Path("ray_cluster.yaml")
+"""Where this project describes its cluster on AWS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Machines of one kind in a cluster file."""
+
+    name: str
+    machine_name: str
+    machine: Machine
+    is_spot: bool
+    """May be taken away at any time, and costs less."""
+    resources: dict[str, int]
+    """What Ray is told that each of them has."""
+    max_workers: int
+    """Machines at most; 0 for a head."""
+
+    @property
+    def dollars_per_hour(self) -> float:
+        """Price of one machine."""
+        return self.machine.dollars_per_hour * (SPOT_SHARE if self.is_spot else 1)
+
+    def room(self, cpus: int, gpus: int) -> int:
+        """Count the workers of so many CPUs and GPUs that one of these machines takes."""
+        wanted = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        return min(self.resources.get(name, 0) // count for name, count in wanted.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Offer:
+    """A cluster file: its head, its groups of workers, and how many workers in all."""
+
+    path: Path
+    head: Group
+    workers: tuple[Group, ...]
+    max_workers: int
+
+    def places(self, cluster: ClusterConfig, *, gpus: int) -> Iterator[Group]:
+        """Give the machine that each worker of a run would be on, cheapest first, as far as any."""
+        machines = self.max_workers
+        for group in sorted(self.workers, key=lambda group: group.dollars_per_hour):
+            if (room := group.room(cluster.cpus_per_worker, gpus)) > 0:
+                taken = min(group.max_workers, machines)
+                machines -= taken
+                yield from [group] * (taken * room)
+
+    def lacks(self, cluster: ClusterConfig, *, gpus: int, cache_bytes: int = 0) -> list[str]:
+        """Say in sentences what keeps a run's workers from being placed; none where they fit.
+
+        Args:
+            cluster: what the run asks for.
+            gpus: GPUs of each worker.
+            cache_bytes: bytes of images that each machine copies to its disk.
+        """
+        places = list(self.places(cluster, gpus=gpus))
+        each = f"{cluster.cpus_per_worker} CPUs" + (f" and {gpus} GPU" if gpus else "")
+        if not places:
+            return [
+                f"cluster.cpus_per_worker: no machine of {self.path} takes a worker of {each}; "
+                "lower it, or name larger machines there"
+            ]
+        sentences = []
+        if len(places) < cluster.max_workers:
+            sentences.append(
+                f"cluster.num_workers asks for up to {cluster.max_workers} workers of {each}, but "
+                f"{self.path} has room for {len(places)}; raise max_workers there, or ask for less"
+            )
+        for group in {group.name: group for group in places[: cluster.max_workers]}.values():
+            disk = group.machine.cache_gb * 1e9 * 0.95  # a file system takes its part
+            if cache_bytes > disk:
+                sentences.append(
+                    f"data.folder: {cache_bytes / 1e9:.0f} GB of images do not fit the disk of "
+                    f"{group.name} in {self.path}, {disk / 1e9:.0f} GB; prepare smaller ones "
+                    "(data.stored_size), or name machines with larger disks there"
+                )
+        return sentences
+
+    def dollars_per_hour(self, cluster: ClusterConfig, *, gpus: int, num_workers: int) -> float:
+        """Price of the head and of the machines that so many workers are on."""
+        total, free = self.head.dollars_per_hour, 0
+        for group in list(self.places(cluster, gpus=gpus))[:num_workers]:
+            if free == 0:
+                free = group.room(cluster.cpus_per_worker, gpus)
+                total += group.dollars_per_hour
+            free -= 1
+        return total
+
+
+def read_offer(path: Path = CLUSTER_FILE) -> Offer:
+    """Read a cluster file.
+
+    Raises:
+        ValueError: it is none, or promises what its machines do not have.
+    """
+    try:
+        content = yaml.safe_load(path.read_bytes())
+        head = content["head_node_type"]
+        groups = {
+            name: _group(f"{path}: {name}", name, node)
+            for name, node in content["available_node_types"].items()
+        }
+        workers = tuple(group for name, group in groups.items() if name != head)
+        return Offer(
+            path=path, head=groups[head], workers=workers, max_workers=content["max_workers"]
+        )
+    except OSError as error:
+        raise ValueError(f"{path}: no such cluster file ({error.strerror})") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    except KeyError as error:
+        raise ValueError(f"{path} has no {error}; see Ray's description of cluster files") from None
+
+
+def _group(where: str, name: str, node: dict[str, Any]) -> Group:
+    config = node["node_config"]
+    machine_name = config["InstanceType"]
+    if machine_name not in MACHINES:
+        raise ValueError(
+            f"{where}.node_config.InstanceType is {machine_name}, of which nothing is known here; "
+            "add what it has and costs to cluster/machines.py"
+        )
+    machine = MACHINES[machine_name]
+    has = {"CPU": machine.cpus, "GPU": machine.gpus}
+    for resource, count in node["resources"].items():
+        if resource not in has:
+            hint = difflib.get_close_matches(resource.upper(), has, n=1, cutoff=0.5)
+            raise ValueError(
+                f"{where}.resources has {resource}, which no run asks for; "
+                + (f"did you mean {hint[0]}?" if hint else "there are CPU and GPU")
+            )
+        if count > has[resource]:
+            raise ValueError(
+                f"{where}.resources promises {resource}: {count}, but a {machine_name} has "
+                f"{has[resource]}: workers would share what each of them takes for its own"
+            )
+    market = config.get("InstanceMarketOptions", {})
+    return Group(
+        name=name,
+        machine_name=machine_name,
+        machine=machine,
+        is_spot=market.get("MarketType") == "spot",
+        # As Ray finds them out itself where the file does not say
+        resources={kind: count for kind, count in has.items() if count} | node["resources"],
+        max_workers=node.get("max_workers", 0),
+    )
