@@ -41,6 +41,9 @@ class DataConfig:
     crop: Literal["none", "pad4", "random_resized"] = "pad4"
     """Training crop. pad4: random window of the image with 4 black pixels around it;
     random_resized: random 8 to 100 % of the area, resized; none: as in evaluation."""
+    order: Literal["random", "blocks"] = "random"
+    """Order of the training images. random: any after any; blocks, for files larger than a node's
+    memory: blocks of 16 neighbours are shuffled, then the images of 1,024 blocks at a time."""
     flip: bool = True
     """Mirror half of the training images left to right."""
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
@@ -65,6 +68,7 @@ class DataConfig:
             ("source", ("digits", "cifar10", "cifar100", "imagefolder", "parquet")),
             ("loader", ("ffcv", "memory")),
             ("crop", ("none", "pad4", "random_resized")),
+            ("order", ("random", "blocks")),
             ("storage", ("raw", "jpeg")),
         ):
             if getattr(self, name) not in allowed:

@@ -1,6 +1,6 @@
 """Which worker reads which part of which image in an epoch: one definition for every loader.
 
-An epoch of training is one permutation of all images, decided by seed and epoch. It is cut into
+An epoch of training is one order of all images, decided by seed and epoch. It is cut into
 global batches; what is left at its end, less than a batch, is left out, and these are other images
 in each epoch. Worker r of n reads the r-th of n consecutive parts of every global batch; where
 n does not divide the batch, the first parts have one image more. So any number of workers, which
@@ -15,6 +15,30 @@ import numpy as np
 from pipelines.data.augment import evaluation_boxes, training_boxes
 from pipelines.data.config import DataConfig
 
+BLOCK_IMAGES = 16
+"""Neighbours in the file that are read together where data.order is blocks."""
+WINDOW_IMAGES = 1024 * BLOCK_IMAGES
+"""Images among which any may follow any other then."""
+
+
+def training_order(kind: str, num_images: int, seed: int, epoch: int) -> np.ndarray:
+    """Indices of all images in the order of an epoch (images,).
+
+    Args:
+        kind: `data.order`.
+        num_images: images in the file.
+        seed: of the order, which depends on nothing else but the epoch.
+        epoch: counted from 0.
+    """
+    generator = np.random.default_rng((seed, epoch))
+    if kind == "random":
+        return generator.permutation(num_images)
+    blocks = generator.permutation(-(-num_images // BLOCK_IMAGES))
+    images = (blocks[:, None] * BLOCK_IMAGES + np.arange(BLOCK_IMAGES)).reshape(-1)
+    images = images[images < num_images]
+    windows = np.split(images, range(WINDOW_IMAGES, num_images, WINDOW_IMAGES))
+    return np.concatenate([generator.permutation(window) for window in windows])
+
 
 @dataclass(frozen=True)
 class EpochPlan:
@@ -28,6 +52,11 @@ class EpochPlan:
     """Images in a batch; the last one may have fewer."""
     image_size: int
     """Height and width of the images given, in pixels."""
+    ahead: np.ndarray
+    """The same indices in the order in which a disk is best asked for them; empty where it need not
+    be asked."""
+    num_ahead: int = 0
+    """Images for which the disk is asked before they are read."""
 
     def __len__(self) -> int:
         """Batches."""
@@ -37,6 +66,11 @@ class EpochPlan:
         """Samples and boxes of one batch."""
         rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
         return self.samples[rows], self.boxes[rows]
+
+    def to_ask(self, number: int) -> np.ndarray:
+        """Indices of images for which to ask the disk when a batch is begun."""
+        last = (number + 1) * self.batch_size + self.num_ahead
+        return self.ahead[last - self.batch_size if number else 0 : last]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +108,8 @@ class Planner:
         if not self.is_training:
             samples = self._evaluated()[first_step * self.batch_size :]
             boxes = evaluation_boxes(self.image_size, self.sizes[samples])
-            return EpochPlan(samples, boxes, self.batch_size, self.image_size)
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.sizes))
+            return EpochPlan(samples, boxes, self.batch_size, self.image_size, samples[:0])
+        order = training_order(self.config.order, len(self.sizes), self.seed, epoch)
         batches = order[: len(self) * self.global_batch_size].reshape(
             len(self), self.global_batch_size
         )
@@ -83,7 +117,13 @@ class Planner:
         samples = own.reshape(-1)
         size = self.epoch_sizes[epoch] if self.epoch_sizes else self.image_size
         boxes = training_boxes(self.config, size, self.seed, epoch, samples, self.sizes[samples])
-        return EpochPlan(samples, boxes, own.shape[1], size)
+        if self.config.order == "random":
+            return EpochPlan(samples, boxes, own.shape[1], size, samples[:0])
+        # A window ahead, each window from its first image in the file to its last.
+        places = np.arange(first_step, len(self)).repeat(own.shape[1]) * self.global_batch_size
+        ahead = samples[np.lexsort((samples, places // WINDOW_IMAGES))]
+        num_ahead = WINDOW_IMAGES // self.num_workers
+        return EpochPlan(samples, boxes, own.shape[1], size, ahead, num_ahead)
 
     def _evaluated(self) -> np.ndarray:
         return np.array_split(np.arange(len(self.sizes)), self.num_workers)[self.rank]

@@ -9,7 +9,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from pipelines.data import DataConfig
 from pipelines.data.augment import SampleRandom, evaluation_boxes, training_boxes
-from pipelines.data.plan import Planner
+from pipelines.data.plan import BLOCK_IMAGES, WINDOW_IMAGES, Planner, training_order
 
 SIZES = np.full((1000, 2), 32)
 
@@ -105,10 +105,15 @@ def test_evaluation_reads_the_whole_or_seven_eighths_of_the_shorter_side(size, e
     assert evaluation_boxes(32, np.array([size])).tolist() == [list(expected)]
 
 
+@pytest.mark.parametrize("order", ["random", "blocks"])
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 7, 12])
-def test_the_workers_read_slices_of_the_same_global_batches(num_workers):
-    whole = planner().epoch(5)
-    parts = [planner(rank=rank, num_workers=num_workers).epoch(5) for rank in range(num_workers)]
+def test_the_workers_read_slices_of_the_same_global_batches(num_workers, order):
+    config = DataConfig(order=order)
+    whole = planner(config=config).epoch(5)
+    parts = [
+        planner(config=config, rank=rank, num_workers=num_workers).epoch(5)
+        for rank in range(num_workers)
+    ]
     for number in range(83):
         samples, chosen = whole[number]
         assert np.array_equal(np.concatenate([part[number][0] for part in parts]), samples)
@@ -118,12 +123,14 @@ def test_the_workers_read_slices_of_the_same_global_batches(num_workers):
     assert [len(part) for part in parts] == [83] * num_workers
 
 
-def test_an_epoch_read_by_changing_numbers_of_workers_is_read_exactly_once_and_in_order():
-    expected = planner().epoch(5)
+@pytest.mark.parametrize("order", ["random", "blocks"])
+def test_an_epoch_read_by_changing_numbers_of_workers_is_read_exactly_once_and_in_order(order):
+    config = DataConfig(order=order)
+    expected = planner(config=config).epoch(5)
     read = []
     for first, last, num_workers in ((0, 20, 2), (20, 21, 1), (21, 50, 5), (50, 83, 2)):
         plans = [
-            planner(rank=rank, num_workers=num_workers).epoch(5, first)
+            planner(config=config, rank=rank, num_workers=num_workers).epoch(5, first)
             for rank in range(num_workers)
         ]
         for number in range(last - first):
@@ -142,6 +149,37 @@ def test_the_images_left_out_of_an_epoch_are_others_in_each():
 def test_the_order_is_numpys_permutation_of_seed_and_epoch():
     expected = np.random.default_rng((3, 5)).permutation(1000)[:996]
     assert np.array_equal(planner().epoch(5).samples, expected)
+
+
+def test_an_order_of_blocks_mixes_all_classes_and_has_whole_blocks_in_every_window():
+    num_images = 100 * 1000 + 5  # of 1,000 classes, one after the other
+    order = training_order("blocks", num_images, 3, 5)
+    assert np.array_equal(np.sort(order), np.arange(num_images))
+    assert not np.array_equal(order, training_order("blocks", num_images, 3, 6))
+    assert not np.array_equal(order, training_order("blocks", num_images, 4, 5))
+    for first in range(0, num_images, WINDOW_IMAGES):
+        window = order[first : first + WINDOW_IMAGES]
+        num_blocks = len(window) / BLOCK_IMAGES
+        assert num_blocks <= len(np.unique(window // BLOCK_IMAGES)) <= num_blocks + 2
+        assert np.mean(np.abs(np.diff(window)) < BLOCK_IMAGES) < 0.01  # not in their old order
+    batches = order[: num_images // 256 * 256].reshape(-1, 256) // 100
+    classes = np.mean([len(np.unique(batch)) for batch in batches])
+    assert classes > 190  # 226 where any image may follow any other
+
+
+@pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 40)])
+def test_the_disk_is_asked_once_for_each_image_and_before_it_is_read(num_workers, first_step):
+    sizes = np.full((40_000, 2), 32)
+    settings = {"config": DataConfig(order="blocks"), "sizes": sizes, "global_batch_size": 256}
+    for rank in range(num_workers):
+        plan = planner(**settings, rank=rank, num_workers=num_workers).epoch(5, first_step)
+        asked = []
+        for number in range(len(plan)):
+            asked += plan.to_ask(number).tolist()
+            assert set(plan[number][0].tolist()) <= set(asked)
+        assert sorted(asked) == sorted(plan.samples.tolist())
+    plan = planner(**settings | {"config": DataConfig()}).epoch(5)
+    assert not any(len(plan.to_ask(number)) for number in range(len(plan)))
 
 
 @pytest.mark.parametrize("num_samples", [1, 5, 12, 13, 100])
