@@ -1,6 +1,6 @@
 """Time ours against the plain form of RANet, interleaved in one process.
 
-    python -m benchmarks.network                         # everything, one thread; about 15 minutes
+    python -m benchmarks.network                         # everything, one thread; about 20 minutes
     python -m benchmarks.network --networks cifar --works train --precisions float32
 
 For every line the contenders take turns, round by round, so that a slower or faster moment of
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 from benchmarks.plain import PlainRANet
 from ranet import PRESETS, RANet
 
-NETWORKS = {"cifar": "cifar_script", "imagenet": "imagenet_readme"}
-BATCHES = {("cifar", "train"): [64], ("imagenet", "train"): [8]}
+NETWORKS = {"cifar": "cifar_script", "imagenet": "imagenet_readme", "imagenet64": "imagenet_paper"}
+BATCHES = {("cifar", "train"): [64], ("imagenet", "train"): [8], ("imagenet64", "train"): [8]}
 BATCHES |= {("cifar", "evaluate"): [1, 64], ("imagenet", "evaluate"): [1, 8]}
+BATCHES |= {("imagenet64", "evaluate"): [8]}
 CONTENDERS = ["plain float32", "plain bfloat16", "ours float32", "ours bfloat16"]
 
 

@@ -5,6 +5,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from ranet.training.optim import learning_rate
 from tests.tiny import Recorder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
+"""Labels of its ten classes among the thousand."""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,9 @@ def test_the_recipe_for_imagenet_trains_on_photographs(name, photographs, tmp_pa
         micro_batch=min(run.train.micro_batch, 4),
         optim=replace(run.train.optim, warmup_epochs=min(run.train.optim.warmup_epochs, 0.5)),
     )
-    prepare(data, model.image_size)
+    counts = prepare(data, model.image_size).samples_per_class["train"]
+    assert len(counts) == 1000
+    assert tuple(np.flatnonzero(counts)) == IMAGENETTE
     train, val = (
         open_batches(
             data, split, image_size=224, batch_size=8, rank=0, num_workers=1, seed=0,
