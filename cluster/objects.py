@@ -147,6 +147,21 @@ class ObjectStore:
         bucket, key = _split(address)
         self._patiently(address, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
 
+    def write_new(self, address: str, data: bytes) -> bool:
+        """Write a small object unless there is one already; say whether there was none."""
+        bucket, key = _split(address)
+
+        def put() -> bool:
+            try:
+                self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
+            except ClientError as error:
+                if error.response["ResponseMetadata"].get("HTTPStatusCode") != 412:
+                    raise
+                return False
+            return True
+
+        return self._patiently(address, put)
+
     def upload(self, path: Path, address: str) -> None:
         """Write a file of any size, in parts; the object is there when all of it is."""
         bucket, key = _split(address)
@@ -246,7 +261,7 @@ def _refusal(address: str, error: Exception) -> Exception | None:
         return ValueError(f"{address} changed while it was read; start again")
     if status == 416:
         return ValueError(f"{address} is shorter than expected; upload it again")
-    if status >= 500 or status == 429 or code in ("RequestTimeout", "SlowDown"):
+    if status >= 500 or status in (409, 429) or code in ("RequestTimeout", "SlowDown"):
         return None
     return OSError(f"{address}: S3 refuses ({_brief(error)})")
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from cluster import tracking
 from cluster.launch import connected, launch, resolve_storage
 from cluster.objects import is_address
 from cluster.reporter import MlflowMetrics, location_of
+from cluster.tasks import on_every_cpu
 from cluster.tracking import Record
 from pipelines.data import DatasetInfo, prepare
 from pipelines.data.config import prepared_folder
@@ -61,7 +63,7 @@ def make_ready(run: Run) -> DatasetInfo:
     tracking.check_reachable()
     resolve_storage(run.cluster.storage)
     check_budgets(mult_adds(run.model), run.registry.budgets)
-    info = prepare(run.data, run.model.image_size)
+    info = prepare(run.data, run.model.image_size, spread=partial(on_every_cpu, run.cluster))
     if len(info.class_names) != run.model.num_classes:
         raise ValueError(
             f"model.num_classes must be {len(info.class_names)}, the classes of data.source "

@@ -1,6 +1,7 @@
 """Making the three files of a data set ready, once."""
 
 import fcntl
+import json
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -9,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.objects import ObjectStore, is_address
-from pipelines.data.config import SPLITS, DataConfig, Split, prepared_folder
+from pipelines.data.config import (
+    SPLITS,
+    DataConfig,
+    Split,
+    prepared_folder,
+    prepared_settings,
+)
 from pipelines.data.sidecar import (
     DatasetInfo,
     Sidecar,
@@ -28,6 +35,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+CLAIM = "being-prepared.json"
+"""Object beside the files to come that holds their settings while they are written."""
+
 
 def prepare(
     config: DataConfig,
@@ -38,8 +48,9 @@ def prepare(
 ) -> DatasetInfo:
     """Write train.beton, val.beton and test.beton where they are missing.
 
-    Several processes may call it at once: one writes, the others wait for it. The bytes of the
-    files depend neither on `spread` nor on how often a start was stopped.
+    Several processes may call it at once. On a disk one writes and the others wait for it; in S3
+    each writes the same bytes, and one with other settings is refused. The bytes of the files
+    depend neither on `spread` nor on how often a start was stopped.
 
     Args:
         config: what to write, and where to.
@@ -91,17 +102,69 @@ def _write_to_s3(
     skip_unreadable: bool,
     spread: "Spread | None",
 ) -> None:
-    """Write what is missing to a temporary folder, and from there to S3."""
-    from pipelines.data.writing import write_missing
+    """Write what is missing, while no process with other settings does.
 
+    Processes with the same settings may: they write the same bytes.
+    """
+    present = _present_in_s3(place, store)
+    while len(present) < len(SPLITS):
+        _claim(place, config, image_size, store)
+        try:
+            _upload_missing(config, image_size, place, present, store, skip_unreadable, spread)
+        except FileNotFoundError:
+            # Another process that writes the same may have been first, and removed the shards.
+            if _present_in_s3(place, store).keys() == present.keys():
+                raise
+        finally:
+            store.delete(f"{place}/{CLAIM}")
+        present = _present_in_s3(place, store)
+        if len(present) == len(SPLITS):
+            for name in store.names(place):
+                if name.startswith("shards-"):
+                    store.delete(f"{place}/{name}")
+
+
+def _present_in_s3(place: str, store: ObjectStore) -> dict[Split, Sidecar]:
     present: dict[Split, Sidecar] = {}
     for split in SPLITS:
         with suppress(FileNotFoundError):
             present[split] = read_remote_sidecar(f"{place}/{split}.beton", store)[0]
-    if len(present) == len(SPLITS):
+    return present
+
+
+def _claim(place: str, config: DataConfig, image_size: int, store: ObjectStore) -> None:
+    """Say in S3 what is about to be written; that also shows, before hours of work, that one may.
+
+    Raises:
+        ValueError: something else is being written.
+    """
+    address = f"{place}/{CLAIM}"
+    own = json.dumps(prepared_settings(config, image_size), sort_keys=True).encode()
+    while not store.write_new(address, own):
+        try:
+            found = store.read(address).data
+        except FileNotFoundError:  # its owner is done
+            continue
+        if found != own:
+            raise ValueError(
+                f"data.folder is {place}: another process writes there now, with the settings "
+                f"{found.decode()}; wait for its end, or delete {address} if it was killed"
+            )
         return
-    store.write(f"{place}/writable", b"")  # whether it may, before hours of work
-    store.delete(f"{place}/writable")
+
+
+def _upload_missing(
+    config: DataConfig,
+    image_size: int,
+    place: str,
+    present: dict[Split, Sidecar],
+    store: ObjectStore,
+    skip_unreadable: bool,
+    spread: "Spread | None",
+) -> None:
+    """Write what is missing to a temporary folder, and from there to S3."""
+    from pipelines.data.writing import write_missing
+
     with tempfile.TemporaryDirectory(prefix="ranet-prepare-") as folder:
         for path in write_missing(
             config, image_size, Path(folder), present, place, skip_unreadable, spread

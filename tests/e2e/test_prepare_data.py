@@ -8,7 +8,10 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -175,6 +178,38 @@ def test_one_photograph_of_each_of_a_thousand_classes_is_prepared_from_s3_to_s3(
         kept = store.read(f"{folder}/train.beton.json")
         assert prepare(config, 64).num_samples == {"train": count, "val": count, "test": count}
         assert store.read(f"{folder}/train.beton.json").etag == kept.etag
+
+
+def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_refused(
+    bucket, tmp_path
+):
+    root = image_folder(tmp_path / "tree")
+    config = folder_config(root, folder=f"s3://{bucket}/prepared")
+    alone = folder_config(root, folder=str(tmp_path / "alone"))
+    encoded, overtaken = Event(), Event()
+
+    def spread(function, items):
+        yield from enumerate(map(function, items))
+
+    def spread_and_wait(function, items):
+        yield from spread(function, items)
+        encoded.set()
+        assert overtaken.wait(60)
+
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(prepare, config, 32, spread=spread_and_wait)
+        assert encoded.wait(60)
+        with pytest.raises(ValueError, match=r"another process writes there now.*stored_size"):
+            prepare(replace(config, stored_size=16), 32, spread=spread)
+        info = prepare(config, 32, spread=spread)
+        overtaken.set()  # its shards are gone
+        assert slow.result() == info
+    assert prepare(alone, 32).sha256 == info.sha256
+    with ObjectStore() as store:
+        names = list(store.names(config.folder))
+    assert names == [
+        f"{split}.beton{end}" for split in ("test", "train", "val") for end in ("", ".json")
+    ]
 
 
 def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(s3, tmp_path):
