@@ -52,7 +52,7 @@ class Noise:
     def read(self, index: int) -> Picture:
         """One image."""
         noise = np.random.default_rng(index).bytes(self.size**2 * 3)
-        return np.frombuffer(noise, np.uint8).reshape(self.size, self.size, 3)
+        return Picture(np.frombuffer(noise, np.uint8).reshape(self.size, self.size, 3))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -35,6 +35,7 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.callback import RayTrainCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
@@ -49,6 +50,8 @@ BEAT_SECONDS = 2.0
 """Time between two signs of life of the workers."""
 LOG_SECONDS = 30.0
 """Time between two words on workers that are waited for."""
+ABORT_SECONDS = 10.0
+"""How long a stopped run waits for Ray's controller to end its workers."""
 ELASTIC_START_SECONDS = 5.0
 """How long Ray tries for as many workers as it thought there was room for, before it counts again:
 after the loss of a node it counts that node for up to 20 seconds."""
@@ -199,6 +202,7 @@ def launch(
             logging_config=LoggingConfig(log_level="CRITICAL"),  # failures are told by us, once
         ),
     )
+    trainer.watch = watch
     try:
         result = _finish(trainer.fit, watch, cluster)
     except TrainingFailedError as error:
@@ -249,18 +253,30 @@ def interface_of(address: str) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer without Ray's cleaner of placement groups.
+    """A TorchTrainer without Ray's cleaner of placement groups, and whose controller is known.
 
     The cleaner asks the dashboard every second, and complains where there is none; the placement
     group of a controller goes with it anyway.
     """
+
+    watch: Any
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [
             callback
             for callback in super()._create_default_callbacks()
             if not isinstance(callback, PlacementGroupCleanerCallback)
-        ]
+        ] + [_Introduction(self.watch)]
+
+
+class _Introduction(ControllerCallback):
+    """Tells the watch which actor the controller is."""
+
+    def __init__(self, watch: Any) -> None:
+        self._watch = watch
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        self._watch.meet.remote(ray.get_runtime_context().current_actor)
 
 
 class _Watch:
@@ -269,6 +285,14 @@ class _Watch:
     def __init__(self) -> None:
         self._last = time.monotonic()
         self._num_workers = 0
+        self._controller = None
+
+    def meet(self, controller: Any) -> None:
+        self._controller = controller
+
+    def controller(self) -> Any:
+        """Return Ray's controller of the run, None where it has not begun."""
+        return self._controller
 
     def beat(self, num_workers: int) -> None:
         self._last = time.monotonic()
@@ -364,6 +388,16 @@ def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig) -> Re
             outcome.set_exception(error)
 
     Thread(target=run, name="ray-train", daemon=True).start()
+    try:
+        _look_after(outcome, watch, cluster)
+    except BaseException:
+        _abort(watch)
+        raise
+    return outcome.result()
+
+
+def _look_after(outcome: futures.Future[Result], watch: Any, cluster: ClusterConfig) -> None:
+    """Wait for the end of a run as long as there are workers, and tell how many there are."""
     known, told = 0, time.monotonic()
     while not futures.wait([outcome], timeout=1.0).done:
         silent, num_workers = ray.get(watch.look.remote())
@@ -375,7 +409,18 @@ def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig) -> Re
         if silent > LOG_SECONDS and time.monotonic() > told + LOG_SECONDS:
             logger.warning("no workers since %.0f seconds, waiting for them", silent)
             told = time.monotonic()
-    return outcome.result()
+
+
+def _abort(watch: Any) -> None:
+    """Let the controller end its workers and give back what it asked Ray for.
+
+    Killed with its driver it would not: for three minutes Ray would hold the place of its workers
+    against a run whose number of workers is a range.
+    """
+    with suppress(RayError):  # it ends itself in mid-call
+        controller: Any = ray.get(watch.controller.remote(), timeout=ABORT_SECONDS)
+        if controller is not None:
+            ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
 
 
 def _no_workers(cluster: ClusterConfig) -> str:

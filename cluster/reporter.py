@@ -80,6 +80,11 @@ class RayReporter:
         place = {"epoch": float(snapshot["epoch"]), "step": float(snapshot["step"])}
         self.save(place, {SNAPSHOT: snapshot})
         if self._leaving:
+            if ray.train.get_context().get_world_rank() == 0:
+                logger.warning(
+                    "a node is about to be taken: stopped after %d epochs and %d steps",
+                    snapshot["epoch"], snapshot["step"],
+                )  # fmt: skip
             raise RayActorError(error_msg="a node is about to be taken", preempted=True)
 
     def save(self, metrics: Metrics, files: Mapping[str, Any]) -> None:

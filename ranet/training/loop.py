@@ -80,6 +80,8 @@ def fit(
         training.restore(resume)
         snapshot = resume
     progress = Progress(config.epochs, len(train), training.epoch * len(train) + training.step)
+    if resume is not None:
+        progress.log_resumed(training.epoch, training.step)
     while training.epoch < config.epochs:
         train_one_epoch(training, train, reporter, normalize=prepare, progress=progress)
         epoch = training.epoch

@@ -34,6 +34,11 @@ class Progress:
         """Tell whether it is time for another line within the epoch."""
         return rank() == 0 and time.monotonic() - self._logged > SECONDS_BETWEEN_LINES
 
+    def log_resumed(self, epoch: int, step: int) -> None:
+        """Log a line on what an earlier start has done."""
+        if rank() == 0:
+            logger.info("going on after %d epochs and %d steps", epoch, step)
+
     def log_step(self, epoch: int, step: int, tally: Tally) -> None:
         """Log a line from the training images that this worker saw in the epoch so far."""
         loss, first, last = tally.means()

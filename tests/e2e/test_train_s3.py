@@ -3,6 +3,8 @@
 import pytest
 
 from cluster.objects import ObjectStore
+from pipelines.data import prepare
+from pipelines.run import read_run
 from tests.e2e.training import client, runs, training
 
 pytestmark = pytest.mark.e2e
@@ -29,3 +31,27 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
         assert second.wait() == 0, second.output()
         assert " loading s3://" not in second.output()
     assert [run.info.status for run in runs(client(tmp_path))] == ["FINISHED"] * 2
+
+
+def test_an_object_that_was_damaged_ends_a_run_with_its_address_and_leaves_no_copy(
+    bucket, tmp_path
+):
+    folder = f"s3://{bucket}/digits"
+    run = read_run(["--data.source=digits", f"--data.folder={folder}"])
+    prepare(run.data, 16)
+    with ObjectStore() as store:
+        content = bytearray(store.read(f"{folder}/train.beton").data)
+        content[-5000] ^= 1
+        store.write(f"{folder}/train.beton", bytes(content))
+    cache = tmp_path / "cache"
+    with training(
+        tmp_path, f"--data.folder={folder}", f"--cluster.cache_folder={cache}"
+    ) as process:
+        assert process.wait() == 1, process.output()
+    last = process.output().splitlines()[-1]
+    assert last.startswith(
+        f"error: worker 0 failed: {folder}/train.beton is damaged: its SHA-256 is "
+    )
+    assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]
+    assert not list(cache.glob("*/train.beton"))
+    assert not list(cache.glob("*/*.part"))
