@@ -22,12 +22,14 @@ from ranet.plan import BlockPlan
 class Canvas:
     """Features of some images with room for more channels.
 
-    `data` is (batch, height, width, room), of which the first `used` channels are set.
+    `data` is (batch, height, width, room), of which the first `used` channels are set. Pixels
+    are its rows: (batch x height x width, channels).
     """
 
     def __init__(self, data: Tensor, used: int) -> None:
         self.data = data
         self.used = used
+        self.rows = data.view(-1, data.shape[3])
 
     @classmethod
     def empty(cls, like: Tensor, size: torch.Size, room: int) -> "Canvas":
@@ -35,24 +37,20 @@ class Canvas:
         return cls(like.new_empty(len(like), *size, room), 0)
 
     @property
-    def size(self) -> torch.Size:
-        """Height and width."""
-        return self.data.shape[1:3]
+    def shape(self) -> torch.Size:
+        """Batch, height and width."""
+        return self.data.shape[:3]
 
     @property
-    def features(self) -> Tensor:
-        """The features so far (batch, height, width, channels), a view."""
-        return self.data[..., : self.used]
+    def pixels(self) -> Tensor:
+        """The features so far (pixels, channels), a view."""
+        return self.rows.narrow(1, 0, self.used)
 
-    def pixels(self, channels: int) -> Tensor:
-        """The first channels as (pixels of all images, channels), a view."""
-        return self.data.flatten(0, 2)[:, :channels]
-
-    def append(self, features: Tensor) -> None:
-        """Write features (batch, height, width, channels) behind the others, cut off at 0."""
-        end = self.used + features.shape[3]
-        torch.clamp_min(features, 0, out=self.data[..., self.used : end])
-        self.used = end
+    def append(self, pixels: Tensor) -> None:
+        """Write features (pixels, channels) behind the others, cut off at 0."""
+        channels = pixels.shape[1]
+        torch.clamp_min(pixels, 0, out=self.rows.narrow(1, self.used, channels))
+        self.used += channels
 
     def take(self, index: Tensor) -> "Canvas":
         """Gather images by their indices."""
@@ -63,14 +61,34 @@ class Canvas:
         return Canvas(self.data, used)
 
 
+def as_features(pixels: Tensor, shape: torch.Size) -> Tensor:
+    """View pixels of images of a shape (batch, height, width) as (batch, channels, ...)."""
+    return pixels.view(*shape, pixels.shape[1]).permute(0, 3, 1, 2)
+
+
+def as_pixels(features: Tensor) -> Tensor:
+    """Give features (batch, channels, height, width) as (pixels of all images, channels)."""
+    return features.permute(0, 2, 3, 1).flatten(0, 2)
+
+
 class FoldedConv(nn.Module):
-    """3x3 convolution with bias, then ReLU."""
+    """3x3 convolution with bias, then ReLU, of pixels.
+
+    Up to 8 channels would fill half of a CPU's vector at most. So the weight is stored for two
+    neighbours at once: the channels of both as one output, from the four pixels of a row that
+    they read.
+    """
 
     weight: Tensor
     bias: Tensor
 
     def __init__(self, weight: Tensor, bias: Tensor, *, stride: int = 1, groups: int = 1) -> None:
         super().__init__()
+        self.out_channels = len(bias)
+        self.is_paired = self.out_channels <= 8 and stride == groups == 1
+        if self.is_paired:
+            weight = torch.cat([F.pad(weight, (0, 1)), F.pad(weight, (1, 0))])
+            bias = torch.cat([bias, bias])
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.stride, self.groups = stride, groups
@@ -80,16 +98,17 @@ class FoldedConv(nn.Module):
         """Fold a convolution and its norm."""
         return cls(*conv.norm.folded(conv.weight), stride=conv.stride)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features (batch, height, width, in_channels) to (batch, ..., out_channels)."""
-        features = conv3x3(
-            features.permute(0, 3, 1, 2),
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            groups=self.groups,
-        )
-        return features.relu_().permute(0, 2, 3, 1)
+    def forward(self, pixels: Tensor, shape: torch.Size) -> Tensor:
+        """Map pixels of images of a shape (batch, height, width) to those of the output."""
+        features = as_features(pixels, shape)
+        weight, bias = self.weight, self.bias
+        if self.is_paired and shape[2] % 2 == 0 and pixels.device.type == "cpu":
+            pairs = F.conv2d(features, weight, bias, stride=(1, 2), padding=1).relu_()
+            return as_pixels(pairs).view(-1, self.out_channels)
+        if self.is_paired:
+            weight, bias = weight[: self.out_channels, ..., :3], bias[: self.out_channels]
+        features = conv3x3(features, weight, bias, stride=self.stride, groups=self.groups)
+        return as_pixels(features.relu_())
 
 
 class FoldedProduct(nn.Module):
@@ -107,9 +126,29 @@ class FoldedProduct(nn.Module):
         self.register_buffer("bias", F.pad(bias, (0, room)))
 
     def forward(self, canvas: Canvas) -> Tensor:
-        """Map the first channels of a canvas to (pixels of all images, out_channels)."""
-        pixels = canvas.pixels(self.weight.shape[1])
-        return torch.addmm(self.bias, pixels, self.weight.t())[:, : self.out_channels]
+        """Map the first channels of a canvas to (pixels, out_channels)."""
+        weight = self.weight
+        pixels = canvas.rows.narrow(1, 0, weight.shape[1])
+        return torch.addmm(self.bias, pixels, weight.t()).narrow(1, 0, self.out_channels)
+
+
+class FoldedUnit(nn.Module):
+    """What a layer does behind the shared product: its own product, and its 3x3 convolution."""
+
+    own: Tensor | None
+
+    def __init__(self, own: Tensor | None, conv: FoldedConv) -> None:
+        """Take the weight (in, out) on the channels of the layers before; the first has none."""
+        super().__init__()
+        self.register_buffer("own", own)
+        self.conv = conv
+
+    def forward(self, share: Tensor, before: Tensor | None, shape: torch.Size) -> Tensor:
+        """Map its share of the product and the channels of the layers before to new pixels."""
+        own = self.own
+        if own is None or before is None:
+            return self.conv(share.clamp_min(0), shape)
+        return self.conv(add_product(share, before, own).relu_(), shape)
 
 
 class FoldedDenseLayers(nn.Module):
@@ -125,30 +164,31 @@ class FoldedDenseLayers(nn.Module):
         self.known = FoldedProduct(
             torch.cat([weight for weight, _ in folded]), torch.cat([bias for _, bias in folded])
         )
-        self.own = nn.ParameterList(
+        own = [
             norm.folded(weight)[0].flatten(1).t()
             for norm, weight in zip(norms[1:], layers.reduce_own, strict=True)
+        ]
+        strides = [1] * (len(self.widths) - 1) + [layers.stride]
+        convs = (
+            FoldedConv(*norm.folded(conv), stride=stride)
+            for norm, conv, stride in zip(conv_norms, layers.convs, strides, strict=True)
         )
-        last = len(self.widths) - 1
-        self.convs = nn.ModuleList(
-            FoldedConv(*norm.folded(conv), stride=layers.stride if j == last else 1)
-            for j, (norm, conv) in enumerate(zip(conv_norms, layers.convs, strict=True))
-        )
+        self.units = nn.ModuleList(map(FoldedUnit, (None, *own), convs))
         self.is_down = layers.stride == 2
 
     def forward(self, canvas: Canvas) -> Tensor | None:
         """Append each layer's channels; give those of a down block's last layer instead."""
         shares = self.known(canvas).split(self.widths, dim=1)
-        first, *convs = self.convs
-        shape = canvas.data.shape[:3]
-        new = first(shares[0].clamp_min(0).unflatten(0, shape))
-        own: Tensor | None = None  # of all layers but the last, (pixels of all images, channels)
-        for share, weight, conv in zip(shares[1:], self.own, convs, strict=True):
-            pixels = new.flatten(0, 2)
-            own = pixels if own is None else torch.cat((own, pixels), dim=1)
-            new = conv(add_product(share, own, weight).relu_().unflatten(0, shape))
+        shape = canvas.shape
+        own: Tensor | None = None  # of all layers but the last, (pixels, channels)
+        new: Tensor | None = None
+        for share, unit in zip(shares, self.units, strict=True):
+            if new is not None:
+                own = new if own is None else torch.cat((own, new), dim=1)
+            new = unit(share, own, shape)
+        assert new is not None
         if own is not None:
-            canvas.append(own.unflatten(0, shape))
+            canvas.append(own)
         if self.is_down:
             return new
         canvas.append(new)
@@ -194,8 +234,7 @@ class FoldedBelow(nn.Module):
             reduced, compressed = self.product(below[0]).tensor_split((self.num_reduced,), dim=1)
         else:
             reduced, compressed = self.reduce(below[0]), self.compress(below[-1])
-        lateral = self.conv(reduced.clamp_min(0).unflatten(0, below[0].data.shape[:3]))
-        return lateral, compressed.unflatten(0, below[-1].data.shape[:3])
+        return self.conv(reduced.clamp_min(0), below[0].shape), compressed
 
 
 class FoldedBlock(nn.Module):
@@ -220,32 +259,30 @@ class FoldedBlock(nn.Module):
     ) -> tuple[Canvas, tuple[Canvas, ...]]:
         """Grow the canvas by this block; give it and what is passed up."""
         passed_up: tuple[Canvas, ...] = ()
-        compressed = None
-        late = None
+        compressed = late = None
         if self.below is not None:
             lateral, compressed = self.below(below)
             if self.layers.is_down:
-                lateral, late = lateral.tensor_split((-self.lateral_channels,), dim=3)
-            canvas.append(_resize(lateral, canvas.size))
+                lateral, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
+            canvas.append(_resize(lateral, below[0].shape, canvas.shape))
         newest = self.layers(canvas)
         if newest is not None:
             assert late is not None
-            size = newest.shape[1:3]
             passed_up = (canvas.as_far_as(canvas.used),)
-            smaller = Canvas.empty(canvas.data, size, self.smaller_room)
-            smaller.append(_resize(canvas.features, size))
-            smaller.append(_resize(late, size))
+            smaller = Canvas.empty(canvas.data, _halved(canvas.shape)[1:], self.smaller_room)
+            smaller.append(_resize(canvas.pixels, canvas.shape, smaller.shape))
+            smaller.append(_resize(late, below[0].shape, smaller.shape))
             smaller.append(newest)
             canvas = smaller
         passed_up = (*passed_up, canvas.as_far_as(canvas.used))
         if compressed is not None:
-            if compressed.shape[1:3] != canvas.size:
-                compressed = _resize(compressed.clamp_min(0), canvas.size)
+            if below[-1].shape != canvas.shape:
+                compressed = _resize(compressed.clamp_min(0), below[-1].shape, canvas.shape)
             canvas.append(compressed)
         if self.transition is not None:
             kept = self.transition(canvas)
-            canvas = Canvas.empty(canvas.data, canvas.size, self.room)
-            canvas.append(kept.unflatten(0, canvas.data.shape[:3]))
+            canvas = Canvas.empty(canvas.data, canvas.shape[1:], self.room)
+            canvas.append(kept)
         return canvas, passed_up
 
 
@@ -260,15 +297,23 @@ class FoldedExit(nn.Module):
 
     def forward(self, canvas: Canvas) -> Tensor:
         """Map the features of a canvas to logits (batch, classes)."""
-        features = canvas.features
+        pixels, shape = canvas.pixels, canvas.shape
         for conv in self.reduce:
-            features = conv(features)
-        return self.classify(F.avg_pool2d(features.permute(0, 3, 1, 2), 2).flatten(1))
+            pixels, shape = conv(pixels, shape), _halved(shape)
+        return self.classify(F.avg_pool2d(as_features(pixels, shape), 2).flatten(1))
 
 
-def _resize(features: Tensor, size: torch.Size) -> Tensor:
-    """Resize features (batch, height, width, channels)."""
-    return resize(features.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+def _halved(shape: torch.Size) -> torch.Size:
+    """Shape (batch, height, width) behind a convolution with stride 2."""
+    batch, height, width = shape
+    return torch.Size((batch, (height + 1) // 2, (width + 1) // 2))
+
+
+def _resize(pixels: Tensor, shape: torch.Size, new_shape: torch.Size) -> Tensor:
+    """Resize pixels of images of a shape (batch, height, width) to another."""
+    if shape == new_shape:
+        return pixels
+    return as_pixels(resize(as_features(pixels, shape), new_shape[1:]))
 
 
 class FoldedStemStep(nn.Module):
@@ -316,7 +361,7 @@ class FoldedSubNetwork(nn.Module):
     def begin(self, base: Tensor) -> Canvas:
         """Put base features (batch, channels, height, width) on a canvas."""
         canvas = Canvas.empty(base, base.shape[2:], self.room)
-        canvas.append(base.permute(0, 2, 3, 1))
+        canvas.append(as_pixels(base))
         return canvas
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ranet.model.folded import FoldedConv, as_features, as_pixels
 from ranet.model.layers import NormRelu, conv1x1, conv3x3, resize
 
 
@@ -118,3 +119,22 @@ def test_the_gradient_of_a_resize_is_that_of_torch(size: tuple[int, int], to: tu
     torch.testing.assert_close(
         gradients(ours, [features]), gradients(theirs, [features]), rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("width", [6, 7])
+@pytest.mark.parametrize(
+    ("channels", "stride", "groups"), [(5, 1, 1), (12, 1, 1), (4, 2, 1), (6, 1, 2)]
+)
+def test_a_folded_convolution_is_that_of_torch_for_few_channels_and_odd_widths_too(
+    channels: int, stride: int, groups: int, width: int
+):
+    torch.manual_seed(0)
+    features = torch.randn(3, 4, 5, width, dtype=torch.float64)
+    weight = torch.randn(channels, 4 // groups, 3, 3, dtype=torch.float64)
+    bias = torch.randn(channels, dtype=torch.float64)
+    expected = F.conv2d(features, weight, bias, stride=stride, padding=1, groups=groups).relu()
+    conv = FoldedConv(weight, bias, stride=stride, groups=groups)
+    shape = torch.Size((3, 5, width))
+    out_shape = torch.Size((3, *expected.shape[2:]))
+    actual = as_features(conv(as_pixels(features), shape), out_shape)
+    torch.testing.assert_close(actual, expected)
