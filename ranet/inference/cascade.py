@@ -105,16 +105,19 @@ class Cascade:
             )
         )
 
-    @torch.inference_mode()
     def stream(self, images: Tensor) -> Generator[Progress]:
         """Classify images (batch, 3, height, width), normalised; give all answers at every exit.
 
-        To stop by the clock is to stop reading: the last answers given are the best so far.
+        To stop by the clock is to stop reading: the last answers given are the best so far. All
+        images go through an exit together, however many there are.
 
         Raises:
             ValueError: the images have another shape.
         """
-        answer = self._unanswered(images)
+        return self._stream(images, self._unanswered(images))
+
+    @torch.inference_mode()
+    def _stream(self, images: Tensor, answer: Prediction) -> Generator[Progress]:
         is_final = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         for step in self._steps(images):
             self._put(answer, step)

@@ -172,6 +172,13 @@ def test_reading_a_stream_no_further_computes_no_further(model: RANet, images: T
     assert first.prediction.exits.tolist() == [1] * len(images)
 
 
+def test_images_of_another_shape_are_refused_at_the_call(model: RANet):
+    cascade = Cascade(model, torch.full((8,), 1.0))
+    for classify in (cascade, cascade.stream):
+        with pytest.raises(ValueError, match=r"must have the shape .* got \(3, 32, 32\)"):
+            classify(torch.zeros(3, 32, 32))
+
+
 def test_together_every_exit_answers_by_the_mean_of_those_before_it(model: RANet, images: Tensor):
     with torch.inference_mode():
         passed = torch.arange(1, CONFIG.num_exits + 1)[:, None, None]
