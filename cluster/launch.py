@@ -41,6 +41,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig, in_submitted_job
+from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, check_address, is_address
 from cluster.storage import open_storage
 from ranet.training.optim import NonFiniteLoss
 
@@ -68,6 +69,9 @@ def resolve_storage(storage: str) -> str:
         ValueError: it is relative inside a submitted job, or cannot be written.
     """
     if "://" in storage:
+        if is_address(storage) and "?" not in storage:  # with options it is Ray's alone
+            check_address("cluster.storage", storage)
+            _check_writable(storage)
         return storage
     path = Path(storage)
     if not path.is_absolute() and in_submitted_job():
@@ -86,6 +90,14 @@ def resolve_storage(storage: str) -> str:
             "free space there or give another folder"
         ) from error
     return str(path)
+
+
+def _check_writable(storage: str) -> None:
+    try:
+        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+            store.check_writable(storage.rstrip("/"))
+    except OSError as error:
+        raise ValueError(f"cluster.storage cannot be written: {error}") from error
 
 
 @contextmanager

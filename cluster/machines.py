@@ -17,7 +17,7 @@ class Machine:
     """Ray's name for the kind of GPU."""
     memory_gb: int
     cache_gb: int = 0
-    """NVMe disks of its own, all together."""
+    """One NVMe disk of its own; of several, each."""
     dollars_per_hour: float
     """On demand."""
 
@@ -25,19 +25,18 @@ class Machine:
 # AWS's list prices for Linux in us-west-2, as of 2025 and from memory: not looked up since.
 MACHINES = {
     "m7i.xlarge": Machine(cpus=4, memory_gb=16, dollars_per_hour=0.2016),
-    "m7i.2xlarge": Machine(cpus=8, memory_gb=32, dollars_per_hour=0.4032),
     "g6.2xlarge": Machine(
         cpus=8, gpus=1, accelerator="L4", memory_gb=32, cache_gb=450, dollars_per_hour=0.9776
     ),
     "g6.12xlarge": Machine(
-        cpus=48, gpus=4, accelerator="L4", memory_gb=192, cache_gb=3760, dollars_per_hour=4.6016
+        cpus=48, gpus=4, accelerator="L4", memory_gb=192, cache_gb=940, dollars_per_hour=4.6016
     ),
     "p4d.24xlarge": Machine(
-        cpus=96, gpus=8, accelerator="A100", memory_gb=1152, cache_gb=8000,
+        cpus=96, gpus=8, accelerator="A100", memory_gb=1152, cache_gb=1000,
         dollars_per_hour=21.9576,
     ),
     "p5.48xlarge": Machine(
-        cpus=192, gpus=8, accelerator="H100", memory_gb=2048, cache_gb=30400,
+        cpus=192, gpus=8, accelerator="H100", memory_gb=2048, cache_gb=3840,
         dollars_per_hour=55.04,
     ),
 }  # fmt: skip

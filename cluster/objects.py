@@ -26,6 +26,8 @@ from botocore.exceptions import (
     HTTPClientError,
     NoCredentialsError,
     PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
 )
 from botocore.exceptions import (
     ConnectionError as NoConnectionError,
@@ -34,8 +36,12 @@ from botocore.exceptions import (
 logger = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 60.0
+START_PATIENCE_SECONDS = 30.0
+"""How long S3 may take to answer before anything was started."""
 LONGEST_PAUSE_SECONDS = 5.0
 LOG_SECONDS = 15.0
+
+_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 
 _Result = TypeVar("_Result")
 
@@ -181,6 +187,11 @@ class ObjectStore:
         bucket, key = _split(address)
         self._patiently(address, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
+    def check_writable(self, folder: str) -> None:
+        """Write an object below a folder, and remove it."""
+        self.write(f"{folder}/writable", b"")
+        self.delete(f"{folder}/writable")
+
     def names(self, folder: str) -> Iterator[str]:
         """List the objects below a folder by their names from there on, in order."""
         bucket, key = _split(folder)
@@ -245,17 +256,23 @@ def _refusal(address: str, error: Exception) -> Exception | None:
             f"{address}: no credentials for S3 in the environment of this process; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
         )
+    code = str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
+    if isinstance(error, SSOError | TokenRetrievalError) or code in _EXPIRED:
+        return PermissionError(
+            f"{address}: the credentials of this process have expired ({_brief(error)}); get new "
+            "ones as you got these, or give the node a role, which renews them"
+        )
     if not isinstance(error, ClientError):
         return OSError(f"{address}: {_brief(error)}")
-    code = str(error.response["Error"].get("Code", ""))
     status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
     if code == "NoSuchBucket":
-        return FileNotFoundError(f"{address}: no such bucket")
+        return FileNotFoundError(f"{address}: no such bucket; create it, or correct the address")
     if status == 404:
         return FileNotFoundError(f"{address}: no such object")
     if status in (401, 403):
         return PermissionError(
-            f"{address}: S3 denies access ({code}) with the credentials of this process"
+            f"{address}: S3 denies access ({code}) with the credentials of this process; use "
+            "others, or let these read and write there"
         )
     if status == 412:
         return ValueError(f"{address} changed while it was read; start again")

@@ -35,6 +35,8 @@ class Run:
     """Name of the run; a second start goes on with an unfinished run, or repeats a finished one."""
     fresh: bool = False
     """Give up an unfinished run of this name and start anew."""
+    dry_run: bool = False
+    """Only say what the run would take and lack, with status 0 if it would start."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the network."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -102,7 +104,8 @@ def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings
     Raises:
         ValueError: one sentence on what is wrong with them.
     """
-    full = ["--fresh=true" if text == "--fresh" else text for text in arguments]
+    switches = {"--fresh": "--fresh=true", "--dry-run": "--dry_run=true"}
+    full = [switches.get(text, text) for text in arguments]
     _check_files(kind, full)
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help of every field
     try:
@@ -130,7 +133,7 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
 
 def identity(run: Run) -> dict[str, str]:
     """Return the settings that a resumed run must share; the number of workers is none of them."""
-    free = {"fresh", *(f"cluster.{entry.name}" for entry in fields(run.cluster))}
+    free = {"fresh", "dry_run", *(f"cluster.{entry.name}" for entry in fields(run.cluster))}
     return {
         key: value
         for key, value in flatten(run).items()
@@ -141,18 +144,22 @@ def identity(run: Run) -> dict[str, str]:
 def config_text(run: Run) -> str:
     """Return the run as YAML that `--config` reads."""
     settings = asdict(run)
-    del settings["fresh"]  # an order for one start, no property of the run
+    for order in ("fresh", "dry_run"):  # for one start, no property of the run
+        del settings[order]
     # By way of JSON, tuples become lists, which YAML knows.
     return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
 
 
-def configure_logging() -> None:
+def configure_logging(*, only_errors: bool = False) -> None:
     """Send our log to stderr, and of the libraries' only warnings."""
     logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+        level=logging.ERROR if only_errors else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
     )
     for package in ("ranet", "cluster", "tuning", "pipelines"):
-        logging.getLogger(package).setLevel(logging.INFO)
+        logging.getLogger(package).setLevel(logging.ERROR if only_errors else logging.INFO)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 

@@ -1,6 +1,6 @@
 """Train a RANet on two or more workers, evaluate it, and register it.
 
-    python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...]
+    python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...] [--dry-run]
     ray job submit --working-dir . -- python pipelines/train.py --config configs/cifar10.yaml
 
 Uses the Ray cluster that RAY_ADDRESS names, as it does in a submitted job, or starts a local one.
@@ -26,6 +26,7 @@ from cluster.tasks import on_every_cpu
 from cluster.tracking import Record
 from pipelines.data import DatasetInfo, prepare
 from pipelines.data.config import prepared_folder
+from pipelines.estimate import estimate
 from pipelines.evaluation import (
     check_budgets,
     evaluate_scores,
@@ -52,6 +53,10 @@ def main() -> None:
     run = read_run()
     configure_logging()
     with one_sentence():
+        if run.dry_run:
+            expected = estimate(run)
+            print(expected)
+            sys.exit(0 if expected.starts else 1)
         info = make_ready(run)
         with track(run) as record:
             trained = train(run, record)

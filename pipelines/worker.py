@@ -97,7 +97,8 @@ def on_this_node(run: Run) -> Iterator[Run]:
 
 def set_up(run: Run) -> torch.device:
     """Make this process ready to work on a run; return its device."""
-    configure_logging()
+    # One worker speaks for all: a job's log is read by people.
+    configure_logging(only_errors=ray.train.get_context().get_world_rank() > 0)
     torch.set_num_threads(run.cluster.cpus_per_worker)
     device = ray.train.torch.get_device()
     assert isinstance(device, torch.device)

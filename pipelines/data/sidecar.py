@@ -6,12 +6,10 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.objects import ObjectStore, is_address
+from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, is_address
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_folder, prepared_settings
 
 FORMAT = 1
-START_PATIENCE_SECONDS = 30.0
-"""How long S3 may take to answer before anything was started."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cluster.objects import ObjectStore, is_address
+from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, is_address
 from cluster.staging import Cache, RemoteFile, staged
 from pipelines.data.config import SPLITS, DataConfig
-from pipelines.data.sidecar import START_PATIENCE_SECONDS, read_remote_sidecar
+from pipelines.data.sidecar import read_remote_sidecar
 
 
 @contextmanager

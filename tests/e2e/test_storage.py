@@ -2,12 +2,15 @@
 
 import pickle
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
 
 from cluster import storage
+from cluster.launch import resolve_storage
 from cluster.storage import PatientS3FileSystem, open_storage
+from tests.s3 import ADMIN, User, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -39,3 +42,62 @@ def test_a_server_that_restarts_is_waited_for_in_other_processes_too(s3, bucket,
         stream.write(b"all")
     with received.open_input_stream(f"{path}/state") as stream:
         assert stream.read() == b"all"
+
+
+def test_a_storage_that_cannot_be_written_is_refused_before_workers_are_asked_for(
+    s3, bucket, monkeypatch
+):
+    client = s3.client()
+    assert resolve_storage(f"s3://{bucket}/runs") == f"s3://{bucket}/runs"
+    assert "Contents" not in client.list_objects_v2(Bucket=bucket)
+    client.close()
+    with pytest.raises(
+        ValueError,
+        match=r"cluster.storage cannot be written: s3://no-such-bucket/runs/writable: no such "
+        "bucket; create it, or correct the address",
+    ):
+        resolve_storage("s3://no-such-bucket/runs")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(ValueError, match=r"S3 denies access \(SignatureDoesNotMatch\)"):
+        resolve_storage(f"s3://{bucket}/runs")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    with pytest.raises(ValueError, match="no credentials for S3 in the environment"):
+        resolve_storage(f"s3://{bucket}/runs")
+
+
+def test_a_bucket_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
+    reader = User("reader", ("Read", "List"))
+    with s3_server(tmp_path, users=(ADMIN, reader)) as server:
+        for name, value in server.environment(reader).items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(ValueError, match=r"S3 denies access \(AccessDenied\).*write there"):
+            resolve_storage("s3://ready/runs")
+
+
+class _Expired(BaseHTTPRequestHandler):
+    """Answers as Amazon's S3 does to a token of yesterday: no server here draws such tokens."""
+
+    def do_PUT(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b"<Error><Code>ExpiredToken</Code><Message>expired</Message></Error>"
+        self.send_response(400)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def test_an_expired_token_is_told_apart(monkeypatch):
+    with HTTPServer(("127.0.0.1", 0), _Expired) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+            monkeypatch.setenv(name, "yesterday")
+        with pytest.raises(ValueError, match=r"have expired \(ExpiredToken\); get new ones"):
+            resolve_storage("s3://bucket/runs")
+        server.shutdown()

@@ -37,8 +37,14 @@ def test_relative_storage_lies_below_the_working_folder(monkeypatch, tmp_path):
     assert list((tmp_path / "outputs" / "runs").iterdir()) == []
 
 
-def test_an_address_is_left_as_it_is():
-    assert resolve_storage("s3://bucket/runs") == "s3://bucket/runs"
+def test_an_address_of_another_kind_is_left_to_ray():
+    for address in ("gs://bucket/runs", "s3://bucket/runs?region=eu-west-1"):
+        assert resolve_storage(address) == address
+
+
+def test_a_bucket_without_a_folder_is_refused():
+    with pytest.raises(ValueError, match=r"cluster.storage must be a path or s3://bucket/folder"):
+        resolve_storage("s3://bucket")
 
 
 def test_a_submitted_job_must_say_where_its_results_go(submitted_job, tmp_path):

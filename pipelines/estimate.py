@@ -1,0 +1,248 @@
+"""What a run would take, and what it would lack: said before anything starts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+import torch
+import yaml
+
+from cluster import tracking
+from cluster.config import ClusterConfig
+from cluster.launch import RunError, connected, resolve_storage, wants_gpu
+from cluster.objects import is_address
+from cluster.offer import CLUSTER_FILE, Offer, read_offer
+from cluster.tracking import TrackingError
+from pipelines.data.config import LOCAL_SOURCES
+from pipelines.data.sidecar import read_info
+from pipelines.data.staged import remote_files
+from pipelines.evaluation import check_budgets
+from pipelines.run import Run
+from ranet import RANet, mult_adds
+from ranet.config import TrainConfig
+
+RATES = Path(__file__).parents[1] / "benchmarks" / "rates.yaml"
+"""Measured training images a second, by network and device."""
+
+
+@dataclass
+class Estimate:
+    """Lines for people, and sentences on what keeps the run from starting."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    lacks: list[str] = field(default_factory=list)
+
+    @property
+    def starts(self) -> bool:
+        """Whether the run would start."""
+        return not self.lacks
+
+    def __str__(self) -> str:
+        """Give all of it as text."""
+        told = [f"{name:<13} {value}" for name, value in self.lines]
+        told += [f"LACKS         {sentence}" for sentence in self.lacks]
+        return "\n".join([*told, "would start" if self.starts else "would not start"])
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Take an error that would end the run for something that it lacks."""
+        try:
+            yield
+        except (RunError, TrackingError, ValueError, OSError) as error:
+            self.lacks.append(str(error))
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's workers would be."""
+
+    gpus: int
+    """GPUs of each worker."""
+    device: str
+    """Kind of GPU as Ray names it, or cpu."""
+    num_workers: int
+    """Workers at most."""
+    offer: Offer | None
+    """The cluster file whose machines would be rented; None where what is there will do."""
+
+
+def estimate(run: Run) -> Estimate:
+    """Compute what a run would take and check what it needs; nothing is started or kept."""
+    found = Estimate()
+    costs = mult_adds(run.model)
+    with torch.device("meta"):
+        model = RANet(run.model)
+    parameters = sum(each.numel() for each in model.parameters())
+    found.lines += [
+        ("network", f"{parameters / 1e6:.2f} M parameters, {len(costs)} exits, "
+                    f"{costs[0] / 1e6:,.2f} to {costs[-1] / 1e6:,.2f} M mult-adds an image"),
+    ]  # fmt: skip
+    with found.checking():
+        check_budgets(costs, run.registry.budgets)
+    with found.checking():
+        tracking.check_reachable()
+    with found.checking():
+        resolve_storage(run.cluster.storage)
+    num_images, cache_bytes = _images(run, found)
+    with found.checking():
+        place = _place(run.cluster, cache_bytes, found)
+        if num_images:
+            _time(run, num_images, costs[-1], place, found)
+    _checkpoints(run, model, num_images, found)
+    return found
+
+
+def _images(run: Run, found: Estimate) -> tuple[int, int]:
+    """Tell of the images; return those to train on, 0 where unknown, and the bytes to copy."""
+    try:
+        info = read_info(run.data, run.model.image_size)
+    except FileNotFoundError as error:
+        if run.data.source in LOCAL_SOURCES and not run.data.root:
+            found.lacks.append(str(error))
+        found.lines.append(
+            ("images", "not prepared yet: that comes first, their number is unknown")
+        )
+        return 0, 0
+    except (ValueError, OSError) as error:
+        found.lacks.append(str(error))
+        return 0, 0
+    if len(info.class_names) != run.model.num_classes:
+        found.lacks.append(
+            f"model.num_classes must be {len(info.class_names)}, the classes of data.source "
+            f"{run.data.source}, got {run.model.num_classes}"
+        )
+    counts = info.num_samples
+    found.lines.append(("images", ", ".join(f"{counts[split]:,} {split}" for split in counts)))
+    cache_bytes = 0
+    if is_address(info.folder):
+        cache_bytes = sum(file.bytes for file in remote_files(info.folder))
+    copied = f"{_size(cache_bytes)} from S3 to each node" if cache_bytes else "none: read in place"
+    found.lines.append(("to stage", copied))
+    return counts["train"], cache_bytes
+
+
+def _place(cluster: ClusterConfig, cache_bytes: int, found: Estimate) -> Place:
+    """Look for room for the workers: at hand, or in the cluster file."""
+    if address := os.environ.get("RAY_ADDRESS"):
+        with connected(cluster):
+            gpus, has = int(wants_gpu(cluster)), ray.cluster_resources()
+        where = f"the cluster at {address}"
+    else:
+        here = torch.cuda.device_count()
+        enough = cluster.device == "auto" and here >= cluster.min_workers
+        gpus = int(cluster.device == "gpu" or enough)
+        cores = os.cpu_count() or 1
+        if not gpus:  # a local cluster is told of as many as its workers ask for
+            cores = max(cores, cluster.max_workers * cluster.cpus_per_worker)
+        has = {"CPU": cores, "GPU": here}
+        where = "this machine"
+    room = int(min(
+        has.get("CPU", 0) // cluster.cpus_per_worker,
+        has.get("GPU", 0) // gpus if gpus else float("inf"),
+    ))  # fmt: skip
+    found.lines.append((
+        "cluster",
+        f"{where} has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs: room for {room} "
+        f"of {cluster.min_workers} to {cluster.max_workers} workers",
+    ))  # fmt: skip
+    if room >= cluster.min_workers or not gpus:
+        if room < cluster.min_workers:
+            found.lacks.append(
+                f"cluster.num_workers asks for {cluster.min_workers} workers of "
+                f"{cluster.cpus_per_worker} CPUs, but {where} has room for {room}; ask for less or "
+                "add nodes"
+            )
+        kinds = [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+        device = ", ".join(kinds) or "unknown" if gpus else "cpu"
+        return Place(gpus, device, min(room, cluster.max_workers), None)
+    offer = read_offer(CLUSTER_FILE)
+    found.lacks += offer.lacks(cluster, gpus=gpus, cache_bytes=cache_bytes)
+    places = list(offer.places(cluster, gpus=gpus))[: cluster.max_workers]
+    machines = " and ".join(dict.fromkeys(
+        f"{group.machine_name} ({'spot' if group.is_spot else 'on demand'})" for group in places
+    ))  # fmt: skip
+    found.lines.append(("to rent", f"{machines or 'nothing'}, by {CLUSTER_FILE}"))
+    device = places[0].machine.accelerator if places else "unknown"
+    return Place(gpus, device, len(places), offer)
+
+
+def _time(run: Run, num_images: int, cost: int, place: Place, found: Estimate) -> None:
+    """Tell steps, hours and dollars."""
+    steps = num_images // run.train.batch_size
+    total = run.train.epochs * steps * run.train.batch_size
+    found.lines.append((
+        "steps",
+        f"{run.train.epochs} epochs of {steps:,}, {run.train.epochs * steps:,} in all; "
+        f"{total:,} images to train on",
+    ))  # fmt: skip
+    price = (
+        place.offer.dollars_per_hour(run.cluster, gpus=place.gpus, num_workers=place.num_workers)
+        if place.offer
+        else 0.0
+    )
+    rate = stored_rate(run.train, cost, place.device, run.cluster.cpus_per_worker)
+    if rate is None:
+        found.lines.append((
+            "images/s",
+            f"unknown: {RATES.name} has no rate of this network in {run.train.precision} on "
+            f"{place.device}",
+        ))  # fmt: skip
+    else:
+        found.lines.append((
+            "images/s",
+            f"{rate * place.num_workers:,.0f} with {place.num_workers} workers, {rate:g} each "
+            "(measured; all together computed)",
+        ))  # fmt: skip
+    supposed = "" if rate else "were it 100 images/s a worker: "
+    hours = total / ((rate or 100.0) * max(place.num_workers, 1)) / 3600
+    found.lines.append(("time", f"{supposed}{hours:,.2f} h, validation and starts not counted"))
+    if place.offer:
+        found.lines.append((
+            "price",
+            f"${price:.2f} an hour with {place.num_workers} workers and the head; "
+            f"{supposed}${price * hours:,.2f} (prices stated in cluster/machines.py)",
+        ))  # fmt: skip
+
+
+def _checkpoints(run: Run, model: torch.nn.Module, num_images: int, found: Estimate) -> None:
+    size = checkpoint_bytes(run.train, model)
+    keep = run.cluster.keep_checkpoints
+    line = f"{_size(size)} each, {keep} kept"
+    if num_images:
+        steps, every = num_images // run.train.batch_size, run.train.checkpoint_steps
+        number = run.train.epochs * (1 + (max(steps - 1, 0) // every if every else 0)) + 1
+        line += f"; {number:,} in all, {_size(number * size)} to {run.cluster.storage}"
+    found.lines.append(("checkpoints", line))
+
+
+def checkpoint_bytes(train: TrainConfig, model: torch.nn.Module) -> int:
+    """Compute the size of a checkpoint: weights, momentum, best weights, and their average."""
+    weights = sum(each.numel() * each.element_size() for each in model.state_dict().values())
+    momentum = sum(each.numel() * each.element_size() for each in model.parameters())
+    return weights * (3 if train.ema_decay else 2) + momentum
+
+
+def stored_rate(train: TrainConfig, cost: int, device: str, cores: int) -> float | None:
+    """Find the measured images a second of one worker; None where nobody measured them.
+
+    Args:
+        train: for its precision.
+        cost: mult-adds of the last exit, by which a network is known.
+        device: kind of GPU, or cpu.
+        cores: CPUs of a worker, which count for device cpu.
+    """
+    for entry in yaml.safe_load(RATES.read_bytes()):
+        known = (entry["mult_adds"], entry["precision"], entry["device"], entry.get("cores"))
+        if known == (cost, train.precision, device, cores if device == "cpu" else None):
+            return float(entry["images_per_second"])
+    return None
+
+
+def _size(count: int) -> str:
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.2f} {unit}"
+    return f"{count:,} bytes"

@@ -1,0 +1,102 @@
+"""What a run would take, known before anything starts."""
+
+import io
+
+import pytest
+import torch
+import yaml
+
+from pipelines.data import prepare
+from pipelines.estimate import RATES, checkpoint_bytes, estimate, stored_rate
+from pipelines.run import Run, parse_settings
+from ranet import RANet, mult_adds
+from ranet.training.state import Training
+from tests.unit.test_project import ROOT
+
+
+@pytest.fixture
+def at_home(monkeypatch, tmp_path):
+    """The project's folder, with nothing that names a cluster or a server."""
+    monkeypatch.chdir(ROOT)
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def read(config, tmp_path, *arguments):
+    settings = [f"--cluster.storage={tmp_path}/runs", f"--data.folder={tmp_path}/images"]
+    return parse_settings(
+        Run, ["--config", str(ROOT / "configs" / f"{config}.yaml"), *settings, *arguments]
+    )
+
+
+def test_a_run_on_this_machine_is_told_with_its_measured_rate(at_home, tmp_path):
+    run = read("digits", tmp_path, "--cluster.device=cpu")
+    prepare(run.data, run.model.image_size)
+    told = estimate(run)
+    assert told.starts
+    lines = dict(told.lines)
+    assert lines["network"].startswith("2.55 M parameters, 6 exits, 8.32 to 58.61 M mult-adds")
+    assert lines["images"] == "1,252 train, 276 val, 269 test"
+    assert lines["to stage"] == "none: read in place"
+    assert lines["steps"].startswith("10 epochs of 19, 190 in all; 12,160 images to train on")
+    assert lines["images/s"].startswith("140 with 2 workers, 70 each")
+    assert lines["time"].startswith("0.02 h")
+    assert "price" not in lines
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_run_on_rented_gpus_is_priced_and_what_is_unknown_is_called_so(at_home, tmp_path):
+    run = read("digits", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=[2,8]",
+               "--train.precision=bfloat16")  # fmt: skip
+    prepare(run.data, run.model.image_size)
+    told = estimate(run)
+    lines = dict(told.lines)
+    assert told.starts
+    assert lines["to rent"] == "g6.12xlarge (spot), by ray_cluster.yaml"
+    assert lines["images/s"].startswith("unknown: rates.yaml has no rate of this network")
+    assert lines["time"].startswith("were it 100 images/s a worker: 0.00 h")
+    assert lines["price"].startswith("$3.88 an hour with 8 workers and the head")
+
+
+def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "file").touch()
+    run = read("imagenet", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=9",
+               f"--cluster.storage={tmp_path}/file/runs", "--registry.budgets=[0.01]")  # fmt: skip
+    told = estimate(run)
+    assert not told.starts
+    for start in (
+        "registry.budgets",
+        "MLflow at",
+        "cluster.storage is",
+        "cluster.num_workers asks",
+    ):
+        assert any(sentence.startswith(start) for sentence in told.lacks), told
+    assert any("run pipelines/prepare_data.py" in sentence for sentence in told.lacks)
+    assert dict(told.lines)["checkpoints"] == "2.39 GB each, 2 kept"
+    assert str(told).endswith("\nwould not start")
+    assert not list(tmp_path.glob("images/*"))
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_checkpoint_has_the_size_that_was_told(ema_decay, tmp_path):
+    run = read("digits", tmp_path, f"--train.ema_decay={ema_decay}")
+    model = RANet(run.model)
+    training = Training(run.train, model)
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    training.optimizer.step()
+    training.end_epoch({f"val/exit{k + 1}/top1": 1.0 for k in range(run.model.num_exits)})
+    file = io.BytesIO()
+    torch.save(training.snapshot(), file)
+    assert file.tell() == pytest.approx(checkpoint_bytes(run.train, model), rel=0.03)
+
+
+def test_every_stored_rate_is_of_a_config_as_it_is():
+    for entry in yaml.safe_load(RATES.read_text()):
+        path = ROOT / "configs" / f"{entry['config']}.yaml"
+        run = parse_settings(Run, ["--config", str(path)])
+        cost = mult_adds(run.model)[-1]
+        rate = stored_rate(run.train, cost, entry["device"], entry.get("cores", 0))
+        assert rate == entry["images_per_second"]
+        assert stored_rate(run.train, cost, "H100", 8) != rate
