@@ -82,6 +82,8 @@ class LocalCluster:
     """Folder with a short path: Ray's sockets."""
     secret: str
     """Secret key of the S3 server's one user."""
+    ray_token: str
+    """What Ray asks of whoever talks to it."""
     ports: Mapping[str, int]
     """Port of every service."""
 
@@ -109,9 +111,11 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs: where Ray's jobs, MLflow and S3 are, and the keys of S3."""
+        """What a client needs: where Ray's jobs, MLflow and S3 are, and the keys of Ray and S3."""
         return {
             "RAY_API_SERVER_ADDRESS": self._url("head", "dashboard"),
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.ray_token,
             "MLFLOW_TRACKING_URI": self._url("mlflow", "mlflow"),
             "AWS_ENDPOINT_URL": self._url("s3", "s3.port"),
             "AWS_ACCESS_KEY_ID": BUCKET,
@@ -119,6 +123,11 @@ class LocalCluster:
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
+
+    @property
+    def ray_headers(self) -> dict[str, str]:
+        """What a request to Ray's dashboard must carry."""
+        return {"Authorization": f"Bearer {self.ray_token}"}
 
     def s3(self) -> Any:
         """Make a boto3 client of the S3 server that gives up after seconds."""
@@ -180,7 +189,8 @@ class LocalCluster:
              "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
              "--reason-message", "spot machine reclaimed",
              "--deadline-remaining-seconds", str(round(seconds))],
-            env=_clean_environment(), capture_output=True, text=True, timeout=60, check=False,
+            env=_clean_environment() | self.environment,
+            capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         if answer.returncode:
             raise ClusterError(f"Ray did not take the notice: {answer.stdout}{answer.stderr}")
@@ -365,8 +375,10 @@ class LocalCluster:
     def living_nodes(self) -> dict[str, str]:
         """Return the ids of Ray's living nodes; each has its member's name as a resource."""
         answer = requests.get(
-            f"{self._url('head', 'dashboard')}/api/v0/nodes?detail=true", timeout=10
-        )
+            f"{self._url('head', 'dashboard')}/api/v0/nodes?detail=true",
+            headers=self.ray_headers, timeout=10,
+        )  # fmt: skip
+        answer.raise_for_status()
         living = [
             node for node in answer.json()["data"]["result"]["result"] if node["state"] == "ALIVE"
         ]
@@ -426,12 +438,13 @@ def local_cluster(
             subnet=_free_subnet() if isolated else _LOOPBACK,
             scratch=tempfile.mkdtemp(prefix="ranet-", dir="/tmp"),
             secret=secrets.token_hex(16),
+            ray_token=secrets.token_hex(16),
             ports=dict(zip(names, free_ports("127.0.0.1", len(names)), strict=True))
             | (_USUAL_PORTS if isolated else {}),
         )
         draft = folder / f"{_STATE}.part"
         draft.write_text(json.dumps(asdict(cluster), indent=2))
-        draft.chmod(0o600)  # it has the key of the S3 server
+        draft.chmod(0o600)  # it has the keys of Ray and of the S3 server
         draft.replace(folder / _STATE)
         try:
             cluster._build()
@@ -526,7 +539,7 @@ def _clean_environment() -> dict[str, str]:
         key: value
         for key, value in os.environ.items()
         if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))
-    } | {"RAY_AUTH_MODE": "disabled"}
+    }
 
 
 def _tail(log: Path) -> str:
@@ -547,12 +560,11 @@ def _owned(folder: Path) -> Iterator[None]:
 def _describe(cluster: LocalCluster) -> str:
     """Return addresses, environment and the first commands, for people."""
     python = Path(sys.executable)
-    ray = python.with_name("ray")
     lines = ["", *(f"{name:8} {cluster.address(name)}" for name in cluster.members), ""]
     lines += [f"export {name}={value}" for name, value in cluster.environment.items()]
     lines += [
         "",
-        f"{ray} job submit --working-dir . -- python pipelines/train.py \\",
+        f"{python} pipelines/submit.py -- python pipelines/train.py \\",
         f"    --config configs/digits.yaml --cluster.storage=s3://{BUCKET}/runs \\",
         f"    --cluster.num_workers=[1,{cluster.num_hosts}] --data.folder={cluster.folder}/data",
         "",

@@ -24,6 +24,8 @@ from ranet.config import ModelConfig, TrainConfig
 
 logger = logging.getLogger(__name__)
 
+PACKAGES = ("ranet", "cluster", "tuning", "pipelines")
+
 _Settings = TypeVar("_Settings")
 
 
@@ -158,7 +160,7 @@ def configure_logging(*, only_errors: bool = False) -> None:
         datefmt="%H:%M:%S",
         force=True,
     )
-    for package in ("ranet", "cluster", "tuning", "pipelines"):
+    for package in PACKAGES:
         logging.getLogger(package).setLevel(logging.ERROR if only_errors else logging.INFO)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
 

@@ -24,7 +24,9 @@ class Job:
         config.write_text(CONFIG)
         self.name = name
         self.cluster = cluster
-        self._client = JobSubmissionClient(cluster.environment["RAY_API_SERVER_ADDRESS"])
+        self._client = JobSubmissionClient(
+            cluster.environment["RAY_API_SERVER_ADDRESS"], headers=cluster.ray_headers
+        )
         self.id = self._client.submit_job(
             entrypoint=shlex.join(
                 ["python", "pipelines/train.py", "--config", str(config), f"--name={name}",

@@ -1,5 +1,6 @@
 """What is refused before Ray is asked for anything."""
 
+import logging
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from cluster.launch import (
     worker_environment,
 )
 from cluster.tracking import TrackingError, check_reachable
-from pipelines.run import one_sentence
+from pipelines.run import PACKAGES, configure_logging, one_sentence
 from ranet.training.optim import NonFiniteLoss
 
 
@@ -205,3 +206,26 @@ def test_a_number_of_workers_may_be_a_range():
     for wrong in (0, (0, 2), (3, 2), (1, 2, 3), ()):
         with pytest.raises(ValueError, match=r"cluster.num_workers must be 1 or more, or \[least"):
             ClusterConfig(num_workers=wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def logging_as_it_was():
+    loggers = [logging.getLogger(name) for name in ("", *PACKAGES, "mlflow")]
+    levels = [logger.level for logger in loggers]
+    handlers = loggers[0].handlers[:]
+    yield
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def test_of_several_workers_all_but_one_speak_of_errors_alone(logging_as_it_was, capsys):
+    speaker = logging.getLogger("cluster.staging")
+    for only_errors in (True, False):
+        configure_logging(only_errors=only_errors)
+        speaker.info("loading %s", only_errors)
+        speaker.error("failed %s", only_errors)
+    told = capsys.readouterr().err
+    assert "failed True" in told
+    assert "loading True" not in told
+    assert "loading False" in told

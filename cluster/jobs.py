@@ -1,0 +1,153 @@
+"""Jobs on a Ray cluster: only code travels, and what is followed tells the truth in the end."""
+
+import asyncio
+import tempfile
+import time
+import zipfile
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+
+import aiohttp
+import requests
+from ray._private.runtime_env.packaging import create_package
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+CODE_BYTES = 20_000_000
+"""How much may travel, packed: more is data that got in between the code."""
+SILENCE_SECONDS = 30.0
+"""After so long without a word of the job we ask whether it still runs."""
+PATIENCE_SECONDS = 300.0
+"""How long the cluster may be away while a job is followed."""
+REFUSED = (
+    "the cluster refuses us: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
+    "its own (docs/operating.md says where from)"
+)
+
+
+class JobError(RuntimeError):
+    """A job that was not submitted, or cannot be followed; the message says why."""
+
+
+def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
+    """Pack a folder as Ray does, without what .gitignore and .rayignore name; give its bytes.
+
+    Raises:
+        JobError: it has more than `limit` bytes; the largest files are named.
+    """
+    with tempfile.TemporaryDirectory(prefix="ranet-code-") as scratch:
+        package = Path(scratch) / "code.zip"
+        create_package(str(folder), package, include_gitignore=True)
+        size = package.stat().st_size
+        if size <= limit:
+            return size
+        with zipfile.ZipFile(package) as content:
+            largest = sorted(content.infolist(), key=lambda each: -each.compress_size)[:5]
+    named = ", ".join(f"{each.filename} {each.compress_size / 1e6:.1f} MB" for each in largest)
+    raise JobError(
+        f"{folder} has {size / 1e6:.1f} MB to travel, more than {limit / 1e6:.0f}; name in "
+        f".rayignore what is no code: {named}"
+    )
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """Connect to the dashboard of a cluster, with the token in the environment.
+
+    Raises:
+        JobError: nobody answers there, or it takes another token.
+    """
+    try:
+        requests.get(f"{address}/api/version", timeout=10)
+        return JobSubmissionClient(address)
+    except (requests.RequestException, ConnectionError) as error:
+        raise JobError(
+            f"RAY_API_SERVER_ADDRESS is {address}: no cluster answers there "
+            f"({type(error).__name__}); start it, or open the way to it: ray dashboard "
+            "ray_cluster.yaml"
+        ) from error
+    except AuthenticationError as error:
+        raise JobError(f"{address}: {REFUSED}") from error
+    except RuntimeError as error:
+        raise JobError(f"{address} refuses: {_brief(error)}") from error
+
+
+def submit(
+    client: JobSubmissionClient, entrypoint: str, folder: Path, environment: Mapping[str, str]
+) -> str:
+    """Send a folder's code and start a command there; return the job's id.
+
+    Raises:
+        JobError: the cluster refuses.
+    """
+    try:
+        return client.submit_job(
+            entrypoint=entrypoint,
+            runtime_env={"working_dir": str(folder), "env_vars": dict(environment)},
+        )
+    except RuntimeError as error:
+        raise JobError(f"the cluster refuses: {_brief(error)}") from error
+
+
+def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobStatus:
+    """Write what a job says, from its beginning, until it ends; return how it ended.
+
+    A connection that is lost is made again, and nothing is written twice.
+
+    Raises:
+        JobError: there is no such job, or the cluster did not answer for PATIENCE_SECONDS.
+    """
+    written = 0
+    heard = time.monotonic()
+    while True:
+        written += asyncio.run(_stream(client, job_id, written, write))
+        try:
+            status = _status(client, job_id)
+            heard = time.monotonic()
+        except requests.RequestException as error:
+            if time.monotonic() - heard > PATIENCE_SECONDS:
+                raise JobError(
+                    f"the cluster has not answered for {PATIENCE_SECONDS:.0f} seconds "
+                    f"({type(error).__name__}); the job goes on if its head does: "
+                    f"python pipelines/submit.py --follow {job_id}"
+                ) from error
+        else:
+            if status.is_terminal():
+                asyncio.run(_stream(client, job_id, written, write))  # what came meanwhile
+                return status
+        time.sleep(1)
+
+
+async def _stream(
+    client: JobSubmissionClient, job_id: str, known: int, write: Callable[[str], object]
+) -> int:
+    """Write what comes after the first `known` characters; return how many those were."""
+    position = 0
+    stream = client.tail_job_logs(job_id)
+    assert isinstance(stream, AsyncGenerator)
+    try:
+        while True:
+            text = await asyncio.wait_for(anext(stream), SILENCE_SECONDS)
+            new = text[max(known - position, 0) :]
+            position += len(text)
+            if new:
+                write(new)
+    except (StopAsyncIteration, TimeoutError, aiohttp.ClientError, RuntimeError, OSError):
+        return max(position - known, 0)
+    finally:
+        await stream.aclose()
+
+
+def _status(client: JobSubmissionClient, job_id: str) -> JobStatus:
+    answer = requests.get(
+        f"{client.get_address()}/api/jobs/{job_id}", headers=client._headers, timeout=10
+    )
+    if answer.status_code == 404:
+        raise JobError(f"no job {job_id} on this cluster; `ray job list` names those there are")
+    if answer.status_code in (401, 403):
+        raise JobError(REFUSED)
+    answer.raise_for_status()
+    return JobStatus(answer.json()["status"])
+
+
+def _brief(error: RuntimeError) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,83 @@
+"""Run a command of this folder on the cluster that RAY_API_SERVER_ADDRESS names.
+
+    python pipelines/submit.py -- python pipelines/train.py --config configs/imagenet.yaml ...
+    python pipelines/submit.py --detach -- ...     # and come back: --follow JOB
+
+The status is 0 where the job succeeded, 1 where it failed, 130 where it was stopped; Ctrl-C stops
+the following alone.
+"""
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.jobs import JobError, check_code, connect, follow, submit
+
+STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
+
+
+def main() -> None:
+    """Submit a command, or come back to one, and leave with its status."""
+    arguments = read_arguments()
+    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    try:
+        client = connect(address)
+        job_id = arguments.follow or send(client, arguments)
+        if arguments.detach:
+            return
+        status = follow(client, job_id, write)
+        print(f"{job_id} {status.value}: {client.get_job_info(job_id).message}", file=sys.stderr)
+        sys.exit(STATUSES[status])
+    except JobError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        told = "the job goes on; come back with --follow, or end it with `ray job stop`"
+        print(told, file=sys.stderr)
+        sys.exit(130)
+
+
+def read_arguments() -> argparse.Namespace:
+    """Read the command line, or leave with status 2."""
+    parser = argparse.ArgumentParser(usage="submit.py [--detach] [--env NAME ...] -- COMMAND ...\n"
+                                           "       submit.py --follow JOB")  # fmt: skip
+    parser.add_argument("--detach", action="store_true", help="do not wait for the job's end")
+    parser.add_argument("--follow", metavar="JOB", help="come back to a job, from its first line")
+    parser.add_argument("--env", metavar="NAME", action="append", default=["MLFLOW_TRACKING_URI"],
+                        help="a variable of this environment that the job gets too")  # fmt: skip
+    parser.add_argument("command", nargs="*", help="what to run, after --")
+    arguments = parser.parse_args()
+    if bool(arguments.follow) == bool(arguments.command):
+        parser.error("give either a command after --, or --follow JOB")
+    for name in arguments.env:
+        if re.search("SECRET|PASSWORD|TOKEN|KEY", name):
+            parser.error(
+                f"--env {name}: Ray shows a job's variables to whoever sees its dashboard; give "
+                "the nodes a role, or the secret to the head before the job (docs/operating.md)"
+            )
+    return arguments
+
+
+def send(client: JobSubmissionClient, arguments: argparse.Namespace) -> str:
+    """Send the code of this folder and start the command; say how to come back."""
+    folder = Path.cwd()
+    print(f"{check_code(folder) / 1e6:.2f} MB of code to send", file=sys.stderr)
+    environment = {name: os.environ[name] for name in arguments.env if name in os.environ}
+    job_id = submit(client, shlex.join(arguments.command), folder, environment)
+    print(f"submitted {job_id}; come back: python pipelines/submit.py --follow {job_id}",
+          file=sys.stderr)  # fmt: skip
+    return job_id
+
+
+def write(text: str) -> None:
+    """Write a part of the job's output at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Submitting jobs: what travels, what is heard, and the status at the end."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import JobError, check_code
+from cluster.local import BUCKET
+from tests.e2e.training import CONFIG, PROJECT
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+
+SUBMIT = [sys.executable, str(PROJECT / "pipelines" / "submit.py")]
+
+
+def environment(cluster):
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return {**inherited, **cluster.environment}
+
+
+def submit(cluster, folder, *arguments, **options):
+    return subprocess.run(
+        [*SUBMIT, *arguments], cwd=folder, env=environment(cluster), capture_output=True, text=True,
+        timeout=200, check=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small project, so that tests of following need not send ours."""
+    (tmp_path / "job.py").write_text(
+        "import sys, time\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(float(sys.argv[1]))\n"
+        "print('ended', flush=True)\n"
+        "sys.exit(int(sys.argv[2]))\n"
+    )
+    return tmp_path
+
+
+def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
+    assert check_code(PROJECT) < 2_000_000
+    (tmp_path / "train.py").write_text("pass")
+    (tmp_path / "images.bin").write_bytes(os.urandom(3_000_000))
+    (tmp_path / "ignored.bin").write_bytes(os.urandom(3_000_000))
+    (tmp_path / ".rayignore").write_text("ignored.bin\n")
+    assert 3_000_000 < check_code(tmp_path) < 3_100_000
+    with pytest.raises(JobError, match=r"3.0 MB to travel, more than 1; .*: images.bin 3.0 MB"):
+        check_code(tmp_path, limit=1_000_000)
+
+
+def test_the_status_is_that_of_the_job(cluster, folder):
+    good = submit(cluster, folder, "--", "python", "job.py", "0", "0")
+    assert (good.returncode, good.stdout.count("ended")) == (0, 1), good.stderr
+    assert "MB of code to send" in good.stderr
+    bad = submit(cluster, folder, "--", "python", "job.py", "0", "3")
+    assert bad.returncode == 1
+    assert "FAILED" in bad.stderr
+
+
+def test_a_detached_job_is_come_back_to_and_stopped_is_no_success(cluster, folder):
+    detached = submit(cluster, folder, "--detach", "--", "python", "job.py", "600", "0")
+    assert detached.returncode == 0, detached.stderr
+    [job] = re.findall(r"--follow (\S+)", detached.stderr)
+    with following(cluster, folder, job) as left:
+        left.send_signal(signal.SIGINT)
+        _, told = left.communicate(timeout=60)
+        assert left.returncode == 130
+        assert "the job goes on" in told
+    with following(cluster, folder, job) as again:
+        stop = [Path(sys.executable).with_name("ray"), "job", "stop", "--no-wait", job]
+        subprocess.run(stop, env=environment(cluster), check=True, capture_output=True, timeout=60)
+        output, told = again.communicate(timeout=100)
+    assert again.returncode == 130, told
+    assert "STOPPED" in told
+    assert "ended" not in output
+
+
+@contextmanager
+def following(cluster, folder, job):
+    """Follow a job that has begun, from where it is now."""
+    process = subprocess.Popen(
+        [*SUBMIT, "--follow", job], cwd=folder, env=environment(cluster), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout
+    assert process.stderr
+    try:
+        while "begun" not in (line := process.stdout.readline()):
+            assert line, process.stderr.read()
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    done = submit(
+        cluster, PROJECT, "--", "python", "pipelines/train.py", "--config", str(config),
+        f"--cluster.storage=s3://{BUCKET}/runs", f"--data.folder={tmp_path}/digits",
+        "--cluster.num_workers=3", "--dry-run",
+    )  # fmt: skip
+    assert done.returncode == 1
+    [lack] = [line for line in done.stdout.splitlines() if line.startswith("LACKS")]
+    assert "cluster.num_workers asks for 3 workers of 1 CPUs, but the cluster at" in lack
+    assert "has room for 2" in lack
+
+
+def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(cluster, folder):
+    shown = submit(cluster, folder, "--env", "AWS_SECRET_ACCESS_KEY", "--", "python", "job.py")
+    assert shown.returncode == 2
+    assert "Ray shows a job's variables to whoever sees its dashboard" in shown.stderr
+    missing = submit(cluster, folder, "--follow", "raysubmit_none")
+    assert missing.returncode == 1
+    assert "no job raysubmit_none on this cluster" in missing.stderr
+    for token in ({}, {"RAY_AUTH_TOKEN": "0" * 32}):
+        others = {k: v for k, v in environment(cluster).items() if k != "RAY_AUTH_TOKEN"}
+        anonymous = subprocess.run(
+            [*SUBMIT, "--", "python", "job.py", "0", "0"], cwd=folder, env={**others, **token},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert anonymous.returncode == 1
+        assert "error: " in anonymous.stderr
+        assert "token" in anonymous.stderr.splitlines()[-1], anonymous.stderr
+    nowhere = {**environment(cluster), "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9"}
+    began = time.monotonic()
+    away = subprocess.run([*SUBMIT, "--follow", "x"], env=nowhere, capture_output=True, text=True,
+                          timeout=60)  # fmt: skip
+    assert away.returncode == 1
+    assert "no cluster answers there" in away.stderr
+    assert time.monotonic() - began < 40
