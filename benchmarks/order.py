@@ -1,6 +1,6 @@
 """Reading a file larger than memory in both orders of data.order: time, and bytes from the disk.
 
-    python -m benchmarks.order --folder FOLDER [--images 150000] [--size 96] [--megabytes 1200]
+    python -m benchmarks.order --folder FOLDER [--images 150000] [--size 96] [--megabytes 2000]
 
 Needs root: a control group holds the reading process and its share of the page cache to so many
 megabytes. Each order starts with nothing of the file in memory and reads for so many seconds.
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--images", type=int, default=150_000)
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--megabytes", type=int, default=1200)
+    parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--read", choices=["random", "blocks"], help="what a measured process does")

@@ -1,6 +1,7 @@
 """Batches decoded from an FFCV file while training."""
 
 import math
+import mmap
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -44,6 +45,11 @@ class FfcvBatches:
         available = len(os.sched_getaffinity(0))
         self.threads = min(self.threads or available, available)
         self._decode_batch = batch_decoder()
+        if self.planner.is_training and self.planner.config.order == "blocks":
+            mapped = self.beton.data.base
+            assert isinstance(mapped, mmap.mmap)
+            # What was not asked for is not to be read with megabytes of what lies around it.
+            mapped.madvise(mmap.MADV_RANDOM)
 
     @property
     def num_samples(self) -> int:

@@ -94,8 +94,8 @@ def test_a_killed_worker_and_a_storage_that_is_away_end_nothing(cluster, tmp_pat
 
 
 def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):
-    # Ray takes 0.2 s for each report: ten seconds, however fast training is.
-    arguments = (tmp_path, "again", "--train.epochs=50", "--cluster.num_workers=2")
+    # Ray takes 0.2 s for each report: five seconds, however fast training is.
+    arguments = (tmp_path, "again", "--train.epochs=25", "--cluster.num_workers=2")
     stopped = Job(cluster, *arguments)
     stopped.wait_until(lambda: len(stopped.epochs()) >= 2)
     stopped.stop()
@@ -108,8 +108,8 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
     assert beheaded.run().info.status == "RUNNING"  # nobody was left to say otherwise
     cluster.start("head")
     last = Job(cluster, *arguments)
-    check_complete(last, 50)
-    assert "epoch 1/50" not in last.output()
+    check_complete(last, 25)
+    assert "epoch 1/25" not in last.output()
 
 
 def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):

@@ -122,6 +122,20 @@ def test_a_jpeg_is_the_image_it_was_made_from(large):
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_the_order_of_blocks_gives_the_same_pictures(config, loader):
+    orders = [
+        read_epoch(batches_of(with_settings(config, loader=loader, order=order)), 1)
+        for order in ("random", "blocks")
+    ]
+    one, other = (
+        sorted((label, images.numpy().tobytes()) for images, label in zip(*read, strict=True))
+        for read in orders
+    )
+    assert one == other
+    assert not torch.equal(orders[0][0], orders[1][0])
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
 def test_two_workers_together_read_what_one_reads(config, loader):
     settings = with_settings(config, loader=loader)
     alone, labels = read_epoch(batches_of(settings), 2)
