@@ -197,9 +197,8 @@ def print_tables(lines: Sequence[dict[str, Any]]) -> None:
                     ]
                     print(f"  CPU ms an image, {part}: {spread(cost, 2)}")
         if ways["ours"]:
-            print(
-                f"  steps of ours alone: images/s {spread([x['steps_alone'] for x in ways['ours']])}"
-            )
+            steps = [line["steps_alone"] for line in ways["ours"]]
+            print(f"  steps of ours alone: images/s {spread(steps)}")
         pairs = list(zip(ways["ours"], ways["bare"], strict=False))
         if pairs:
             losses = [100 * (1 - bare["seconds"] / ours["seconds"]) for ours, bare in pairs]
