@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-Direction = Literal["min", "max"]
+Direction = Literal["minimize", "maximize"]
 """Whether less or more of an objective is better."""
 
 
@@ -83,7 +83,7 @@ def gaps(points: Sequence[tuple[float, float]]) -> list[Gap]:
     Raises:
         ValueError: as `pareto_front`.
     """
-    front = sorted({points[place] for place in pareto_front(points, ("min", "max"))})
+    front = sorted({points[place] for place in pareto_front(points, ("minimize", "maximize"))})
     whole = (front[-1][0] - front[0][0]) * (front[-1][1] - front[0][1]) if front else 0.0
     found = [
         Gap(cheaper, dearer, (dearer[0] - cheaper[0]) * (dearer[1] - cheaper[1]) / whole)
@@ -96,7 +96,7 @@ def _losses(
     points: Sequence[Sequence[float]], directions: Sequence[Direction]
 ) -> list[tuple[float, ...]]:
     """Turn every objective into one of which less is better."""
-    signs = [{"min": 1.0, "max": -1.0}[direction] for direction in directions]
+    signs = [{"minimize": 1.0, "maximize": -1.0}[direction] for direction in directions]
     losses = []
     for point in points:
         if len(point) != len(signs) or any(math.isnan(value) for value in point):

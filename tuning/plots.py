@@ -1,0 +1,253 @@
+"""Pictures of a sweep: its front, what was varied against what came of it, what mattered."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.trial import create_trial
+
+from tuning.front import pareto_front
+from tuning.outcome import Outcome, shown
+from tuning.published import RANET_CURVES
+
+FEWEST_FOR_IMPORTANCES = 8
+"""Measured trials below which importances are not computed."""
+_ENOUGH_FOR_IMPORTANCES = 30  # with fewer, settings of no effect came out first now and then
+_LABELS_SHOWN = 14
+_LOG_RATIO = 20.0  # values above 0 that differ by such a factor get a logarithmic axis
+
+
+def plot_front(outcome: Outcome) -> Figure | None:
+    """Draw accuracy against mult-adds: one point a trial and budget, and the front."""
+    points = outcome.points()
+    if not points:
+        return None
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for state, color, face in (("finished", "tab:blue", "tab:blue"), ("stopped", "gray", "none")):
+        some = [(cost / 1e6, top1) for cost, top1, result in points if result.state == state]
+        if some:
+            label = "a trial at a budget" + (", stopped early" if state == "stopped" else "")
+            axes.scatter(
+                *zip(*some, strict=True),
+                s=28, facecolors=face, edgecolors=color, alpha=0.7, label=label,
+            )  # fmt: skip
+    places = pareto_front([point[:2] for point in points], ("minimize", "maximize"))
+    front = sorted({points[place][:2]: points[place][2] for place in reversed(places)}.items())
+    costs, top1s = zip(*((cost / 1e6, top1) for (cost, top1), _ in front), strict=True)
+    axes.step(costs, top1s, where="post", color="tab:orange", label="front, by trial number")
+    for cost, top1, (_, result) in zip(costs, top1s, front, strict=True):
+        axes.annotate(
+            str(result.number), (cost, top1), xytext=(0, 6), textcoords="offset points",
+            ha="center", color="tab:orange", fontsize=9,
+        )  # fmt: skip
+    published = RANET_CURVES.get(outcome.published, ())
+    if published:
+        axes.plot(
+            [cost / 1e6 for cost, _ in published], [top1 for _, top1 in published],
+            color="tab:green", linestyle="--", marker="s", markersize=4,
+            label=f"RANet of the paper, {outcome.published}, test images",
+        )  # fmt: skip
+    shown = [*costs, *(cost / 1e6 for cost, *_ in points), *(cost / 1e6 for cost, _ in published)]
+    if max(shown) > _LOG_RATIO * min(shown):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    _leave_out_the_worst(
+        axes, [top1 for _, top1, _ in points], [*top1s, *(y for _, y in published)]
+    )
+    axes.set_title(f"{outcome.name}: accuracy within a budget")
+    axes.set_xlabel("mult-adds per image, mean (millions)")
+    axes.set_ylabel("top-1 on held-out validation images (%)")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def _leave_out_the_worst(axes: Axes, every: Sequence[float], front: Sequence[float]) -> None:
+    """Keep networks that learned nothing from squeezing the front, and say how many they are."""
+    room = max(10.0, 2 * (max(front) - min(front)))
+    bottom = min(front) - room
+    left_out = sum(top1 < bottom for top1 in every)
+    if left_out:
+        axes.set_ylim(bottom, max(front) + 0.12 * (max(front) - bottom))
+        axes.annotate(
+            f"{left_out} points below {bottom:.0f} % not shown", (0.01, 0.015),
+            xycoords="axes fraction", fontsize=8, color="gray",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )  # fmt: skip
+    else:
+        axes.margins(y=0.12)
+
+
+def plot_parallel(outcome: Outcome) -> Figure | None:
+    """Draw every measured trial as a line over what was varied and what came of it."""
+    if not outcome.ranking:
+        return None
+    columns = outcome.columns()
+    for place, name in enumerate(outcome.objectives):
+        columns[name] = [result.values[place] for result in outcome.ranking]
+    columns["last exit, M"] = [result.cost[-1] / 1e6 for result in outcome.ranking]
+    scales = [_scale(values) for values in columns.values()]
+    figure = Figure(figsize=(max(6.0, 1.35 * len(columns)), 5.5), layout="constrained")
+    axes = figure.subplots()
+    heights = [
+        [scale.height(value, place / len(values)) for place, value in enumerate(values)]
+        for scale, values in zip(scales, columns.values(), strict=True)
+    ]
+    scores = [result.values[0] for result in outcome.ranking]
+    best_is_low = outcome.directions[0] == "minimize"
+    colors = colormaps["viridis_r" if best_is_low else "viridis"]
+    # What most trials reach tells more than the few that learned nothing.
+    rising = sorted(scores, reverse=best_is_low)
+    low, high = sorted((rising[len(rising) // 10], rising[-1]))
+    limits = Normalize(low, high)
+    for place in reversed(range(len(scores))):  # the best last, on top
+        axes.plot(
+            range(len(columns)), [column[place] for column in heights],
+            color=colors(limits(scores[place])), alpha=1.0 if place == 0 else 0.6,
+            linewidth=2.8 if place == 0 else 1.2, clip_on=False,
+        )  # fmt: skip
+    for x, scale in enumerate(scales):
+        axes.axvline(x, color="black", linewidth=0.8)
+        for value, text in scale.ticks():
+            axes.annotate(
+                text, (x, scale.height(value)), xytext=(3, 0), textcoords="offset points",
+                fontsize=8, va="center",
+                bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+            )  # fmt: skip
+    axes.set_xticks(range(len(columns)), list(columns), rotation=30, ha="right", fontsize=9)
+    axes.set_yticks([])
+    axes.set_xlim(0, len(columns) - 0.6)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.set_title(f"{outcome.name}: {len(scores)} trials by {outcome.objectives[0]}, best thick")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where the values of an axis lie between 0 and 1."""
+
+    values: tuple[Any, ...]
+    """Low and high of numbers; else every value, lowest place first."""
+    kind: str
+    """linear, log, or names."""
+
+    def height(self, value: Any, rank: float = 0.5) -> float:
+        """Give the place of a value, nan for a missing one; equal names are fanned out by rank."""
+        if value is None:
+            return math.nan
+        if self.kind == "names":
+            return (self.values.index(value) + 0.7 - 0.4 * rank) / len(self.values)
+        low, high, value = (
+            (math.log(each) if self.kind == "log" else each) for each in (*self.values, value)
+        )
+        return (value - low) / (high - low) if high > low else 0.5
+
+    def ticks(self) -> list[tuple[Any, str]]:
+        """Give the values to write at the axis."""
+        if self.kind == "names":
+            step = -(-len(self.values) // _LABELS_SHOWN)
+            return [(value, shown(value)) for value in self.values[::step]]
+        low, high = self.values
+        shares = [0.0, 0.25, 0.5, 0.75, 1.0] if high > low else [0.0]
+        if self.kind == "log":
+            values = [low * (high / low) ** share for share in shares]
+        else:
+            values = [low + (high - low) * share for share in shares]
+        return [(value, f"{value:.3g}") for value in values]
+
+
+def _scale(values: Sequence[Any]) -> _Scale:
+    given = [value for value in values if value is not None]
+    if not all(_is_number(value) for value in given) or len(set(given)) <= 2:
+        return _Scale(tuple(sorted(set(given), key=lambda each: (str(type(each)), each))), "names")
+    low, high = min(given), max(given)
+    return _Scale((low, high), "log" if low > 0 and high > _LOG_RATIO * low else "linear")
+
+
+def plot_importances(outcome: Outcome) -> Figure | None:
+    """Draw the share of each setting in the spread of each objective, as fANOVA estimates it."""
+    found = importances(outcome)
+    if not found:
+        return None
+    names = list(reversed(next(iter(found.values()))))
+    figure = Figure(figsize=(8, 1.4 + 0.34 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.8 / len(found)
+    for place, (objective, shares) in enumerate(found.items()):
+        offset = (len(found) - 1) / 2 - place
+        bars = axes.barh(
+            [y + offset * height for y in range(len(names))],
+            [100 * shares[name] for name in names], height=height, label=objective,
+        )  # fmt: skip
+        axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("share of the spread between trials that it explains, % (fANOVA)")
+    axes.margins(x=0.08)
+    trust = "" if len(outcome.ranking) >= _ENOUGH_FOR_IMPORTANCES else ", few: only a hint"
+    axes.set_title(f"{outcome.name}: importances, from {len(outcome.ranking)} trials{trust}")
+    if len(found) > 1:
+        axes.legend()
+    return figure
+
+
+def importances(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Estimate the share of each setting in the spread of each objective; they sum to 1.
+
+    Only settings that all measured trials have are counted, lists of numbers entry by entry. With
+    fewer than `FEWEST_FOR_IMPORTANCES` measured trials there are none. Trials that were stopped
+    early count with what they had reached.
+
+    Returns:
+        By objective, the most important of the first objective first.
+    """
+    measured = outcome.ranking
+    columns = {name: values for name, values in outcome.columns().items() if None not in values}
+    if len(measured) < FEWEST_FOR_IMPORTANCES or not columns:
+        return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    distributions = {name: _distribution(values) for name, values in columns.items()}
+    study = optuna.create_study(directions=list(outcome.directions))
+    for place, result in enumerate(measured):
+        params = {name: _optunas(values[place]) for name, values in columns.items()}
+        study.add_trial(
+            create_trial(params=params, distributions=distributions, values=list(result.values))
+        )
+    found = {}
+    for place, objective in enumerate(outcome.objectives):
+        if len({result.values[place] for result in measured}) > 1:
+            found[objective] = get_param_importances(
+                study,
+                evaluator=FanovaImportanceEvaluator(seed=0),
+                target=lambda trial, place=place: trial.values[place],
+            )
+    order = sorted(columns, key=lambda name: -next(iter(found.values()))[name]) if found else []
+    return {
+        objective: {name: float(shares[name]) for name in order}
+        for objective, shares in found.items()
+    }
+
+
+def _distribution(values: Sequence[Any]) -> BaseDistribution:
+    scale = _scale(values)
+    if scale.kind == "names":
+        return CategoricalDistribution([_optunas(value) for value in scale.values])
+    return FloatDistribution(*map(float, scale.values), log=scale.kind == "log")
+
+
+def _optunas(value: Any) -> Any:
+    """Give a value as Optuna takes it: sequences as text."""
+    return shown(value) if isinstance(value, tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,12 @@
+"""What published RANets reach, to be drawn beside the front of a sweep."""
+
+from collections.abc import Mapping
+
+RANET_CURVES: Mapping[str, tuple[tuple[float, float], ...]] = {
+    "cifar10": ((15e6, 92.0), (20e6, 92.9), (30e6, 93.6), (40e6, 94.0)),
+    "cifar100": ((20e6, 71.0), (25e6, 71.9), (50e6, 74.9)),
+    "imagenet": ((0.75e9, 70.5), (1e9, 72.4), (1.5e9, 74.6), (2e9, 75.1)),
+}
+"""Budgeted batch classification by RANet (arXiv:2003.07326), by data set: mean mult-adds per image
+and top-1 in percent on the test images. Read from the figures in the repositories of authors, to
+about 0.1 points."""
