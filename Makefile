@@ -2,11 +2,13 @@
 SHELL := bash
 PORT ?= 5000
 HOSTS ?= 2
+ADDRESS ?= 127.0.0.1
+NODES ?= /tmp/ray/prom_metrics_service_discovery.json
 
-.PHONY: help setup train test check lint types arch format ui cluster
+.PHONY: help setup train test check lint types arch format ui cluster mlflow-server watch
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 setup: ## system packages and .venv; seconds where they are there
 	@PYTHON="$(PYTHON)" cluster/setup.sh
@@ -14,7 +16,8 @@ setup: ## system packages and .venv; seconds where they are there
 train: setup ## train, evaluate and register a network on the built-in digits
 	.venv/bin/python pipelines/train.py --config configs/digits.yaml
 
-test: setup ## all tests
+test: setup ## all tests; those of servers that cannot be installed are skipped
+	-@cluster/packages.sh iproute2 util-linux postgresql prometheus
 	.venv/bin/python -m pytest
 
 check: lint types arch ## format, lint, types and import directions
@@ -44,3 +47,12 @@ ui: setup ## runs, curves and models of this folder in the browser
 cluster: setup ## Ray hosts, S3 and MLflow on this machine, to try a cloud on; HOSTS=3 for more
 	@cluster/packages.sh iproute2 util-linux
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" python -m cluster.local up --hosts $(HOSTS)
+
+mlflow-server: setup ## a team's MLflow: PostgreSQL, S3, users; ADDRESS=0.0.0.0 for other machines
+	.venv/bin/python -m cluster.mlflow_server serve --host $(ADDRESS) --port $(PORT)
+
+watch: ## Prometheus on a cluster's head; NODES=FILE where Ray keeps its list of nodes elsewhere
+	@cluster/packages.sh prometheus
+	@mkdir -p outputs/watch && ln -sfn $(NODES) outputs/watch/nodes.json
+	prometheus --config.file=cluster/monitoring/prometheus.yml \
+		--storage.tsdb.path=outputs/watch/data --web.listen-address=127.0.0.1:9090

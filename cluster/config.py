@@ -1,6 +1,7 @@
 """Settings of the workers and of the place where they keep their checkpoints."""
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -62,6 +63,7 @@ class ClusterConfig:
             raise ValueError(f"cluster.device must be auto, cpu or gpu, got {self.device!r}")
         if not self.storage:
             raise ValueError("cluster.storage must name a folder, got an empty string")
+        _check_storage(self.storage)
         for name in ("max_failures", "cache_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} must be 0 or more, got {getattr(self, name)}")
@@ -70,6 +72,37 @@ class ClusterConfig:
         for name in ("start_timeout_seconds", "resize_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
+
+
+def check_name(name: str) -> None:
+    """Refuse a name of a run or sweep that is no name of a folder, or no word in MLflow's filters.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            f"name must be letters, digits, dots, dashes and underscores, at most 100, got {name!r}"
+        )
+
+
+def _check_storage(storage: str) -> None:
+    """Refuse a storage that leads elsewhere than it says, or has keys in it: it is kept and shown.
+
+    Raises:
+        ValueError: without the keys.
+    """
+    if "://" not in storage:
+        return
+    place, _, options = storage.partition("?")
+    if "@" in place or re.search("key|secret|token|password", options, re.IGNORECASE):
+        raise ValueError(
+            "cluster.storage has a key or a password in it, and MLflow, checkpoints and logs keep "
+            "it: leave it out; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or "
+            "the role of the nodes, are used"
+        )
+    if {".", ".."} & set(place.split("/")):
+        raise ValueError(f"cluster.storage must have no . or .. between its slashes, got {storage}")
 
 
 def in_submitted_job() -> bool:

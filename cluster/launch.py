@@ -41,6 +41,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig, in_submitted_job
+from cluster.metrics import active
 from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, check_address, is_address
 from cluster.storage import open_storage
 from ranet.training.optim import NonFiniteLoss
@@ -216,7 +217,7 @@ def launch(
     )
     trainer.watch = watch
     try:
-        result = _finish(trainer.fit, watch, cluster)
+        result = _finish(trainer.fit, watch, cluster, name)
     except TrainingFailedError as error:
         cause = error.controller_failure if isinstance(error, ControllerError) else error
         raise RunError(_with_way_out(cause, storage)) from error
@@ -382,7 +383,7 @@ class _Failures(UserCallback):
         )  # fmt: skip
 
 
-def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig) -> Result:
+def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig, name: str) -> Result:
     """Run `fit` in a thread to its end, as long as there are workers.
 
     In the main thread Ray Train would handle Ctrl-C itself, and leave with status 0; so it reaches
@@ -401,17 +402,23 @@ def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig) -> Re
 
     Thread(target=run, name="ray-train", daemon=True).start()
     try:
-        _look_after(outcome, watch, cluster)
+        _look_after(outcome, watch, cluster, active(name))
     except BaseException:
         _abort(watch)
         raise
     return outcome.result()
 
 
-def _look_after(outcome: futures.Future[Result], watch: Any, cluster: ClusterConfig) -> None:
+def _look_after(
+    outcome: futures.Future[Result],
+    watch: Any,
+    cluster: ClusterConfig,
+    still_active: Callable[[], None],
+) -> None:
     """Wait for the end of a run as long as there are workers, and tell how many there are."""
     known, told = 0, time.monotonic()
     while not futures.wait([outcome], timeout=1.0).done:
+        still_active()
         silent, num_workers = ray.get(watch.look.remote())
         if silent < 2 * BEAT_SECONDS and num_workers != known:
             logger.info("training on %d worker%s", num_workers, "s" * (num_workers > 1))

@@ -63,12 +63,18 @@ def is_address(place: str) -> bool:
 
 
 def check_address(setting: str, address: str) -> None:
-    """Refuse an address that is not s3://bucket/folder.
+    """Refuse an address that is not s3://bucket/folder, or leads out of that folder.
 
     Raises:
         ValueError: it names the setting.
     """
-    if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#]+)+", address):
+    if "@" in address:
+        raise ValueError(
+            f"{setting} must be s3://bucket/folder without keys: AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY of the environment, or the role of the nodes, are used"
+        )
+    fits = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#\x00-\x1f\x7f]+)+", address)
+    if not fits or {".", ".."} & set(address.split("/")):
         raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {address!r}")
 
 

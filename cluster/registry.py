@@ -13,7 +13,14 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.pyfunc import PyFuncModel
 
-from cluster.tracking import FAILURES, TrackingError, make_client, tracking_uri
+from cluster.tracking import (
+    FAILURES,
+    TrackingError,
+    explain,
+    make_client,
+    masked,
+    tracking_uri,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +81,7 @@ def client_to(action: str) -> Iterator[MlflowClient]:
         yield make_client(tracking_uri())
     except FAILURES as error:
         raise TrackingError(
-            f"MLflow at {tracking_uri()} cannot {action}: {str(error).splitlines()[0]}; "
-            "start its server or set MLFLOW_TRACKING_URI"
+            f"MLflow at {masked(tracking_uri())} cannot {action}: {explain(error)}"
         ) from error
 
 

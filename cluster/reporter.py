@@ -17,6 +17,7 @@ from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConsistencyMode, UserCallback
 from ray.train.collective import broadcast_from_rank_zero
 
+from cluster.metrics import WorkerMetrics
 from cluster.tracking import MetricWriter, Record
 from ranet.training.reporter import Metrics, Snapshot
 
@@ -50,10 +51,17 @@ class RayReporter:
         self._asked = time.monotonic()
         self._steps_since, self._steps_between = 0, 1
         self._leaving = False
+        self._metrics = WorkerMetrics(ray.train.get_context().get_experiment_name())
 
     def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
         """Hand the metrics to Ray and, on rank 0, the snapshot as a checkpoint."""
         self.save(metrics, {SNAPSHOT: snapshot})
+        if ray.train.get_context().get_world_rank() == 0:
+            self._metrics.epoch(metrics)
+
+    def step(self, num_images: int, seconds: float, waited: float) -> None:
+        """Count a step of this worker."""
+        self._metrics.step(num_images, seconds, waited)
 
     def wants_checkpoint(self) -> bool:
         """Want one where Ray says that a node will be taken; a barrier every few seconds."""
@@ -92,9 +100,11 @@ class RayReporter:
         if ray.train.get_context().get_world_rank() != 0:
             ray.train.report(metrics)
             return
+        began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), files)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+        self._metrics.checkpoint(time.perf_counter() - began)
 
 
 class MlflowMetrics(UserCallback):

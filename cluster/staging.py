@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cluster.metrics import staged_bytes
 from cluster.objects import LOG_SECONDS, ObjectStore
 
 logger = logging.getLogger(__name__)
@@ -262,6 +263,7 @@ class _Download:
         """Bring the missing parts to disk; return the checksum of the whole."""
         digest = hashlib.sha256()
         progress = _Progress(self.file, len(done) * PART_BYTES)
+        count = staged_bytes()
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="stage")
         with self.path.open("r+b" if self.path.is_file() else "w+b") as file:
             self._reserve(file.fileno(), is_new=not done)
@@ -284,6 +286,7 @@ class _Download:
                             record.write(f"{number}\n")
                             record.flush()
                             progress.add(len(part))
+                            count(len(part))
                         else:
                             os.utime(self.record)  # a sign of life for those who wait
                 except BaseException:

@@ -31,6 +31,9 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.credentials import get_default_host_creds, read_mlflow_creds
+from mlflow.utils.rest_utils import http_request
 from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -149,12 +152,18 @@ def tracking_uri() -> str:
 
 
 def check_reachable() -> None:
-    """Ask an MLflow server for a sign of life.
+    """Knock at MLflow's door: does a server answer, of a version that fits, and let us in?
 
     Raises:
-        TrackingError: it gave none within seconds, or its place would be thrown away.
+        TrackingError: it does not, or what it keeps would be thrown away.
     """
     uri = tracking_uri()
+    if re.search(r"://[^/\s@]*:[^/\s@]+@", uri):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is {masked(uri)}, with a password in it, which would be sent to "
+            "every process of a run; leave it out and set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
+        )
     is_here = Path(uri.removeprefix("sqlite:///")).is_relative_to(Path.cwd())
     if is_here and in_submitted_job():
         raise TrackingError(
@@ -170,6 +179,60 @@ def check_reachable() -> None:
             f"MLflow at {masked(uri)} does not answer ({type(error).__name__}); "
             "start its server or set MLFLOW_TRACKING_URI to one that runs"
         ) from error
+    try:
+        make_client(uri).search_experiments(max_results=1)
+        answer = http_request(get_default_host_creds(uri), "/version", "GET")
+    except FAILURES as error:
+        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
+    _check_version(uri, "" if answer is None else answer.text)
+
+
+def _check_version(uri: str, version: str) -> None:
+    """Refuse a server that may not know what this client asks for.
+
+    Raises:
+        TrackingError: it is older, or of another major version, or no MLflow.
+    """
+    ours = [int(part) for part in mlflow.__version__.split(".")[:2]]
+    theirs = [int(part) for part in re.findall(r"\d+", version[:20])[:2]]
+    if theirs[:1] != ours[:1] or theirs < ours:
+        raise TrackingError(
+            f"MLflow at {masked(uri)} is version {version[:20]!r}, and this client is "
+            f"{mlflow.__version__}: install {mlflow.__version__} there and upgrade its database "
+            "(mlflow db upgrade), or set MLFLOW_TRACKING_URI to another server"
+        )
+
+
+def explain(error: Exception) -> str:
+    """Say in one sentence what a failure of MLflow's means, and what to do."""
+    status = _http_status(error)
+    user = read_mlflow_creds().username
+    text = _sentence(error)
+    if status == 401:
+        problem = f"user {user} with this password" if user else "calls without a user"
+        return (
+            f"it refuses {problem}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            "write ~/.mlflow/credentials, on the machine of the driver"
+        )
+    if status == 403 and "Host header" in str(error):
+        return (
+            "it does not know itself by this name; add the name and port of the address to "
+            "MLFLOW_SERVER_ALLOWED_HOSTS where the server starts, or use another of its names"
+        )
+    if status == 403:
+        return f"user {user} may not do this; ask its administrator for the right to write ({text})"
+    if "too many 503" in text or "No space left" in str(error):
+        return (
+            "its database does not take what is written; look into the server's log, and free "
+            "space on PostgreSQL's disk where that is full"
+        )
+    return f"{text}; start its server or set MLFLOW_TRACKING_URI"
+
+
+def _http_status(error: Exception) -> int | None:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code
+    return error.get_http_status_code() if isinstance(error, mlflow.MlflowException) else None
 
 
 def make_client(uri: str) -> MlflowClient:
@@ -231,10 +294,7 @@ def start(
             record.client.set_tag(record.run_id, key, value)
         record.client.log_text(record.run_id, config_text, "config.yaml")
     except FAILURES as error:
-        raise TrackingError(
-            f"MLflow at {masked(uri)} cannot be used: {_sentence(error)}; "
-            "start its server or set MLFLOW_TRACKING_URI"
-        ) from error
+        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
     logger.info(
         "%s attempt %d of %s, MLflow run %s",
         "resuming" if record.resumed else "starting", record.attempt, name, record.run_id,
@@ -514,6 +574,7 @@ class _Heart(Thread):
 
     def run(self) -> None:
         client = self._record.client
+        machine = SystemMetricsMonitor(self._record.run_id, tracking_uri=self._record.uri)
         while not self.leaving.wait(BEAT_SECONDS):
             try:
                 run = client.get_run(self._record.run_id)
@@ -523,6 +584,7 @@ class _Heart(Thread):
                 client.set_tag(run.info.run_id, _LEASE, self._lease.text())
                 if run.info.status != "RUNNING":  # a start of another run thought us dead
                     client.update_run(run.info.run_id, status="RUNNING")
+                _log_machine(client, run, machine)
             except Exception as error:
                 logger.debug("no sign of life could be given: %s", error)
         else:
@@ -531,6 +593,20 @@ class _Heart(Thread):
         logger.error("another driver has taken over MLflow run %s", self._record.run_id)
         if self._in_main:
             interrupt_main()
+
+
+def _log_machine(client: MlflowClient, run: Run, machine: SystemMetricsMonitor) -> None:
+    """Log how busy this machine is, under MLflow's own names; its thread ends with an outage."""
+    machine.collect_metrics()
+    now = get_current_time_millis()
+    step = (now - run.info.start_time) // 1000  # so that a resumed run goes on counting
+    values = machine.aggregate_metrics()
+    for monitor in machine.monitors:
+        monitor.clear_metrics()
+    client.log_batch(
+        run.info.run_id,
+        metrics=[Metric(f"system/{key}", value, now, step) for key, value in values.items()],
+    )
 
 
 def _search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:

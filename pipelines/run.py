@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
 
-from cluster.config import ClusterConfig
+from cluster.config import ClusterConfig, check_name
 from cluster.launch import RunError
 from cluster.registry import RegistryConfig
 from cluster.tracking import TrackingError
@@ -51,11 +51,7 @@ class Run:
     """Where the model is registered."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name):
-            raise ValueError(
-                "name must be letters, digits, dots, dashes and underscores, at most 100, "
-                f"got {self.name!r}"
-            )
+        check_name(self.name)
         if self.train.batch_size < self.cluster.max_workers:
             raise ValueError(
                 f"train.batch_size must be at least cluster.num_workers "

@@ -115,7 +115,7 @@ class Recorder:
 
     def __init__(self, kill_after: int = 0, *, with_notice: bool = False) -> None:
         self.kill_after, self.with_notice = kill_after, with_notice
-        self.num_steps = 0
+        self.num_steps = self.num_images = 0
         self.metrics: list[Metrics] = []
         self.snapshots: list[Snapshot] = []
         self.weights_then: list[dict[str, Tensor]] = []
@@ -124,6 +124,10 @@ class Recorder:
         self.metrics.append(metrics)
         self.snapshots.append(snapshot)
         self.weights_then.append({k: v.clone() for k, v in snapshot["model"].items()})
+
+    def step(self, num_images: int, seconds: float, waited: float) -> None:
+        assert 0 <= waited <= seconds
+        self.num_images += num_images
 
     def wants_checkpoint(self) -> bool:
         self.num_steps += 1

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from cluster.config import check_name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
@@ -80,6 +82,7 @@ class Sweep:
     """Seed of the draws."""
 
     def __post_init__(self) -> None:
+        check_name(self.name)
         if self.num_trials < 1:
             raise ValueError(f"num_trials must be 1 or more, got {self.num_trials}")
         if self.seed < 0:

@@ -137,7 +137,9 @@ def train_one_epoch(
                 or wants_checkpoint
             ):
                 _raise_if_bad(guard, config, epoch, first_step, len(batches))
-            training.tally.add_time(time.perf_counter() - asked, waited)
+            took = time.perf_counter() - asked
+            training.tally.add_time(took, waited)
+            reporter.step(len(labels), took, waited)
             if wants_checkpoint:
                 reporter.checkpoint(training.snapshot())
             if progress.is_due():

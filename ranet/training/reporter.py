@@ -62,6 +62,10 @@ class Reporter(Protocol):
         """Take the metrics of an epoch and the state to resume after it."""
         ...
 
+    def step(self, num_images: int, seconds: float, waited: float) -> None:
+        """Take what a step of this worker took: its images, seconds, and those spent waiting."""
+        ...
+
     def wants_checkpoint(self) -> bool:
         """Say whether a checkpoint is wanted now; asked after every step, the same on all."""
         ...
@@ -78,6 +82,9 @@ class LogReporter:
         """Log one line with every metric."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         logger.info("epoch %d: %s", snapshot["epoch"], text)
+
+    def step(self, num_images: int, seconds: float, waited: float) -> None:
+        """Say nothing: the loop itself logs a line now and then."""
 
     def wants_checkpoint(self) -> bool:
         """Want none."""

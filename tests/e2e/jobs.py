@@ -19,7 +19,14 @@ STORAGE = f"s3://{BUCKET}/runs"
 class Job:
     """A submitted `pipelines/train.py`."""
 
-    def __init__(self, cluster: LocalCluster, folder: Path, name: str, *arguments: str) -> None:
+    def __init__(
+        self,
+        cluster: LocalCluster,
+        folder: Path,
+        name: str,
+        *arguments: str,
+        tracking_uri: str | None = None,
+    ) -> None:
         config = folder / "config.yaml"
         config.write_text(CONFIG)
         self.name = name
@@ -27,6 +34,7 @@ class Job:
         self._client = JobSubmissionClient(
             cluster.environment["RAY_API_SERVER_ADDRESS"], headers=cluster.ray_headers
         )
+        self.tracking_uri = tracking_uri or cluster.environment["MLFLOW_TRACKING_URI"]
         self.id = self._client.submit_job(
             entrypoint=shlex.join(
                 ["python", "pipelines/train.py", "--config", str(config), f"--name={name}",
@@ -34,6 +42,7 @@ class Job:
             ),
             runtime_env={
                 "working_dir": str(PROJECT),
+                "env_vars": {"MLFLOW_TRACKING_URI": self.tracking_uri},
                 "excludes": ["/tests", "/outputs", "/data", "/mlruns", "/docs"],
             },
         )  # fmt: skip
@@ -51,6 +60,10 @@ class Job:
             for process in self.cluster.processes(*self.cluster.hosts)
             if "RayTrainWorker" in " ".join(process.cmdline())
         ]
+
+    def details(self) -> Any:
+        """What Ray tells everybody who asks about it."""
+        return self._client.get_job_info(self.id)
 
     def stop(self) -> None:
         """What `ray job stop` does."""
@@ -80,7 +93,7 @@ class Job:
 
     @property
     def tracking(self) -> MlflowClient:
-        return MlflowClient(self.cluster.environment["MLFLOW_TRACKING_URI"])
+        return MlflowClient(self.tracking_uri)
 
     def epochs(self, metric: str = "val/exit1/top1") -> Sequence[int]:
         """Epochs that MLflow knows, doubled ones twice."""

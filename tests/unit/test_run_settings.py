@@ -88,6 +88,10 @@ def test_the_command_line_overrides_the_file(tmp_path):
             "cluster.num_workers must be 1 or more, or [least, most] of such, got 0",
         ),
         (["--cluster.storage="], "cluster.storage must name a folder"),
+        (["--cluster.storage=s3://team/runs/../others"], "cluster.storage must have no . or .."),
+        (["--data.folder=s3://team/images/../others"], "data.folder must be a path or s3://bucket"),
+        (["--name=../others"], "name must be letters, digits, dots, dashes and underscores"),
+        (["--name=mine' or tags.x = 'y"], "name must be letters, digits, dots, dashes and"),
         (["train"], "unrecognized arguments: train"),
     ],
 )
@@ -99,6 +103,24 @@ def test_a_wrong_setting_is_named_in_one_line_with_status_2(arguments, sentence,
     assert written.out == ""
     assert written.err.startswith(f"error: {sentence}")
     assert len(written.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "setting"),
+    [
+        ("--cluster.storage=s3://AKIAPLANTED:zq-planted@team/runs", "cluster.storage"),
+        ("--cluster.storage=s3://team/runs?secret_key=zq-planted", "cluster.storage"),
+        ("--data.folder=s3://AKIAPLANTED:zq-planted@team/images", "data.folder"),
+        ("--data.root=s3://AKIAPLANTED:zq-planted@team/images", "data.root"),
+    ],
+)
+def test_a_key_in_an_address_is_refused_and_not_repeated(argument, setting, capsys):
+    with pytest.raises(SystemExit):
+        read_run([argument])
+    written = capsys.readouterr().err
+    assert setting in written
+    assert "AWS_SECRET_ACCESS_KEY" in written
+    assert "planted" not in written.lower()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from mlflow import MlflowClient
 from cluster import tracking
 from cluster.tracking import MetricWriter, Record, TrackingError, provenance, start
 
+OURS = mlflow.__version__.split(".")
 SETTINGS = {"model.scales": "[1, 2, 3]", "train.optim.lr": "0.1"}
 
 
@@ -197,6 +198,17 @@ def test_a_living_driver_gives_signs_of_life(client, monkeypatch):
             time.sleep(0.05)
 
 
+def test_the_machine_of_the_driver_is_measured(client, monkeypatch):
+    monkeypatch.setattr(tracking, "BEAT_SECONDS", 0.05)
+    with begin() as record:
+        deadline = time.monotonic() + 20
+        while "system/cpu_utilization_percentage" not in client.get_run(record.run_id).data.metrics:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    metrics = client.get_run(record.run_id).data.metrics
+    assert 0 < metrics["system/system_memory_usage_percentage"] < 100
+
+
 def test_a_driver_thought_dead_puts_its_state_right(client, monkeypatch):
     monkeypatch.setattr(tracking, "BEAT_SECONDS", 0.05)
     with begin() as record:
@@ -226,7 +238,9 @@ def test_a_driver_whose_run_another_one_has_taken_stops_and_leaves_its_state_alo
 
 def test_no_message_shows_a_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
-    with pytest.raises(TrackingError, match=r"MLflow at http://\*\*\*@127\.0\.0\.1:9 does") as told:
+    with pytest.raises(
+        TrackingError, match=r"http://\*\*\*@127\.0\.0\.1:9, with a password"
+    ) as told:
         begin().__enter__()
     assert "secret" not in str(told.value)
     error = OSError("API request to http://user:secret@host/api failed: postgresql://u:p@db/x")
@@ -234,6 +248,17 @@ def test_no_message_shows_a_password(monkeypatch):
         tracking._sentence(error)
         == "API request to http://***@host/api failed: postgresql://***@db/x"
     )
+
+
+@pytest.mark.parametrize("version", ["2.99.0", f"{OURS[0]}.{int(OURS[1]) - 1}.9", "<html>no", ""])
+def test_a_server_that_may_not_know_what_we_ask_for_is_refused(version):
+    with pytest.raises(TrackingError, match=r"is version .*: install .*MLFLOW_TRACKING_URI"):
+        tracking._check_version("http://mlflow", version)
+
+
+@pytest.mark.parametrize("version", [mlflow.__version__, f"{OURS[0]}.{int(OURS[1]) + 1}.0rc1"])
+def test_a_server_of_our_version_or_a_newer_one_is_taken(version):
+    tracking._check_version("http://mlflow", version)
 
 
 @pytest.mark.parametrize("is_unfinished", [False, True])

@@ -90,6 +90,7 @@ def test_every_epoch_is_reported_with_every_metric():
     assert [len(snapshot["history"]) for snapshot in recorder.snapshots] == [1, 2, 3, 4]
     assert last is recorder.snapshots[-1]
     assert last["history"] == recorder.metrics
+    assert recorder.num_images == recorder.num_steps * QUICK.batch_size == 40 * QUICK.batch_size
     assert all(0 < metrics["train/data_wait"] < 1 for metrics in recorder.metrics)
     # A tenth after 2 and after 3 of 4 epochs; the warm-up is over after half of the first.
     assert [m["train/lr"] for m in recorder.metrics] == pytest.approx([0.05, 0.05, 0.005, 0.0005])

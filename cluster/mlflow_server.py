@@ -1,0 +1,186 @@
+"""A team's MLflow server: runs in PostgreSQL, artifacts in S3, users with passwords.
+
+    python -m cluster.mlflow_server serve               # `make mlflow-server`: until Ctrl-C
+    python -m cluster.mlflow_server add-user ada --may write
+
+Clients reach artifacts through the server: only the server needs keys for S3. It is told
+everything by its environment, so that no secret is in a file or on a command line: PGHOST,
+PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass), MLFLOW_ARTIFACTS_DESTINATION,
+MLFLOW_SERVER_ALLOWED_HOSTS, MLFLOW_AUTH_ADMIN_PASSWORD, and for S3 what boto3 knows.
+"""
+
+import argparse
+import os
+import secrets
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+
+import psycopg2
+from mlflow import MlflowException
+from mlflow.server import get_app_client
+
+from cluster.objects import ObjectStore, check_address
+from cluster.tracking import (
+    EXPERIMENT,
+    TrackingError,
+    check_reachable,
+    explain,
+    make_client,
+    tracking_uri,
+)
+
+DATABASE = "postgresql+psycopg2://"
+"""PostgreSQL as the PG... variables say; that of SQLAlchemy alone would be another driver."""
+S3_SECONDS = 10.0
+"""How long S3 may take to answer before the server starts."""
+GRANTS = {"experiment": "EDIT", "run": "MANAGE", "registered_model": "EDIT"}
+"""What those have who may write, on all experiments and models: they cannot delete them."""
+
+
+def serve(host: str, port: int, workers: int) -> None:
+    """Check what the server needs, and become it.
+
+    Raises:
+        ValueError: a setting is missing or wrong.
+        OSError: PostgreSQL or S3 cannot be used.
+    """
+    check_settings(os.environ)
+    check_database("MLFLOW_AUTH_ADMIN_PASSWORD" in os.environ)
+    check_store(os.environ["MLFLOW_ARTIFACTS_DESTINATION"])
+    arguments = [
+        sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port),
+        "--workers", str(workers), "--app-name", "basic-auth", "--serve-artifacts",
+        "--backend-store-uri", DATABASE,
+        "--artifacts-destination", os.environ["MLFLOW_ARTIFACTS_DESTINATION"],
+    ]  # fmt: skip
+    environment = server_environment(os.environ)
+    os.execve(sys.executable, arguments, environment)
+
+
+def server_environment(given: Mapping[str, str]) -> MutableMapping[str, str]:
+    """Return the environment of MLflow's server."""
+    return {
+        # Signs its sign-up form; all its processes must have the same.
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **given,
+        "MLFLOW_AUTH_CONFIG_PATH": str(Path(__file__).with_name("mlflow_auth.ini")),
+    }
+
+
+def check_settings(environment: Mapping[str, str]) -> None:
+    """Refuse to serve without a place for artifacts, or to every name.
+
+    Raises:
+        ValueError: names the variable.
+    """
+    destination = environment.get("MLFLOW_ARTIFACTS_DESTINATION", "")
+    check_address("MLFLOW_ARTIFACTS_DESTINATION", destination)
+    hosts = [name.strip() for name in environment.get("MLFLOW_SERVER_ALLOWED_HOSTS", "").split(",")]
+    if "" in hosts or "*" in hosts:
+        raise ValueError(
+            "MLFLOW_SERVER_ALLOWED_HOSTS must list the names and ports by which clients reach the "
+            "server, such as mlflow.example.com,10.0.0.7:5000, got "
+            f"{environment.get('MLFLOW_SERVER_ALLOWED_HOSTS', 'nothing')}"
+        )
+
+
+def check_database(has_admin_password: bool) -> None:
+    """Ask PostgreSQL whether it lets us in, and whether there is an administrator already.
+
+    Raises:
+        OSError: it does not, with its own words.
+        ValueError: the first start needs a password for the administrator.
+    """
+    try:
+        connection = psycopg2.connect("", connect_timeout=5)
+    except psycopg2.OperationalError as error:
+        raise OSError(
+            f"PostgreSQL cannot be used: {' '.join(str(error).split())}; set PGHOST, PGPORT, "
+            "PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass) to a database that is there"
+        ) from None
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT to_regclass('users')")
+            [has_users] = cursor.fetchone() or [None]
+            if has_users:
+                cursor.execute("SELECT count(*) FROM users")
+                [has_users] = cursor.fetchone() or [0]
+    finally:
+        connection.close()
+    if not has_users and not has_admin_password:
+        raise ValueError(
+            "MLFLOW_AUTH_ADMIN_PASSWORD must be set at the first start: it becomes the password "
+            "of the user admin, of 12 letters or more"
+        )
+
+
+def check_store(destination: str) -> None:
+    """Write an object where the artifacts will lie, and remove it.
+
+    Raises:
+        OSError: S3 does not take it, with the reason.
+    """
+    with ObjectStore(patience_seconds=S3_SECONDS) as store:
+        store.check_writable(destination.rstrip("/"))
+
+
+def add_user(name: str, *, may_write: bool) -> str:
+    """Create a user on the server of MLFLOW_TRACKING_URI, as its administrator.
+
+    Returns:
+        The user's password, which nobody else knows.
+
+    Raises:
+        TrackingError: the server cannot be used, or does not allow it.
+    """
+    check_reachable()
+    password = secrets.token_urlsafe(18)
+    client = make_client(tracking_uri())
+    admin = get_app_client("basic-auth", tracking_uri=tracking_uri())
+    try:
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            client.create_experiment(EXPERIMENT)  # it would belong to the first who starts a run
+        admin.create_user(name, password)
+        for kind, permission in GRANTS.items() if may_write else ():
+            admin.grant_user_permission(name, kind, "*", permission)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(
+            f"MLflow at {tracking_uri()} did not make user {name}: {explain(error)}"
+        ) from error
+    return password
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Serve, or create a user."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cluster.mlflow_server",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    server = commands.add_parser("serve", help="run the server until Ctrl-C")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    server.add_argument("--port", type=int, default=5000)
+    server.add_argument("--workers", type=int, default=4, help="processes that answer")
+    user = commands.add_parser("add-user", help="create a user and show its password, once")
+    user.add_argument("name")
+    user.add_argument("--may", choices=("read", "write"), default="read")
+    options = parser.parse_args(argv)
+    try:
+        if options.command == "serve":
+            serve(options.host, options.port, options.workers)
+        password = add_user(options.name, may_write=options.may == "write")
+    except (TrackingError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    sys.stdout.write(
+        f"# {options.name}'s ~/.mlflow/credentials, for nobody else to read (chmod 600)\n"
+        f"[mlflow]\nmlflow_tracking_username = {options.name}\n"
+        f"mlflow_tracking_password = {password}\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
