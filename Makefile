@@ -5,7 +5,7 @@ HOSTS ?= 2
 ADDRESS ?= 127.0.0.1
 NODES ?= /tmp/ray/prom_metrics_service_discovery.json
 
-.PHONY: help setup train test check lint types arch format ui cluster mlflow-server watch
+.PHONY: help setup train sweep test check lint types arch format ui cluster mlflow-server watch
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
@@ -15,6 +15,9 @@ setup: ## system packages and .venv; seconds where they are there
 
 train: setup ## train, evaluate and register a network on the built-in digits
 	.venv/bin/python pipelines/train.py --config configs/digits.yaml
+
+sweep: setup ## search for the best small network for two budgets on the built-in digits
+	.venv/bin/python pipelines/tune.py --config configs/sweeps/digits.yaml
 
 test: setup ## all tests; those of servers that cannot be installed are skipped
 	-@cluster/packages.sh iproute2 util-linux postgresql prometheus

@@ -16,7 +16,10 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """CPU cores of one worker: its torch threads and its data threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """gpu: one for each worker; auto: gpu where Ray has enough of them now, otherwise cpu."""
+    """gpu: gpus_per_worker for each worker; auto: gpu where Ray has enough now, otherwise cpu."""
+    gpus_per_worker: float = 1.0
+    """GPUs of a worker, where it has any; a part of one, such as 0.25, for a run of one worker with
+    a small network, so that several runs share a GPU."""
     storage: str = "outputs/runs"
     """Folder of the checkpoints, seen by every node: a path, or an address such as s3://bucket/runs."""
     cache_folder: str = "~/.cache/ranet"
@@ -61,6 +64,12 @@ class ClusterConfig:
                 raise ValueError(f"cluster.{name} must be 1 or more, got {getattr(self, name)}")
         if self.device not in ("auto", "cpu", "gpu"):
             raise ValueError(f"cluster.device must be auto, cpu or gpu, got {self.device!r}")
+        if self.gpus_per_worker != 1 and not (0 < self.gpus_per_worker < 1 == self.max_workers):
+            raise ValueError(
+                "cluster.gpus_per_worker must be 1, or a part of 1 where cluster.num_workers is 1 "
+                f"(workers that train together cannot share a GPU), got {self.gpus_per_worker} "
+                f"with {self.max_workers} workers"
+            )
         if not self.storage:
             raise ValueError("cluster.storage must name a folder, got an empty string")
         _check_storage(self.storage)

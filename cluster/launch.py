@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import logging
+import math
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from typing import Any
 
 import ray
 import ray.train
+import torch
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError
 from ray.train import (
     Checkpoint,
@@ -61,6 +64,10 @@ after the loss of a node it counts that node for up to 20 seconds."""
 
 class RunError(RuntimeError):
     """A run that failed; its message is the cause, in one sentence."""
+
+
+class UntrainableError(RunError):
+    """A run that would fail again: it diverges, its settings are wrong, or memory is too small."""
 
 
 def resolve_storage(storage: str) -> str:
@@ -157,6 +164,7 @@ def launch(
     storage: str,
     cluster: ClusterConfig,
     callbacks: Sequence[UserCallback] = (),
+    watch: Any = None,
 ) -> Checkpoint:
     """Run `worker(config)` on every worker and return the last checkpoint.
 
@@ -169,6 +177,7 @@ def launch(
         storage: absolute path or address.
         cluster: what to ask of Ray.
         callbacks: called in Ray's controller process after every report.
+        watch: what `start_watch` gave, shared by runs that wait for one another's resources.
 
     Raises:
         RunError: a worker failed, or its resources never came; the message is the cause.
@@ -182,25 +191,16 @@ def launch(
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     use_gpu = wants_gpu(cluster)
     path, filesystem = open_storage(storage)
-    watch = (
-        ray.remote(_Watch)
-        .options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(  # beside us: it lives as we do
-                ray.get_runtime_context().get_node_id(), soft=False
-            ),
-        )
-        .remote()
-    )
+    watch = watch or start_watch()
     trainer = _Trainer(
         _work,
-        train_loop_config={"worker": worker, "config": config, "watch": watch},
+        train_loop_config={"worker": worker, "config": config, "watch": watch, "name": name},
         scaling_config=ScalingConfig(
             num_workers=(
                 (cluster.min_workers, cluster.max_workers) if elastic else cluster.max_workers
             ),
             use_gpu=use_gpu,
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
+            resources_per_worker=worker_resources(cluster),
             elastic_resize_monitor_interval_s=cluster.resize_seconds,
         ),
         run_config=RunConfig(
@@ -215,12 +215,13 @@ def launch(
             logging_config=LoggingConfig(log_level="CRITICAL"),  # failures are told by us, once
         ),
     )
-    trainer.watch = watch
+    trainer.watch, trainer.run_name = watch, name
     try:
-        result = _finish(trainer.fit, watch, cluster, name)
+        result = _finish(trainer.fit, watch, name, cluster)
     except TrainingFailedError as error:
         cause = error.controller_failure if isinstance(error, ControllerError) else error
-        raise RunError(_with_way_out(cause, storage)) from error
+        kind = type(cause) if isinstance(cause, RunError) else RunError
+        raise kind(_with_way_out(cause, storage)) from error
     except RayError as error:
         raise RunError(
             f"Ray's controller of the run was lost ({type(error).__name__}); start the run again "
@@ -230,11 +231,65 @@ def launch(
     return result.checkpoint
 
 
+def start_watch() -> Any:
+    """Start the actor that workers give signs of life to; it lives as long as this process."""
+    return (
+        ray.remote(_Watch)
+        .options(
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            ),
+        )
+        .remote()
+    )
+
+
 def wants_gpu(cluster: ClusterConfig) -> bool:
     """Decide `cluster.device` auto by the GPUs that Ray has."""
     if cluster.device == "auto":
-        return ray.cluster_resources().get("GPU", 0) >= cluster.min_workers
+        needed = cluster.min_workers * cluster.gpus_per_worker
+        return ray.cluster_resources().get("GPU", 0) >= needed
     return cluster.device == "gpu"
+
+
+def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Return what a worker asks of Ray."""
+    gpu = {"GPU": cluster.gpus_per_worker} if wants_gpu(cluster) else {}
+    return {"CPU": float(cluster.cpus_per_worker), **gpu}
+
+
+def room_for(cluster: ClusterConfig) -> int:
+    """Return how many runs' workers Ray has room for now, all nodes together; 0: not for one."""
+    needs = worker_resources(cluster)
+    workers = sum(
+        int(min((node["Resources"].get(name, 0) + 1e-6) // each for name, each in needs.items()))
+        for node in ray.nodes()
+        if node["Alive"]
+    )
+    return max(workers // cluster.max_workers, int(workers >= cluster.min_workers))
+
+
+def check_room(cluster: ClusterConfig) -> None:
+    """Refuse a run that the cluster has no room for; one that may grow is asked to, and waited for.
+
+    Raises:
+        RunError: the workers of a single run do not fit within `cluster.start_timeout_seconds`, or,
+            on a cluster of this process's own, at all.
+    """
+    deadline = time.monotonic() + cluster.start_timeout_seconds
+    may_grow = "RAY_ADDRESS" in os.environ
+    if room_for(cluster):
+        return
+    if may_grow:
+        logger.warning("no room for the workers of a run yet, waiting for nodes")
+        request_resources(bundles=[worker_resources(cluster)] * cluster.min_workers)
+    while may_grow and not room_for(cluster) and time.monotonic() < deadline:
+        time.sleep(1.0)
+    if may_grow:
+        request_resources(bundles=[])
+    if not room_for(cluster):
+        raise RunError(_no_room(cluster))
 
 
 def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
@@ -273,23 +328,24 @@ class _Trainer(TorchTrainer):
     """
 
     watch: Any
+    run_name: str
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [
             callback
             for callback in super()._create_default_callbacks()
             if not isinstance(callback, PlacementGroupCleanerCallback)
-        ] + [_Introduction(self.watch)]
+        ] + [_Introduction(self.watch, self.run_name)]
 
 
 class _Introduction(ControllerCallback):
     """Tells the watch which actor the controller is."""
 
-    def __init__(self, watch: Any) -> None:
-        self._watch = watch
+    def __init__(self, watch: Any, name: str) -> None:
+        self._watch, self._name = watch, name
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        self._watch.meet.remote(ray.get_runtime_context().current_actor)
+        self._watch.meet.remote(self._name, ray.get_runtime_context().current_actor)
 
 
 class _Watch:
@@ -297,23 +353,31 @@ class _Watch:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-        self._num_workers = 0
-        self._controller = None
+        self._runs: dict[str, tuple[float, int]] = {}
+        self._controllers: dict[str, Any] = {}
 
-    def meet(self, controller: Any) -> None:
-        self._controller = controller
+    def meet(self, name: str, controller: Any) -> None:
+        self._controllers[name] = controller
 
-    def controller(self) -> Any:
-        """Return Ray's controller of the run, None where it has not begun."""
-        return self._controller
+    def forget(self, name: str) -> None:
+        self._controllers.pop(name, None)  # else it would live as long as this actor
 
-    def beat(self, num_workers: int) -> None:
+    def controller(self, name: str) -> Any:
+        """Return Ray's controller of a run, None where it has not begun."""
+        return self._controllers.get(name)
+
+    def beat(self, name: str, num_workers: int) -> None:
         self._last = time.monotonic()
-        self._num_workers = num_workers
+        self._runs[name] = self._last, num_workers
 
-    def look(self) -> tuple[float, int]:
-        """Return the seconds since the last sign of life, and how many workers there were."""
-        return time.monotonic() - self._last, self._num_workers
+    def look(self, name: str) -> tuple[float, float, int]:
+        """Return the seconds since the last sign of life of any run, and since that of one run.
+
+        And how many workers the latter had.
+        """
+        now = time.monotonic()
+        last, num_workers = self._runs.get(name, (-math.inf, 0))
+        return now - self._last, now - last, num_workers
 
 
 def _work(task: dict[str, Any]) -> None:
@@ -324,7 +388,7 @@ def _work(task: dict[str, Any]) -> None:
 
     def beat() -> None:
         while not done.is_set():
-            task["watch"].beat.remote(num_workers)
+            task["watch"].beat.remote(task["name"], num_workers)
             done.wait(BEAT_SECONDS)
 
     if context.get_world_rank() == 0:
@@ -368,11 +432,14 @@ class _Failures(UserCallback):
             1: f"worker {rank} was lost: it was killed, ran out of memory, or its node went",
             2: f"worker {rank} lost the connection to another one ({_first_line(cause)})",
         }[_remoteness(cause)]
-        if isinstance(cause, ValueError | NonFiniteLoss) or _is_full_disk(cause):
+        if isinstance(cause, ValueError | NonFiniteLoss | MemoryError | torch.OutOfMemoryError):
+            raise UntrainableError(sentence)
+        if _is_full_disk(cause):
             raise RunError(sentence)
         self._in_a_row += 1
         if self._in_a_row > self._limit:
-            raise RunError(
+            # Workers that die again and again without a word have too little memory.
+            raise (UntrainableError if _remoteness(cause) == 1 else RunError)(
                 f"{sentence}; that is failure {self._in_a_row} in a row without a report between, "
                 f"and cluster.max_failures is {self._limit}; start the run again to go on from its "
                 "last checkpoint"
@@ -383,8 +450,8 @@ class _Failures(UserCallback):
         )  # fmt: skip
 
 
-def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig, name: str) -> Result:
-    """Run `fit` in a thread to its end, as long as there are workers.
+def _finish(fit: Callable[[], Result], watch: Any, name: str, cluster: ClusterConfig) -> Result:
+    """Run `fit` in a thread to its end, as long as there are workers, of whichever run of a watch.
 
     In the main thread Ray Train would handle Ctrl-C itself, and leave with status 0; so it reaches
     us as KeyboardInterrupt. The workers end when the connection to Ray is closed.
@@ -402,25 +469,29 @@ def _finish(fit: Callable[[], Result], watch: Any, cluster: ClusterConfig, name:
 
     Thread(target=run, name="ray-train", daemon=True).start()
     try:
-        _look_after(outcome, watch, cluster, active(name))
+        _look_after(outcome, watch, name, cluster, active(name))
     except BaseException:
-        _abort(watch)
+        abort(watch, name)
         raise
+    watch.forget.remote(name)
     return outcome.result()
 
 
 def _look_after(
     outcome: futures.Future[Result],
     watch: Any,
+    name: str,
     cluster: ClusterConfig,
     still_active: Callable[[], None],
 ) -> None:
     """Wait for the end of a run as long as there are workers, and tell how many there are."""
-    known, told = 0, time.monotonic()
+    known, started = 0, time.monotonic()
+    told = started
     while not futures.wait([outcome], timeout=1.0).done:
         still_active()
-        silent, num_workers = ray.get(watch.look.remote())
-        if silent < 2 * BEAT_SECONDS and num_workers != known:
+        silent, own_silent, num_workers = ray.get(watch.look.remote(name))
+        silent = min(silent, time.monotonic() - started)
+        if own_silent < 2 * BEAT_SECONDS and num_workers != known:
             logger.info("training on %d worker%s", num_workers, "s" * (num_workers > 1))
             known = num_workers
         if silent > cluster.start_timeout_seconds:
@@ -430,27 +501,43 @@ def _look_after(
             told = time.monotonic()
 
 
-def _abort(watch: Any) -> None:
-    """Let the controller end its workers and give back what it asked Ray for.
+def abort(watch: Any, name: str) -> None:
+    """Let the controller of a run end its workers and give back what it asked Ray for.
 
     Killed with its driver it would not: for three minutes Ray would hold the place of its workers
     against a run whose number of workers is a range.
     """
     with suppress(RayError):  # it ends itself in mid-call
-        controller: Any = ray.get(watch.controller.remote(), timeout=ABORT_SECONDS)
+        controller: Any = ray.get(watch.controller.remote(name), timeout=ABORT_SECONDS)
         if controller is not None:
             ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
+    watch.forget.remote(name)
 
 
 def _no_workers(cluster: ClusterConfig) -> str:
-    gpu = " and 1 GPU" if wants_gpu(cluster) else ""
-    has = ray.cluster_resources()
     return (
-        f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each did not "
-        f"start within cluster.start_timeout_seconds = {cluster.start_timeout_seconds:g}: the "
-        f"cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs; ask for less or "
-        "add nodes, and start the run again"
+        f"{_workers(cluster)} did not start within cluster.start_timeout_seconds = "
+        f"{cluster.start_timeout_seconds:g}: {_whole_cluster()}; ask for less or add nodes, and "
+        "start the run again"
     )
+
+
+def _no_room(cluster: ClusterConfig) -> str:
+    return (
+        f"cluster.num_workers asks for {_workers(cluster)}, which is more than the cluster has: "
+        f"{_whole_cluster()} on {sum(node['Alive'] for node in ray.nodes())} nodes; ask for less "
+        "or add nodes"
+    )
+
+
+def _workers(cluster: ClusterConfig) -> str:
+    gpu = f" and {cluster.gpus_per_worker:g} GPU" if wants_gpu(cluster) else ""
+    return f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each"
+
+
+def _whole_cluster() -> str:
+    has = ray.cluster_resources()
+    return f"the cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
 
 
 def _first_cause(failures: Mapping[int, Exception]) -> tuple[int, Exception]:

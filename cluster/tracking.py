@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import mlflow
 import requests
@@ -33,6 +33,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from mlflow.utils.credentials import get_default_host_creds, read_mlflow_creds
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
@@ -320,6 +321,67 @@ def start(
             _set_state(record, state)
 
 
+def open_child(
+    parent: Record, name: str, *, parameters: Mapping[str, str], tags: Mapping[str, str]
+) -> Record:
+    """Open a run below one that this process owns; it is closed by `close_child`.
+
+    It has no signs of life of its own: where its parent has ended, it has too.
+
+    Args:
+        parent: the run above.
+        name: its name; another one for every child.
+        parameters: its settings.
+        tags: what else is worth knowing.
+    """
+    client = parent.client
+    run = client.create_run(
+        client.get_run(parent.run_id).info.experiment_id,
+        run_name=name,
+        tags={_NAME: name, _ATTEMPT: "1", MLFLOW_PARENT_RUN_ID: parent.run_id, **tags},
+    )
+    record = Record(parent.uri, run.info.run_id, name, attempt=1, resumed=False)
+    client.log_batch(
+        record.run_id,
+        params=[Param(key, value[:PARAM_LENGTH]) for key, value in parameters.items()],
+        tags=[RunTag(_STORAGE, record.storage_name)],
+    )
+    return record
+
+
+def reopen_child(parent: Record, run: Run) -> Record:
+    """Go on with a child of an earlier start."""
+    parent.client.update_run(run.info.run_id, status="RUNNING")
+    return Record(parent.uri, run.info.run_id, run.data.tags[_NAME], attempt=1, resumed=True)
+
+
+def close_child(record: Record, state: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
+    """Set the state in which a child ended, unless it has it."""
+    if record.client.get_run(record.run_id).info.status != state:
+        _set_state(record, RunStatus.from_string(state))
+
+
+def children(uri: str, run_id: str) -> list[Run]:
+    """Give the runs below a run, in the order in which they were opened."""
+    client = make_client(uri)
+    experiment_id = client.get_run(run_id).info.experiment_id
+    found = _search(client, experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
+    return sorted(found, key=lambda run: (run.info.start_time, run.info.run_name))
+
+
+def history(uri: str, run_id: str, metric: str) -> dict[int, float]:
+    """Give the values of a metric by epoch."""
+    entries = make_client(uri).get_metric_history(run_id, metric)
+    return {entry.step: entry.value for entry in entries}
+
+
+def last_attempt(name: str) -> Run | None:
+    """Give the newest attempt of a name, whatever its state; nothing where there is none."""
+    client = make_client(tracking_uri())
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return None if experiment is None else _last_attempt(client, experiment.experiment_id, name)
+
+
 def _set_state(record: Record, state: int) -> None:
     try:
         record.client.set_terminated(record.run_id, RunStatus.to_string(state))
@@ -519,6 +581,12 @@ def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
         if lease is not None and not lease.is_alive():
             client.set_terminated(run.info.run_id, "KILLED", end_time=int(lease.beat * 1000))
             logger.info("marked MLflow run %s as killed: its driver is gone", run.info.run_id)
+    running = _search(client, experiment_id, "attributes.status = 'RUNNING'")
+    alive = {run.info.run_id for run in running}
+    for run in running:
+        parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
+        if _LEASE not in run.data.tags and parent is not None and parent not in alive:
+            client.set_terminated(run.info.run_id, "KILLED")
 
 
 def _last_attempt(client: MlflowClient, experiment_id: str, name: str) -> Run | None:

@@ -184,7 +184,7 @@ def one_sentence() -> Iterator[None]:
 
 def _check_files(kind: type, arguments: Sequence[str]) -> None:
     """Refuse config files whose sections hold no settings; jsonargparse takes some for empty."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
         option, _, path = argument.partition("=")
         if option == "--config" and Path(path or following).is_file():
             file = Path(path or following)

@@ -13,15 +13,15 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from ray.train import Checkpoint, UserCallback
 
 from cluster import tracking
 from cluster.launch import connected, launch, resolve_storage
 from cluster.objects import is_address
-from cluster.reporter import MlflowMetrics, location_of
+from cluster.reporter import SNAPSHOT, MlflowMetrics, load_checkpoint, location_of
 from cluster.tasks import on_every_cpu
 from cluster.tracking import Record
 from pipelines.data import DatasetInfo, prepare
@@ -44,8 +44,10 @@ from pipelines.run import (
     one_sentence,
     read_run,
 )
-from pipelines.worker import Trained, read_trained, train_worker
+from pipelines.worker import Trained, read_trained, train_worker, trial_worker
 from ranet import mult_adds
+from ranet.training.reporter import Snapshot
+from tuning.objective import Objective
 
 
 def main() -> None:
@@ -77,26 +79,24 @@ def make_ready(run: Run) -> DatasetInfo:
     return info
 
 
-def track(run: Run, parent: str | None = None) -> AbstractContextManager[Record]:
-    """Open the MLflow run that the run's name means, as a child of the MLflow run `parent`."""
-    nested = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
+def track(run: Run) -> AbstractContextManager[Record]:
+    """Open the MLflow run that the run's name means."""
     return tracking.start(
         run.name,
         settings=identity(run),
         parameters=flatten(run),
-        tags=tracking.provenance() | nested,
+        tags=tracking.provenance(),
         config_text=config_text(run),
         fresh=run.fresh,
     )
 
 
-def train(run: Run, record: Record, callbacks: Sequence[UserCallback] = ()) -> Trained:
+def train(run: Run, record: Record) -> Trained:
     """Train on Ray, going on where an earlier start of this record stopped.
 
     Args:
         run: what to train; its images are prepared.
         record: the run in MLflow, which gets metrics and checkpoints.
-        callbacks: called in Ray's controller process after every epoch.
     """
     keep = run.cluster.keep_checkpoints
     with connected(run.cluster):
@@ -106,7 +106,7 @@ def train(run: Run, record: Record, callbacks: Sequence[UserCallback] = ()) -> T
             name=record.storage_name,
             storage=resolve_storage(run.cluster.storage),
             cluster=run.cluster,
-            callbacks=[MlflowMetrics(record, keep), *callbacks],
+            callbacks=[MlflowMetrics(record, keep)],
         )
     trained = read_trained(checkpoint)
     # Nothing is lost even where the controller, which sends metrics while training, was killed.
@@ -114,6 +114,34 @@ def train(run: Run, record: Record, callbacks: Sequence[UserCallback] = ()) -> T
     record.log_checkpoint(trained.snapshot["history"][-1], location_of(checkpoint), keep)
     _keep_best_and_last(record, trained, checkpoint)
     return trained
+
+
+def train_trial(
+    objective: Objective, run: Run, record: Record, callbacks: Sequence[UserCallback], watch: Any
+) -> Snapshot:
+    """Train a run of a sweep, going on where an earlier start stopped; test is never read.
+
+    Args:
+        objective: what is measured after every epoch.
+        run: what to train; its images are prepared.
+        record: the trial in MLflow, which gets metrics and checkpoints.
+        callbacks: called in Ray's controller process after every epoch.
+        watch: where the workers of all trials give signs of life.
+
+    Returns:
+        The state after the last epoch.
+    """
+    with connected(run.cluster):
+        checkpoint = launch(
+            trial_worker,
+            {"run": _located(run), "objective": objective},
+            name=record.storage_name,
+            storage=resolve_storage(run.cluster.storage),
+            cluster=run.cluster,
+            callbacks=[MlflowMetrics(record, run.cluster.keep_checkpoints), *callbacks],
+            watch=watch,
+        )
+    return load_checkpoint(checkpoint)[SNAPSHOT]
 
 
 def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:

@@ -1,43 +1,60 @@
-"""Search over settings of a run: each trial is a whole training, ranked by validation accuracy.
+"""Search over settings of a run for the best network within a budget.
 
-python pipelines/tune.py --config configs/sweeps/digits.yaml [--num_trials=8 ...]
-ray job submit --working-dir . -- python pipelines/tune.py --config configs/sweeps/digits.yaml
+    python pipelines/tune.py --config configs/sweeps/digits.yaml [--num_trials=8 ...]
+    ray job submit --working-dir . -- python pipelines/tune.py --config configs/sweeps/digits.yaml
+
+Each trial is a training of its own, compared by answers to validation images alone; test is never
+read. What comes out are configs for pipelines/train.py.
 """
 
 import json
+import time
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import yaml
-from ray.tune import ResultGrid
 
 from cluster import tracking
-from cluster.launch import RunError, connected, resolve_storage
+from cluster.launch import RunError, check_room, connected, resolve_storage, wants_gpu
+from cluster.tracking import Record
 from pipelines.data.config import prepared_folder, prepared_settings
 from pipelines.run import (
     Run,
     configure_logging,
-    flatten,
     identity,
     one_sentence,
     parse_settings,
     read_settings,
 )
-from pipelines.train import make_ready, track, train
-from ranet import mult_adds
-from tuning.search import RandomSearch, cause_of, search
+from pipelines.samples import best_config, check_sample, describe
+from pipelines.train import make_ready, train_trial
+from tuning.book import Book, read_trials
+from tuning.draws import Draws
+from tuning.outcome import Outcome
+from tuning.report import write_report
+from tuning.search import search
 from tuning.space import Sweep, as_arguments
-from tuning.trial import make_trial
+from tuning.trials import TrialResult
+
+_OBJECTIVE = "sweep.objective"
 
 
 def main() -> None:
-    """Read the sweep, run its trials, and print them, best first."""
+    """Read the sweep, run its trials, and tell what came of them."""
     sweep = read_settings(Sweep)
     configure_logging()
     with one_sentence():
         run = common_run(sweep)
-        make_ready(run)
-        run_trials(sweep, run)
+        draws = make_draws(sweep, run)
+        draws.check_ahead(sweep.num_trials)
+        # Budgets are those of the best configs, not of the network that trials start from.
+        make_ready(replace(run, registry=replace(run.registry, budgets=(1.0,))))
+        with connected(run.cluster):
+            check_room(run.cluster)
+            run_trials(sweep, run, draws)
 
 
 def common_run(sweep: Sweep) -> Run:
@@ -53,83 +70,133 @@ def common_run(sweep: Sweep) -> Run:
     )
 
 
-def run_trials(sweep: Sweep, run: Run) -> None:
-    """Search, and print the ranking.
+def make_draws(sweep: Sweep, run: Run) -> Draws:
+    """Open the space of a sweep, and tell it what the trials of earlier sweeps showed.
 
     Raises:
-        RunError: trials failed; another start repeats those alone.
+        ValueError: a sweep of `warm_start` is not there, or is none to learn from.
     """
-    arguments = as_arguments(flatten(run))
-    parse = partial(parse_settings, Run)
-    searcher = RandomSearch(
+    earlier = [result for name in sweep.warm_start for result in earlier_results(name, sweep, run)]
+    draws = Draws(
         sweep.space,
+        search=sweep.search,
+        objective=sweep.objective,
         num_trials=sweep.num_trials,
         seed=sweep.seed,
-        check=lambda sample: parse([*arguments, *sample]),
+        check=partial(check_sample, sweep, run),
     )
-    properties = json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
-    with (
-        tracking.start(
-            sweep.name,
-            settings=identity(run) | {f"sweep.{k}": json.dumps(v) for k, v in properties.items()},
-            parameters={},
-            tags=tracking.provenance(),
-            config_text=yaml.safe_dump(properties, sort_keys=False),
-            fresh=sweep.fresh,
-        ) as record,
-        connected(run.cluster),
-    ):
-        trial = make_trial(
-            parse=parse,
-            track=partial(track, parent=record.run_id),
-            train=train,
-            arguments=arguments,
-            name=sweep.name,
-            tracking_uri=record.uri,
-        )
-        results = search(
-            trial,
-            searcher,
-            num_trials=sweep.num_trials,
-            cluster=run.cluster,
-            name=record.storage_name,
-            storage=run.cluster.storage,
-            resume=record.resumed,
-        )
-        table = ranking(results, arguments)
-        record.client.log_text(record.run_id, table, "ranking.txt")
-        print(f"{table}\n\nMLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
-        if results.num_errors:
-            raise RunError(
-                f"{results.num_errors} of {len(results)} trials failed: "
-                f"{cause_of(results.errors[0])}; start {sweep.name} again to repeat them"
-            )
+    if earlier:
+        known = sum(draws.learn(result) for result in earlier)
+        print(f"{known} of {len(earlier)} trials of {', '.join(sweep.warm_start)} are known")
+    return draws
 
 
-def ranking(results: ResultGrid, arguments: list[str]) -> str:
-    """Table of the trials that ended, best first.
+def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
+    """Read the trials of an earlier sweep that was about the same.
 
-    Args:
-        results: what Tune kept.
-        arguments: those that all trials share.
+    Raises:
+        ValueError: there is no such sweep, or it was about something else.
     """
-    rows = []
-    for result in results:
-        if result.error is None:
-            assert result.metrics is not None
-            assert result.config is not None
-            sample = as_arguments(result.config)
-            cost = mult_adds(parse_settings(Run, [*arguments, *sample]).model)[-1]
-            rows.append(
-                (result.metrics["val_top1"], cost, result.metrics["run_id"], " ".join(sample))
+    found = tracking.last_attempt(name)
+    if found is None or _OBJECTIVE not in found.data.params:
+        raise ValueError(
+            f"warm_start has {name}: MLflow at {tracking.masked(tracking.tracking_uri())} knows no "
+            "sweep of that name"
+        )
+    mine = _about(sweep, run)
+    others = [key for key, value in mine.items() if found.data.params.get(key) != value]
+    if others:
+        raise ValueError(
+            f"warm_start has {name}, whose accuracies mean something else: it differs in "
+            + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in others)
+        )
+    return read_trials(tracking.tracking_uri(), found.info.run_id)[0]
+
+
+def run_trials(sweep: Sweep, run: Run, draws: Draws) -> None:
+    """Search, and leave the report and the winning configs.
+
+    Raises:
+        RunError: trials were lost, which another start goes on with, or all have failed.
+    """
+    started = time.monotonic()
+    cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
+    run = replace(run, cluster=cluster)
+    settings = json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
+    with tracking.start(
+        sweep.name,
+        settings=_about(sweep, run)
+        | {f"sweep.{key}": json.dumps(value) for key, value in settings.items()},
+        parameters={},
+        tags=tracking.provenance(),
+        config_text=yaml.safe_dump(settings, sort_keys=False),
+        fresh=sweep.fresh,
+    ) as record:
+        with Book(record, describe) as book:
+            trials = search(
+                draws,
+                book,
+                partial(train_trial, sweep.objective),
+                cluster=cluster,
+                objective=sweep.objective,
+                stopping=sweep.stopping,
+                num_trials=sweep.num_trials,
+                num_epochs=run.train.epochs,
             )
-    rows.sort(reverse=True)
-    lines = ["rank   val top-1 %   mult-adds   MLflow run                         settings"]
-    lines += [
-        f"{rank:4d}  {top1:12.2f}  {cost / 1e6:8.2f} M   {run_id}   {settings}"
-        for rank, (top1, cost, run_id, settings) in enumerate(rows, start=1)
-    ]
-    return "\n".join(lines)
+        outcome = Outcome(
+            name=sweep.name,
+            objectives=sweep.objective.names,
+            directions=sweep.objective.directions,
+            budgets=sweep.objective.budgets,
+            results=tuple(flat(result) for result in book.results),
+            rejected=trials.rejected,
+            seconds=time.monotonic() - started,
+            devices=cluster.max_workers
+            * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
+            device=cluster.device.upper(),
+            published=run.data.source,
+        )
+        report(outcome, sweep, run, record)
+        if trials.lost:
+            raise RunError(
+                f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
+                f"start {sweep.name} again to go on with them"
+            )
+        if not outcome.ranking:
+            raise RunError(
+                f"all {len(book.results)} trials failed, the last one: {book.results[-1].error}"
+            )
+
+
+def report(outcome: Outcome, sweep: Sweep, run: Run, record: Record) -> None:
+    """Write table, pictures and configs to a folder and to MLflow, and print the summary."""
+    draws = {each.number: each.settings for each in read_trials(record.uri, record.run_id)[0]}
+
+    def config_of(result: TrialResult, name: str, budget: float | None) -> str:
+        return best_config(check_sample(sweep, run, draws[result.number]), name, budget)
+
+    folder = Path("outputs") / "sweeps" / record.storage_name
+    summary = write_report(folder, outcome, config_of)
+    record.log_folder(folder, "sweep")
+    print(f"\n{summary}\n\nfiles       {folder}")
+    print(f"MLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
+    for file in sorted(folder.glob("best*.yaml")):
+        print(f"train it:   python pipelines/train.py --config {file}")
+
+
+def flat(result: TrialResult) -> TrialResult:
+    """Return a trial whose choices of several settings are shown one by one."""
+    settings: dict[str, Any] = {}
+    for name, value in result.settings.items():
+        settings |= value if isinstance(value, Mapping) else {name: value}
+    return replace(result, settings=settings)
+
+
+def _about(sweep: Sweep, run: Run) -> dict[str, str]:
+    """Return what must be the same for the accuracies of two sweeps to be compared."""
+    names = {"name", "cluster.storage"}
+    shared = {key: value for key, value in identity(run).items() if key not in names}
+    return shared | {_OBJECTIVE: json.dumps(asdict(sweep.objective))}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """What one training worker does, and what it leaves behind."""
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,17 +12,20 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint
+from torch import nn
 
 from cluster.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
 from cluster.staging import Cache
 from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
 from pipelines.run import Run, configure_logging
-from ranet import RANet
+from ranet import RANet, mult_adds
 from ranet.inference.anytime import Answers, collect_answers
+from ranet.inference.latency import measure_latency
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
-from ranet.training.reporter import Batches, Snapshot
+from ranet.training.reporter import Batches, Metrics, Snapshot
+from tuning.objective import SECONDS, Objective
 
 SCORES = "scores.pt"
 
@@ -49,14 +53,54 @@ def train_worker(config: dict[str, Any]) -> None:
         _train(run, device)
 
 
-def _train(run: Run, device: torch.device) -> None:
+def trial_worker(config: dict[str, Any]) -> None:
+    """Train as `train_worker` does, measure the objective after every epoch, and never read test.
+
+    Args:
+        config: `run`, a Run whose paths are absolute, and `objective`, that of the sweep.
+    """
+    started = time.monotonic()
+    objective: Objective = config["objective"]
+    device = set_up(config["run"])
+    with on_this_node(config["run"]) as run:
+        saved = _saved()
+        model, normalize = _make_model(run, device)
+        train, val = (open_split(run, split, device) for split in ("train", "val"))
+        is_first = ray.train.get_context().get_world_rank() == 0
+        latency = None
+        if "latency" in objective.names and is_first:
+            latency = measure_latency(model)[-1].item()
+        history = saved[SNAPSHOT]["history"] if saved else []
+        before = history[-1][SECONDS] if history else 0.0
+        cost = mult_adds(run.model)
+
+        def measure(network: nn.Module) -> Metrics:
+            answers = collect_answers(network, val, normalize=normalize, device=device)
+            metrics = objective.measure(answers.alone, cost, latency) if is_first else {}
+            return {**metrics, SECONDS: before + time.monotonic() - started}
+
+        fit(
+            run.train, model, train, val, RayReporter(),
+            normalize=normalize, device=device, resume=saved.get(SNAPSHOT), measure=measure,
+        )  # fmt: skip
+
+
+def _saved() -> dict[str, Any]:
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure, once
-    saved = load_newest()
-    if SCORES in saved:  # stopped when all but the driver's part was done
-        return
+    return load_newest()
+
+
+def _make_model(run: Run, device: torch.device) -> tuple[RANet, Normalize]:
     torch.manual_seed(run.train.seed)
     model = RANet(run.model).to(device)
-    normalize = Normalize(run.data.mean, run.data.std).to(device)
+    return model, Normalize(run.data.mean, run.data.std).to(device)
+
+
+def _train(run: Run, device: torch.device) -> None:
+    saved = _saved()
+    if SCORES in saved:  # stopped when all but the driver's part was done
+        return
+    model, normalize = _make_model(run, device)
     train, val, test = (open_split(run, split, device) for split in SPLITS)
     reporter = RayReporter()
     snapshot = fit(

@@ -185,6 +185,10 @@ class TrainConfig:
     """Share of the target that is spread evenly over all classes."""
     exit_loss_weights: tuple[float, ...] = ()
     """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
+    exit_loss_shift: float = 0.0
+    """How far training begins with the early exits: at 1 the first exit's weight begins doubled and
+    the last one's at 0, those between on the line; at -1 the other way round. Every step brings the
+    weights nearer to exit_loss_weights, which the last one has. 0: the same weights throughout."""
     select_by: Literal["last_exit", "mean_exit"] = "last_exit"
     """Validation top-1 that chooses the best epoch: the last exit's, or the mean over exits."""
     optim: OptimConfig = field(default_factory=OptimConfig)
@@ -219,6 +223,10 @@ class TrainConfig:
             raise ValueError(
                 "train.exit_loss_weights must be 0 or more and not all 0, "
                 f"got {self.exit_loss_weights}"
+            )
+        if not -1 <= self.exit_loss_shift <= 1:
+            raise ValueError(
+                f"train.exit_loss_shift must lie between -1 and 1, got {self.exit_loss_shift}"
             )
         if self.select_by not in ("last_exit", "mean_exit"):
             raise ValueError(

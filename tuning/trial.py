@@ -1,59 +1,66 @@
-"""One trial of a sweep: a whole run, as its own pipeline trains it."""
+"""One trial of a sweep: a whole training on Ray, in a process beside the sweep's driver."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
-import mlflow
 from ray import tune
-from ray.train import UserCallback
+from ray.train import Checkpoint, UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster.tracking import Record
 from ranet.training.reporter import Snapshot
-from tuning.space import as_arguments
+from tuning.objective import EPOCH
+
+METRICS = "metrics"
+"""In what a trial reports to Tune: the metrics of an epoch."""
+BEST = "best"
+"""In its last report: the metrics of the epoch whose weights a training would register."""
+
+Train: TypeAlias = Callable[[Any, Record, Sequence[UserCallback], Any], Snapshot]
+"""Trains a run; called with the run, its MLflow run, callbacks for Ray's controller and the watch
+that the trials of a sweep share. Gives the last snapshot."""
 
 
-class Trained(Protocol):
-    """What a training leaves behind."""
+@dataclass(frozen=True)
+class Task:
+    """What a trial is to do."""
 
-    @property
-    def snapshot(self) -> Snapshot:
-        """State after the last epoch, which holds the best one's value."""
-        ...
-
-
-_Run = TypeVar("_Run")
+    run: Any
+    record: Record
 
 
-def make_trial(
-    *,
-    parse: Callable[[list[str]], _Run],
-    track: Callable[[_Run], AbstractContextManager[Record]],
-    train: Callable[[_Run, Record, Sequence[UserCallback]], Trained],
-    arguments: Sequence[str],
-    name: str,
-    tracking_uri: str,
-) -> Callable[[dict[str, Any]], None]:
-    """Return the function that Tune calls with each sample.
+class EpochReports(TuneReportCallback):
+    """Hands the metrics of every whole epoch to Tune."""
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Leave out checkpoints within an epoch, which measure nothing."""
+        if "step" not in metrics[0]:
+            super().after_report(run_context, [report(metrics[0])], None)
+
+
+def report(metrics: dict[str, float]) -> dict[str, Any]:
+    """Return what Tune is told of an epoch: all of it, and at the top what the scheduler reads."""
+    objectives = {name: value for name, value in metrics.items() if name.startswith("objective/")}
+    return {EPOCH: metrics[EPOCH], **objectives, METRICS: metrics}
+
+
+def make_trial(train: Train, watch: Any) -> Callable[[dict[str, Any]], None]:
+    """Return the function that Tune calls with `task`, a Task.
 
     Args:
-        parse: makes a run from command-line arguments.
-        track: opens the MLflow run of a run.
         train: trains a run.
-        arguments: those that all trials share.
-        name: beginning of each run's name; the trial's id follows, so that a trial that is
-            started again goes on with its own run.
-        tracking_uri: address of MLflow.
+        watch: where the workers of all trials give signs of life.
     """
 
-    def trial(sample: dict[str, Any]) -> None:
-        mlflow.set_tracking_uri(tracking_uri)
-        name_of_trial = f"{name}-{tune.get_context().get_trial_id()}"
-        run = parse([*arguments, *as_arguments(sample), f"--name={name_of_trial}"])
-        with track(run) as record:
-            trained = train(run, record, [TuneReportCallback()])
-            best = trained.snapshot["best"]["value"]
-            tune.report({"val_top1": best, "run_id": record.run_id})
+    def trial(config: dict[str, Any]) -> None:
+        task: Task = config["task"]
+        snapshot = train(task.run, task.record, [EpochReports()], watch)
+        # Nothing is lost even where the controller, which sends metrics, was killed.
+        task.record.log_history(snapshot["history"])
+        best = snapshot["history"][snapshot["best"]["epoch"] - 1]
+        tune.report(report(snapshot["history"][-1]) | {BEST: best})
 
     return trial

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from ranet.config import TrainConfig
 from ranet.training.distributed import accumulating, rank, world_size
 from ranet.training.evaluation import compute_logits, evaluate
-from ranet.training.losses import exit_loss
+from ranet.training.losses import exit_loss, shifted_weights
 from ranet.training.optim import FiniteGuard, NonFiniteLoss, learning_rate
 from ranet.training.progress import Progress
-from ranet.training.reporter import Batches, Reporter, Snapshot
+from ranet.training.reporter import Batches, Metrics, Reporter, Snapshot
 from ranet.training.state import Training
 
 STEPS_BETWEEN_READS = 50
@@ -44,6 +44,7 @@ def fit(
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
     resume: Snapshot | None = None,
+    measure: Callable[[nn.Module], Metrics] | None = None,
 ) -> Snapshot:
     """Train a model and report after every epoch, on every worker.
 
@@ -56,6 +57,8 @@ def fit(
         normalize: uint8 images -> the model's input, on `device`.
         device: where this worker computes.
         resume: snapshot of an earlier call; training goes on as if never interrupted.
+        measure: further metrics of an epoch, from the network that is evaluated; called on every
+            worker.
 
     Returns:
         The snapshot of the last epoch.
@@ -90,6 +93,7 @@ def fit(
             **training.end_steps(),
             "train/lr": learning_rate(config, (epoch + 1) * len(train) - 1, len(train)),
             **evaluate(config, training.scored, val, normalize=prepare, device=device),
+            **(measure(training.scored) if measure is not None else {}),
         }
         if not math.isfinite(metrics["val/loss"]):
             raise NonFiniteLoss(
@@ -165,6 +169,7 @@ def take_step(
     seed = f"{config.seed} {training.epoch} {training.step} {rank()}"
     torch.manual_seed(random.Random(seed).getrandbits(63))
     global_step = training.epoch * steps_per_epoch + training.step
+    progress = global_step / max(1, config.epochs * steps_per_epoch - 1)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, global_step, steps_per_epoch)
     optimizer.zero_grad()
@@ -173,7 +178,10 @@ def take_step(
     for number, (some, their_labels) in enumerate(micro_batches, start=1):
         with nullcontext() if number == num_micro else accumulating(training.wrapped):
             logits = compute_logits(training.called, some, normalize, config.precision)
-            loss = exit_loss(logits, their_labels, config.exit_loss_weights, config.label_smoothing)
+            weights = shifted_weights(
+                config.exit_loss_weights, len(logits), config.exit_loss_shift, progress
+            )
+            loss = exit_loss(logits, their_labels, weights, config.label_smoothing)
             # DDP divides the sum over the workers by their number.
             share = len(their_labels) * world_size() / config.batch_size
             guard.backward(loss * share)

@@ -40,3 +40,23 @@ def exit_loss(
         (weight * mean for weight, mean in zip(weights, means.unbind(), strict=True)),
         start=means.new_zeros(()),
     )
+
+
+def shifted_weights(
+    weights: Sequence[float], num_exits: int, shift: float, progress: float
+) -> tuple[float, ...]:
+    """Give the weight of each exit's loss at one point of a training.
+
+    Args:
+        weights: those at the end of the training; empty: 1 for all, then too where nothing shifts.
+        num_exits: exits of the network.
+        shift: `train.exit_loss_shift`.
+        progress: share of all steps that is done, 0 to 1.
+    """
+    if shift == 0 or num_exits == 1:
+        return tuple(weights)
+    lead = shift * (1 - progress)
+    return tuple(
+        weight * (1 + lead * (1 - 2 * k / (num_exits - 1)))
+        for k, weight in enumerate(weights or (1.0,) * num_exits)
+    )

@@ -17,7 +17,7 @@ STORAGE = f"s3://{BUCKET}/runs"
 
 
 class Job:
-    """A submitted `pipelines/train.py`."""
+    """A submitted `pipelines/train.py`, or another command."""
 
     def __init__(
         self,
@@ -26,9 +26,14 @@ class Job:
         name: str,
         *arguments: str,
         tracking_uri: str | None = None,
+        command: Sequence[str] = (),
     ) -> None:
         config = folder / "config.yaml"
         config.write_text(CONFIG)
+        command = command or (
+            "python", "pipelines/train.py", "--config", str(config), f"--name={name}",
+            f"--cluster.storage={STORAGE}", f"--data.folder={folder}/digits", *arguments,
+        )  # fmt: skip
         self.name = name
         self.cluster = cluster
         self._client = JobSubmissionClient(
@@ -36,10 +41,7 @@ class Job:
         )
         self.tracking_uri = tracking_uri or cluster.environment["MLFLOW_TRACKING_URI"]
         self.id = self._client.submit_job(
-            entrypoint=shlex.join(
-                ["python", "pipelines/train.py", "--config", str(config), f"--name={name}",
-                 f"--cluster.storage={STORAGE}", f"--data.folder={folder}/digits", *arguments]
-            ),
+            entrypoint=shlex.join(command),
             runtime_env={
                 "working_dir": str(PROJECT),
                 "env_vars": {"MLFLOW_TRACKING_URI": self.tracking_uri},

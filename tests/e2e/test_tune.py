@@ -1,74 +1,158 @@
-"""A sweep over whole runs, stopped and started again."""
+"""A sweep over whole runs: stopped, killed, started again, on one machine and on several hosts."""
 
 import json
+import signal
+import time
+from typing import Any
 
 import psutil
 import pytest
+from ray.job_submission import JobStatus
 
-from tests.e2e.training import client, committed_epochs, runs, steps, training
+from pipelines.run import Run, parse_settings
+from tests.e2e.jobs import STORAGE, Job
+from tests.e2e.training import client, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SWEEP = """
 name: small-sweep
-run: config.yaml
-settings: {train.epochs: 3}
+run: {config}
+settings: {settings}
 space:
-  model.scales: {choice: [[1, 2], [2, 1]]} # the second is no network
-  model.growth_rate: {choice: [4, 6]}
-  train.exit_loss_weights: {uniform: [0.5, 2.0], length: 2}
-num_trials: 2
+  model.scales: {{choice: [[1, 2], [2, 1]]}} # the second is no network
+  model.growth_rate: {{choice: [4, 6, 40]}} # the last is too large
+  train.optim.lr: {{choice: [{lrs}]}}
+  train.exit_loss_shift: {{uniform: [-1.0, 1.0]}}
+window: {{mult_adds: [0, 4.0e+6]}}
+stopping: {{method: {stopping}, first_epoch: 1, factor: 2}}
+num_trials: {trials}
 """
 
 
-def test_a_killed_sweep_goes_on_with_the_same_trials(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(SWEEP)
+def write_sweep(folder, *, lrs="0.1", stopping="none", trials=4, **settings):
+    file = folder / "sweep.yaml"
+    file.write_text(
+        SWEEP.format(config=folder / "config.yaml", lrs=lrs, stopping=stopping, trials=trials,
+                     settings=json.dumps({"train.epochs": 3} | settings))
+    )  # fmt: skip
+    return file
+
+
+def children(database) -> dict[int, Any]:
+    """Runs of the trials, by number."""
+    return {int(r.data.tags["sweep.number"]): r for r in runs(database) if is_trial(r)}
+
+
+def is_trial(run) -> bool:
+    return "sweep.number" in run.data.tags
+
+
+def ended(database) -> dict[int, dict]:
+    """What MLflow has of each trial that came to its end."""
+    tags = {number: run.data.tags for number, run in children(database).items()}
+    return {n: json.loads(t["sweep.result"]) for n, t in tags.items() if "sweep.result" in t}
+
+
+def check_every_epoch_once(database) -> None:
+    for number, result in ended(database).items():
+        run_id = children(database)[number].info.run_id
+        assert steps(database, run_id) == list(range(1, result["epochs"] + 1)), number
+
+
+def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_trained(tmp_path):
+    # Of two learning rates one diverges.
+    write_sweep(tmp_path, lrs="0.1, 1.0e+30", stopping="asha", trials=4)
+    database = client(tmp_path)
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
-        sweep.wait_until(lambda: committed_epochs(tmp_path) >= 1)
+        sweep.wait_until(lambda: (tmp_path / "mlflow.db").exists() and ended(database))
+    killed = ended(database)
+    with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
+        sweep.wait_until(lambda: len(ended(database)) > len(killed))
+        sweep.process.send_signal(signal.SIGINT)
+        assert sweep.wait(60) == 130, sweep.output()
+    assert "RUNNING" not in {run.info.status for run in runs(database)}
+    before = ended(database)
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait(400) == 0, sweep.output()
-        ranking = [line.split() for line in sweep.output().splitlines() if "--model.scales" in line]
+        output = sweep.output()
         _, left = psutil.wait_procs(sweep.family(), timeout=30)
         assert left == []
 
-    database = client(tmp_path)
-    every = {run.info.run_name: run for run in runs(database)}
-    parent = every.pop("small-sweep-1")
+    [parent] = [run for run in runs(database) if not is_trial(run)]
     assert parent.info.status == "FINISHED"
-    assert len(every) == 2
-    scores = {}
-    for run in every.values():
-        assert run.info.status == "FINISHED"
+    results = ended(database)
+    assert sorted(results) == [1, 2, 3, 4]
+    assert {number: results[number] for number in before} == before  # none of them ran again
+    of_state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+    for number, run in children(database).items():
+        result = results[number]
+        assert run.info.status == of_state[result["state"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert json.loads(run.data.params["model.scales"]) == [1, 2]
-        assert steps(database, run.info.run_id) == [1, 2, 3]
-        history = database.get_metric_history(run.info.run_id, "val/exit2/top1")
-        scores[run.info.run_id] = max(entry.value for entry in history)
-    weights = {run.data.params["train.exit_loss_weights"] for run in every.values()}
-    assert len(weights) == 2
+        diverges = json.loads(run.data.params["train.optim.lr"]) > 1
+        assert (result["state"] == "failed") == diverges
+        assert ("infinite" in result["error"]) == diverges
+        assert run.data.params["model.scales"] == "[1, 2]"
+    check_every_epoch_once(database)
+    rejected = json.loads(parent.data.tags["sweep.rejected"])
+    assert set(rejected) <= {"model.scales", "window.mult_adds"}
+    assert sum(rejected.values()) > 0
+    assert "Traceback" not in output
 
-    rows = [line for line in ranking if line[0] in ("1", "2")]
-    assert [row[4] for row in rows] == sorted(scores, key=lambda run_id: -scores[run_id])
-    for row in rows:
-        assert float(row[1]) == pytest.approx(scores[row[4]], abs=0.005)
+    [best] = tmp_path.glob("outputs/sweeps/*/best.yaml")
+    assert str(best.relative_to(tmp_path)) in output
+    run = parse_settings(Run, ["--config", str(best)])
+    assert run.train.optim.lr == 0.1
+    assert run.name == "small-sweep-best"
 
 
-def test_a_space_without_a_single_network_is_refused_before_a_run_is_opened(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(SWEEP.replace("[[1, 2], [2, 1]]", "[[2, 1]]"))
-    with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
+def test_more_workers_than_the_machine_has_are_refused_before_a_run_is_opened(tmp_path):
+    write_sweep(tmp_path)
+    settings = '--settings={"cluster.device": "gpu", "cluster.num_workers": 64, "train.epochs": 1}'
+    with training(tmp_path, settings, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait() == 1
         last = sweep.output().splitlines()[-1]
-    assert last.startswith("error: space gave 0 different samples")
-    assert "model.scales must start at 1" in last
-    assert runs(client(tmp_path)) == []
+    assert last.startswith("error: cluster.num_workers asks for 64 workers")
+    assert "more than the cluster has" in last
+    assert not (tmp_path / "mlflow.db").exists() or runs(client(tmp_path)) == []
 
 
-def test_a_trial_that_fails_is_named_in_one_sentence(tmp_path):
-    sweep_text = SWEEP.replace("train.epochs: 3", "train.optim.lr: 1.0e+30")
-    (tmp_path / "sweep.yaml").write_text(sweep_text.replace("num_trials: 2", "num_trials: 1"))
-    with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
-        assert sweep.wait() == 1
-        assert "Traceback" not in sweep.output()
-        last = sweep.output().splitlines()[-1]
-    assert last.startswith("error: 1 of 1 trials failed: worker 0 failed: the loss")
-    assert {run.info.status for run in runs(client(tmp_path))} == {"FAILED"}
+def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submit(
+    cluster, tmp_path
+):
+    places = {"cluster.storage": STORAGE, "data.folder": f"{tmp_path}/digits"}
+    file = write_sweep(tmp_path, trials=3, **{"train.epochs": 8}, **places)
+
+    def submit() -> Job:
+        command = ("python", "pipelines/tune.py", "--config", str(file))
+        return Job(cluster, tmp_path, "small-sweep", command=command)
+
+    job = submit()
+    database = job.tracking
+
+    def epochs() -> dict[int, list[int]]:
+        return {n: list(steps(database, run.info.run_id)) for n, run in children(database).items()}
+
+    job.wait_until(lambda: sum(len(each) >= 1 for each in epochs().values()) >= 2)
+    cluster.kill("host2")
+    reached = epochs()
+    job.wait_until(lambda: "was lost" in job.output() or ended(database))
+    cluster.start("host2")
+    job.wait_until(lambda: ended(database))
+    job.stop()
+    assert job.wait() is JobStatus.STOPPED
+    deadline = time.monotonic() + 30
+    while any(run.info.status == "RUNNING" for run in runs(database) if is_trial(run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    before = ended(database)
+
+    last = submit()
+    assert last.wait(240) is JobStatus.SUCCEEDED, last.output()
+    results = ended(database)
+    assert sorted(results) == [1, 2, 3]
+    assert {number: results[number] for number in before} == before
+    assert {result["state"] for result in results.values()} == {"finished"}
+    assert reached.keys() <= results.keys()
+    check_every_epoch_once(database)
+    assert last.run().info.status == "FINISHED"

@@ -58,7 +58,9 @@ def test_the_front_is_what_no_other_point_beats(case):
 
 def test_the_volume_of_two_steps_is_that_of_their_rectangles():
     # From cost 40 down and accuracy 50 up: 30 x 10 for the first, 20 x 30 more for the second.
-    assert hypervolume([(10, 60), (20, 90)], ("minimize", "maximize"), (40, 50)) == 30 * 10 + 20 * 30
+    assert (
+        hypervolume([(10, 60), (20, 90)], ("minimize", "maximize"), (40, 50)) == 30 * 10 + 20 * 30
+    )
 
 
 def test_a_point_beyond_the_reference_adds_nothing():

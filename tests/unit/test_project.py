@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from pipelines.run import Run, parse_settings, read_settings
-from tuning.search import RandomSearch
+from pipelines.samples import check_sample
+from tuning.draws import Draws
 from tuning.space import Sweep, as_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -48,12 +49,13 @@ def test_the_model_alone_needs_torch_alone():
 def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     sweep = read_settings(Sweep, ["--config", str(path)])
-    common = ["--config", sweep.run, *as_arguments(sweep.settings)]
-    check = partial(parse_settings, Run)
-    searcher = RandomSearch(
-        sweep.space, num_trials=20, seed=1, check=lambda sample: check([*common, *sample])
-    )
-    assert searcher.suggest("first").keys() == sweep.space.keys()
+    base = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
+    draws = Draws(
+        sweep.space, search=sweep.search, objective=sweep.objective, seed=1,
+        num_trials=sweep.num_trials, check=partial(check_sample, sweep, base),
+    )  # fmt: skip
+    candidate, _ = draws.next()
+    assert candidate.draw.keys() == sweep.space.keys()
 
 
 def test_a_port_in_use_is_named_with_the_way_out():

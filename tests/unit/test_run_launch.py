@@ -1,19 +1,23 @@
 """What is refused before Ray is asked for anything."""
 
 import logging
+import math
 import os
 import signal
 import socket
 from unittest.mock import Mock
 
 import pytest
+import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from cluster.config import ClusterConfig
 from cluster.launch import (
     RunError,
+    UntrainableError,
     _Failures,
+    _Watch,
     _work,
     connected,
     interface_of,
@@ -229,3 +233,27 @@ def test_of_several_workers_all_but_one_speak_of_errors_alone(logging_as_it_was,
     assert "failed True" in told
     assert "loading True" not in told
     assert "loading False" in told
+
+
+def test_what_would_fail_again_is_told_from_what_the_cluster_did():
+    decide = _Failures(ClusterConfig(max_failures=0), "runs")
+    for failure, kind in (
+        (ValueError("wrong"), UntrainableError),
+        (torch.OutOfMemoryError("CUDA out of memory"), UntrainableError),
+        (LOST, UntrainableError),
+        (OSError("no route to S3"), RunError),
+        (OSError(28, "No space left on device"), RunError),
+    ):
+        with pytest.raises(RunError) as ending:
+            decide.after_exception(None, {0: failure})
+        assert ending.type is kind
+
+
+def test_a_watch_knows_each_run_and_that_any_lives():
+    watch = _Watch()
+    assert watch.look("a")[2] == 0
+    watch.beat("b", 2)
+    anybody, own, _ = watch.look("a")
+    assert anybody < 1
+    assert own == math.inf
+    assert watch.look("b")[2] == 2

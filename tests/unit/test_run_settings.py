@@ -87,6 +87,11 @@ def test_the_command_line_overrides_the_file(tmp_path):
             ["--cluster.num_workers=0"],
             "cluster.num_workers must be 1 or more, or [least, most] of such, got 0",
         ),
+        (
+            ["--cluster.gpus_per_worker=0.5", "--cluster.num_workers=2"],
+            "cluster.gpus_per_worker must be 1, or a part of 1 where cluster.num_workers is 1",
+        ),
+        (["--train.exit_loss_shift=2"], "train.exit_loss_shift must lie between -1 and 1, got 2"),
         (["--cluster.storage="], "cluster.storage must name a folder"),
         (["--cluster.storage=s3://team/runs/../others"], "cluster.storage must have no . or .."),
         (["--data.folder=s3://team/images/../others"], "data.folder must be a path or s3://bucket"),

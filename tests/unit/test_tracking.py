@@ -397,3 +397,38 @@ def test_a_writer_warns_once_and_delivers_when_mlflow_answers_again(client, tmp_
     assert logged(client, record) == [(k, 1 / k) for k in range(1, 4)]
     warnings = [each.message for each in caplog.records if "does not answer" in each.message]
     assert len(warnings) == 1
+
+
+def open_trial(parent: Record, number: int) -> Record:
+    return tracking.open_child(
+        parent, f"digits-1-{number}", parameters=SETTINGS, tags={"n": str(number)}
+    )
+
+
+def test_the_children_of_a_dead_driver_are_closed_with_their_parent(client, other_process):
+    parent = hand_over(client, other_process)
+    done, cut = (open_trial(parent, number) for number in (1, 2))
+    tracking.close_child(done, "FINISHED")
+    with begin("another"):
+        assert status(client, cut) == "RUNNING"
+    other_process.kill()
+    other_process.wait()
+    with begin("another"):
+        assert status(client, parent) == "KILLED"
+        assert status(client, cut) == "KILLED"
+        assert status(client, done) == "FINISHED"
+
+
+def test_a_child_goes_on_in_its_own_run_and_storage(client):
+    with begin() as parent:
+        first = open_trial(parent, 1)
+        tracking.close_child(first, "KILLED")
+        [found] = tracking.children(parent.uri, parent.run_id)
+        again = tracking.reopen_child(parent, found)
+        assert again == replace(first, resumed=True)
+        assert again.storage_name == first.storage_name
+        assert status(client, again) == "RUNNING"
+        last = tracking.last_attempt("digits")
+        assert last is not None
+        assert last.info.run_id == parent.run_id
+        assert tracking.last_attempt("nothing") is None

@@ -38,6 +38,7 @@ def train(
     digits=320,
     prepare=normalize,
     device=CPU,
+    measure=None,
 ):
     """Fit a fresh network, or the given one, to the first digits; 80 others are for validation."""
     if model is None:
@@ -47,8 +48,9 @@ def train(
     recorder = recorder or Recorder()
     try:
         return fit(
-            config, model, batches, val, recorder, normalize=prepare, device=device, resume=resume
-        )
+            config, model, batches, val, recorder,
+            normalize=prepare, device=device, resume=resume, measure=measure,
+        )  # fmt: skip
     finally:
         assert batches.num_open == 0
         assert val.num_open == 0
@@ -122,7 +124,7 @@ class Dropping(TwoExits):
     [
         (TwoExits, {}),
         (Dropping, {}),
-        (small_ranet, {"ema_decay": 0.9, "micro_batch": 16}),
+        (small_ranet, {"ema_decay": 0.9, "micro_batch": 16, "exit_loss_shift": 1.0}),
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
@@ -389,6 +391,23 @@ def test_label_smoothing_and_loss_weights_reach_the_training_loss():
     smooth = train(smoothed)["history"][0]
     assert smooth["train/loss"] != pytest.approx(plain["train/loss"], rel=1e-3)
     assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-5)
+
+
+def test_a_shift_of_the_loss_weights_changes_the_steps_but_not_the_validation_loss():
+    def first_epoch(shift):
+        config = TrainConfig(epochs=2, exit_loss_shift=shift, optim=OptimConfig(lr=1e-30))
+        return train(config)["history"][0]
+
+    early, even, late = (first_epoch(shift) for shift in (1.0, 0.0, -1.0))
+    assert early["val/loss"] == late["val/loss"] == even["val/loss"]
+    mean = (early["train/loss"] + late["train/loss"]) / 2
+    assert mean == pytest.approx(even["train/loss"], rel=1e-5)
+    assert early["train/loss"] != pytest.approx(late["train/loss"], rel=1e-4)
+
+
+def test_further_metrics_of_an_epoch_are_reported_with_the_others():
+    history = train(measure=lambda model: {"parts": float(len(list(model.children())))})["history"]
+    assert [metrics["parts"] for metrics in history] == [6.0] * QUICK.epochs
 
 
 def test_evaluation_counts_every_image_once_whatever_the_batch_size():

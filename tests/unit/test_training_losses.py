@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ranet.training.losses import exit_loss
+from ranet.training.losses import exit_loss, shifted_weights
 
 # Softmax of (0, ln 3) is (1/4, 3/4): the loss is ln 4 for label 0, and ln 4/3 for label 1.
 LOGITS = torch.tensor([0.0, math.log(3.0)])
@@ -45,3 +45,13 @@ def test_logits_in_bfloat16_give_a_loss_in_float32():
 def test_weights_that_do_not_fit_the_exits_are_refused():
     with pytest.raises(ValueError, match=r"exit_loss_weights .* 3 entries .* for 2 exits"):
         exit_loss(torch.zeros(2, 1, 10), torch.tensor([0]), weights=(1.0, 1.0, 1.0))
+
+
+def test_a_shift_moves_the_weights_evenly_from_the_early_exits_to_those_of_the_end():
+    assert shifted_weights((), 3, shift=1.0, progress=0.0) == (2.0, 1.0, 0.0)
+    assert shifted_weights((), 3, shift=1.0, progress=0.5) == (1.5, 1.0, 0.5)
+    assert shifted_weights((), 3, shift=-1.0, progress=0.0) == (0.0, 1.0, 2.0)
+    assert shifted_weights((1.0, 4.0), 2, shift=0.5, progress=0.0) == (1.5, 2.0)
+    assert shifted_weights((1.0, 4.0), 2, shift=0.5, progress=1.0) == (1.0, 4.0)
+    assert shifted_weights((1.0, 4.0), 2, shift=0.0, progress=0.3) == (1.0, 4.0)
+    assert shifted_weights((3.0,), 1, shift=1.0, progress=0.0) == (3.0,)

@@ -1,95 +1,353 @@
-"""What a sweep draws, and how a draw becomes a run."""
+"""What a sweep draws, how a draw becomes a run, and what it remembers."""
+
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from optuna.trial import TrialState
 
 from pipelines.run import Run, flatten, parse_settings
-from tuning.search import RandomSearch
-from tuning.space import Dimension, Sweep, as_arguments
+from pipelines.samples import best_config, check_sample
+from ranet import ModelConfig, RANet, mult_adds
+from ranet.inference.anytime import Scores
+from ranet.training.memory import footprint
+from tuning.draws import Candidate, Draws, NothingLeftError
+from tuning.front import pareto_front
+from tuning.objective import Objective, cross_fitted
+from tuning.search import make_scheduler, replay
+from tuning.space import (
+    Dimension,
+    RejectedError,
+    Stopping,
+    Sweep,
+    Window,
+    as_arguments,
+    expand_model,
+    expand_weights,
+)
+from tuning.trials import TrialResult
+
+BASE = Run(name="base")
+COSTS = (100, 200, 400)
 
 
-def draws(dimension: Dimension, count: int = 200) -> list:
-    random = np.random.default_rng(0)
-    return [dimension.draw(random) for _ in range(count)]
+def accept(draw) -> Candidate:
+    return Candidate(run=None, draw=draw, settings=draw, cost=COSTS)
 
 
-def test_a_range_is_kept_and_filled():
-    values = np.array(draws(Dimension(uniform=(0.5, 2.0))))
-    assert values.min() >= 0.5
-    assert values.max() <= 2.0
-    assert 1.15 < values.mean() < 1.35
+def draws_of(space, check=accept, *, search: Any = "random", objective=None, seed=0, num_trials=40):
+    return Draws(
+        space, search=search, objective=objective or Objective(), num_trials=num_trials,
+        seed=seed, check=check,
+    )  # fmt: skip
 
 
-def test_a_logarithmic_range_gives_each_factor_of_ten_its_share():
-    values = np.array(draws(Dimension(log_uniform=(1e-4, 1e-2)), 400))
-    assert values.min() >= 1e-4
-    assert values.max() <= 1e-2
-    assert 0.4 < (values < 1e-3).mean() < 0.6
+def values(dimension: Dimension, count: int = 100) -> list:
+    draws = draws_of({"x": dimension})
+    return [draws.next()[0].draw["x"] for _ in range(count)]
+
+
+def result_of(draw, objectives, state: Any = "finished", number=1, epochs=3) -> TrialResult:
+    return TrialResult(
+        number=number, trial_id=str(number), run_id="", settings=draw, state=state, epochs=epochs,
+        seconds=1.0, cost=COSTS, parameters=1, memory=1, values=objectives,
+    )  # fmt: skip
+
+
+def test_ranges_are_kept_and_filled():
+    uniform = np.array(values(Dimension(uniform=(0.5, 2.0))))
+    assert uniform.min() >= 0.5
+    assert uniform.max() <= 2.0
+    assert 1.1 < uniform.mean() < 1.4
+    logarithmic = np.array(values(Dimension(log_uniform=(1e-4, 1e-2))))
+    assert 0.35 < (logarithmic < 1e-3).mean() < 0.65
+    assert sorted(values(Dimension(integers=(3, 6)), 4)) == [3, 4, 5, 6]
 
 
 def test_every_choice_comes_and_nothing_else():
-    values = draws(Dimension(choice=("sgd", (1, 2), None)))
-    assert {str(value) for value in values} == {"sgd", "(1, 2)", "None"}
-
-
-def test_a_length_gives_a_list_of_independent_values():
-    values = draws(Dimension(choice=(1, 2), length=3))
-    assert {len(value) for value in values} == {3}
-    assert len({tuple(value) for value in values}) == 8
+    assert {str(v) for v in values(Dimension(choice=("sgd", (1, 2), None)), 3)} == {
+        "sgd", "[1, 2]", "None",
+    }  # fmt: skip
+    lists = values(Dimension(choice=(1, 2), length=3), 8)
+    assert len({tuple(value) for value in lists}) == 8
 
 
 @pytest.mark.parametrize(
-    ("entry", "message"),
+    ("settings", "message"),
     [
-        ({}, "exactly one of choice, uniform and log_uniform, got none"),
-        ({"choice": [1], "uniform": [0, 1]}, "got choice and uniform"),
-        ({"uniform": [2, 1]}, r"uniform must be a low and a higher number, got \(2.0, 1.0\)"),
-        ({"log_uniform": [0, 1]}, "log_uniform must be above 0"),
-        ({"choice": [1], "length": 0}, "length must be 1 or more"),
-        ({"chioce": [1]}, "chioce"),
+        (
+            {"space": {"a": {}}},
+            "exactly one of choice, integers, uniform and log_uniform, got none",
+        ),
+        ({"space": {"a": {"choice": [1], "uniform": [0, 1]}}}, "got choice and uniform"),
+        ({"space": {"a": {"uniform": [2, 1]}}}, r"uniform must be a low and a higher number"),
+        ({"space": {"a": {"log_uniform": [0, 1]}}}, "log_uniform must be above 0"),
+        ({"space": {"a": {"choice": [1], "length": 0}}}, "length must be 1 or more"),
+        ({"space": {"a": {"chioce": [1]}}}, "chioce"),
+        ({}, "space must name at least one setting"),
+        ({"window": {"mult_adds": [3e6, 2e6]}}, r"window.mult_adds must be \[least, most\]"),
+        ({"objective": {"names": ["acuracy"]}}, "must be among accuracy, area, .* got 'acuracy'"),
+        ({"objective": {"names": ["area"]}}, "objective.area_range must be given where area"),
+        ({"objective": {"names": ["accuracy", "mult_adds"]}}, "add --stopping.method=none"),
+        ({"name": "a b"}, "name must be letters"),
+        ({"search": "grid"}, "grid"),
     ],
 )
-def test_a_wrong_entry_of_a_space_is_refused(entry: dict, message: str):
+def test_a_wrong_sweep_is_refused(settings: dict, message: str):
+    whole = {"space": {"train.seed": {"choice": [1]}}} | settings if settings else {}
     with pytest.raises(ValueError, match=message):
-        parse_settings(Sweep, as_arguments({"space": {"model.growth_rate": entry}}))
+        parse_settings(Sweep, as_arguments(whole))
 
 
 def test_a_setting_comes_back_from_the_command_line_as_it_was():
-    run = Run(name="x")
-    assert parse_settings(Run, as_arguments(flatten(run))) == run
+    assert parse_settings(Run, as_arguments(flatten(BASE))) == BASE
 
 
-def search(space: dict[str, Dimension], num_trials: int, check=None) -> RandomSearch:
-    return RandomSearch(
-        space,
-        num_trials=num_trials,
-        seed=0,
-        check=check or (lambda arguments: parse_settings(Run, arguments)),
-    )
+def test_factors_follow_the_scales_with_the_highest_resolution_last():
+    draw = {"scale_factors": [8, 4, 2, 1], "model.scales": [1, 2, 3, 3]}
+    assert expand_model(draw, (1, 2))["model.growth_factors"] == [4, 2, 1, 1]
+    assert expand_model({"scale_factors": [4, 2, 1]}, (1, 2))["model.bottleneck_factors"] == [2, 1]
+    with pytest.raises(RejectedError, match="an entry for each of the 3 scales"):
+        expand_model({"scale_factors": [2, 1]}, (1, 2, 3))
 
 
-def test_samples_that_cannot_be_trained_are_drawn_again():
-    space = {"model.scales": Dimension(choice=((1, 2, 3), (3, 2, 1), (1, 2))),
-             "model.growth_rate": Dimension(choice=(6, 8, 10))}  # fmt: skip
-    searcher = search(space, 3)
-    samples = [searcher.suggest(str(k)) for k in range(3)]
-    assert {sample["model.scales"] for sample in samples} == {(1, 2, 3)}
-    assert {sample["model.growth_rate"] for sample in samples} == {6, 8, 10}
+def test_a_choice_may_set_several_settings():
+    draw = {"shape": {"model.scales": [1, 2], "model.growth_rate": 4}, "train.seed": 1}
+    assert expand_model(draw, (1,)) == {
+        "model.scales": [1, 2], "model.growth_rate": 4, "train.seed": 1,
+    }  # fmt: skip
 
 
-def test_a_space_with_too_few_samples_is_refused_with_the_reason():
-    space = {"model.growth_rate": Dimension(choice=(6, 8, 0))}
-    with pytest.raises(ValueError, match=r"gave 2 different samples.*growth_rate must be 1"):
-        search(space, 3)
+@pytest.mark.parametrize(
+    ("draw", "weights"),
+    [
+        ({"family": "uniform"}, [1, 1, 1]),
+        ({"family": "linear", "strength": 0.5}, [0.5, 1, 1.5]),
+        ({"family": "power", "strength": 1.0}, [0.5, 1, 1.5]),
+        ({"family": "power", "strength": -1.0}, [1.636, 0.8182, 0.5455]),
+        ({"family": "cost", "strength": 1.0}, [0.4286, 0.8571, 1.714]),
+        ({"family": "free", "free": [1.0, 2.0, 3.0, 9.0]}, [0.5, 1, 1.5]),
+    ],
+)
+def test_exit_weights_are_a_family_with_mean_one(draw: dict, weights: list):
+    draw = {f"exit_weights.{name}": value for name, value in draw.items()}
+    assert expand_weights(draw, COSTS) == pytest.approx(weights)
 
 
-def test_a_search_that_goes_on_gives_the_samples_that_are_left(tmp_path):
-    space = {"train.optim.lr": Dimension(log_uniform=(0.01, 1.0))}
-    unbroken = search(space, 4)
-    expected = [unbroken.suggest(str(k)) for k in range(4)]
-    before = search(space, 4)
-    assert [before.suggest("a"), before.suggest("b")] == expected[:2]
-    before.save(str(tmp_path / "state"))
-    after = search(space, 4)
-    after.restore(str(tmp_path / "state"))
-    assert [after.suggest("c"), after.suggest("d")] == expected[2:]
+def test_impossible_exit_weights_are_rejected_by_their_setting():
+    for draw, bound in (
+        ({"exit_weights.family": "linear", "exit_weights.strength": 2.0}, "exit_weights.strength"),
+        ({"exit_weights.free": [1.0]}, "exit_weights.free"),
+        ({"exit_weights.family": "cubic"}, "exit_weights.family"),
+    ):
+        with pytest.raises(RejectedError) as caught:
+            expand_weights(draw, COSTS)
+        assert caught.value.bound == bound
+    assert expand_weights({"train.seed": 1}, COSTS) is None
+
+
+def sweep_of(space=None, **settings) -> Sweep:
+    return Sweep(space=space or {"train.seed": Dimension(choice=(1,))}, **settings)
+
+
+def test_a_sample_becomes_a_run_by_the_door_of_a_file():
+    draw = {"model.growth_rate": 8, "exit_weights.family": "power", "exit_weights.strength": 1.0}
+    candidate = check_sample(sweep_of(), BASE, draw)
+    assert candidate.run.model.growth_rate == 8
+    assert candidate.cost == mult_adds(candidate.run.model)
+    assert np.mean(candidate.run.train.exit_loss_weights) == pytest.approx(1, abs=1e-3)
+    again = parse_settings(Run, as_arguments({**flatten(BASE), **candidate.settings}))
+    assert again == candidate.run
+
+
+@pytest.mark.parametrize(
+    ("draw", "settings", "bound"),
+    [
+        ({"model.scales": [3, 2, 1]}, {}, "model.scales"),
+        ({"model.growht_rate": 3}, {}, "model.growht_rate"),
+        ({"train.optim.lr": -1.0}, {}, "train.optim.lr"),
+        ({}, {"window": Window(mult_adds=(1, 2))}, "window.mult_adds"),
+        ({}, {"window": Window(first_exit=(1, 2))}, "window.first_exit"),
+        ({}, {"window": Window(parameters=(1, 2))}, "window.parameters"),
+        ({}, {"window": Window(memory=(1, 2))}, "window.memory"),
+        ({}, {"objective": Objective(budgets=(10.0,))}, "objective.budgets"),
+    ],
+)
+def test_a_sample_outside_is_rejected_by_the_name_of_its_bound(draw, settings, bound):
+    with pytest.raises(RejectedError) as caught:
+        check_sample(sweep_of(**settings), BASE, draw)
+    assert caught.value.bound == bound
+
+
+def test_a_best_config_trains_as_it_is_and_is_evaluated_at_its_budget(tmp_path):
+    candidate = check_sample(sweep_of(), BASE, {"model.growth_rate": 4})
+    file = tmp_path / "best.yaml"
+    file.write_text(best_config(candidate, "best-20M", 0.7 * candidate.cost[-1]))
+    run = parse_settings(Run, ["--config", str(file)])
+    assert run.name == "best-20M"
+    assert run.model.growth_rate == 4
+    assert 0.7 in run.registry.budgets
+    assert min(run.registry.budgets) >= candidate.cost[0] / candidate.cost[-1]
+
+
+def test_parameters_and_memory_are_those_of_the_network():
+    config = ModelConfig(
+        scales=(1, 2), growth_factors=(2, 1), bottleneck_factors=(2, 1), image_size=16,
+        growth_rate=4, layers_per_block=2, num_blocks=1, extra_blocks=1,
+    )  # fmt: skip
+    network = RANet(config)
+    images = torch.rand(8, 3, 16, 16)
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(images)
+    count = sum(each.numel() for each in network.parameters())
+    own = {each.untyped_storage().data_ptr() for each in network.parameters()}
+    activations = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in own)
+    size = footprint(config, 8)
+    assert size.parameters == count
+    # A CPU takes some layers another way, and keeps a little more for them.
+    assert size.memory == pytest.approx(12 * count + activations, rel=0.05)
+
+
+def test_refused_draws_are_counted_and_replaced_and_none_comes_twice():
+    def check(draw):
+        if draw["x"] == 0:
+            raise RejectedError("x", "x must not be 0")
+        return accept(draw)
+
+    draws = draws_of({"x": Dimension(choice=(0, 1, 2))}, check)
+    assert {draws.next()[0].draw["x"] for _ in range(2)} == {1, 2}
+    with pytest.raises(NothingLeftError, match=r"gave 2 different samples.*most by x: x must not"):
+        draws.next()
+    assert draws.rejected["x"] > 50
+
+
+def test_a_space_is_looked_at_ahead_without_giving_anything_out():
+    draws = draws_of({"x": Dimension(choice=(1, 2))})
+    with pytest.raises(NothingLeftError, match="gave 2 different samples"):
+        draws.check_ahead(3)
+    draws.check_ahead(2)
+    assert {draws.next()[0].draw["x"] for _ in range(2)} == {1, 2}
+    assert not draws.rejected
+
+
+def test_what_earlier_trials_tried_is_not_drawn_again():
+    draws = draws_of({"x": Dimension(choice=(1, 2, 3))})
+    assert draws.learn(result_of({"x": 2}, (1.0,)))
+    assert not draws.learn(result_of({"x": 7}, (1.0,)))
+    assert not draws.learn(result_of({"y": 1}, (1.0,)))
+    assert {draws.next()[0].draw["x"] for _ in range(2)} == {1, 3}
+
+
+def test_a_trial_that_goes_on_has_the_sample_that_it_had():
+    draws = draws_of({"x": Dimension(uniform=(0.0, 1.0)), "y": Dimension(choice=([1], [2]))})
+    candidate, number = draws.again({"x": 0.25, "y": [2]})
+    assert candidate.draw == {"x": 0.25, "y": [2]}
+    draws.tell(number, TrialState.PRUNED, (1.0,), 3)
+
+
+def optimum(search: str, seed: int) -> float:
+    """Distance from the best place after 40 draws from the unit square."""
+    space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
+    draws = draws_of(space, search=search, seed=seed)
+    best = 9.0
+    for _ in range(40):
+        candidate, number = draws.next()
+        loss = abs(candidate.draw["x"] - 0.3) + abs(candidate.draw["y"] - 0.7)
+        draws.tell(number, TrialState.COMPLETE, (-loss,))
+        best = min(best, loss)
+    return best
+
+
+def test_the_search_learns_from_what_it_is_told():
+    tpe, chance = (np.median([optimum(s, k) for k in range(5)]) for s in ("tpe", "random"))
+    assert tpe < 0.7 * chance
+
+
+def test_several_objectives_lead_to_their_known_front():
+    # Less of x costs less; y only harms. So the front is y = 0, accuracy = root of cost.
+    space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
+    objective = Objective(names=("accuracy", "mult_adds"))
+    draws = draws_of(space, search="tpe", objective=objective, num_trials=80)
+    points = []
+    for _ in range(80):
+        candidate, number = draws.next()
+        x, y = candidate.draw["x"], candidate.draw["y"]
+        points.append((x**0.5 - y, x))
+        draws.tell(number, TrialState.COMPLETE, points[-1])
+    front = [points[k] for k in pareto_front(points, objective.directions)]
+    assert len(front) >= 8
+    harm = [x**0.5 - accuracy for accuracy, x in front]
+    assert np.median(harm) < 0.1  # of random draws it is a half
+    assert min(x for _, x in front) < 0.1
+    assert max(x for _, x in front) > 0.6
+
+
+def test_accuracy_within_a_budget_is_measured_on_images_that_thresholds_never_saw():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand((2, 400), generator=generator)
+    # Confidence says nothing: a fit can only find luck, which the other half does not share.
+    correct = torch.rand((2, 400), generator=generator) < 0.5
+    scores = Scores(noise, correct, correct)
+    [accuracy] = cross_fitted(scores, (10, 20), [15.0])
+    assert 40 < accuracy < 60
+    certain = torch.stack((torch.arange(400) % 2 == 0, torch.ones(400, dtype=torch.bool)))
+    scores = Scores(torch.where(certain, 0.9, 0.1), certain, certain)
+    full, half = cross_fitted(scores, (10, 20), [20.0, 15.0])
+    assert full == 100
+    assert half == pytest.approx(100, abs=4)  # half of the images leave at the first exit
+
+
+def test_the_objective_gives_each_of_its_names_and_every_budget():
+    correct = torch.stack((torch.zeros(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)))
+    scores = Scores(torch.full((2, 20), 0.5), correct, correct)
+    metrics = Objective(
+        names=("area", "mult_adds", "latency"), budgets=(100, 200), area_range=(100, 200)
+    ).measure(scores, (100, 200), 1.5)
+    assert metrics["objective/budget1_top1"] == 0
+    assert metrics["objective/budget2_top1"] == 100
+    assert 0 < metrics["objective/area"] < 60
+    assert metrics["objective/mult_adds"] == 200
+    assert metrics["objective/latency"] == 1.5
+    own = Objective().measure(scores, (100, 200), None)
+    assert own["objective/accuracy"] == 100
+
+
+NOBODY: Any = None
+
+
+def trial_of_tune(trial_id: str) -> Any:
+    return SimpleNamespace(trial_id=trial_id)
+
+
+def test_early_stopping_goes_on_where_an_earlier_start_left_it():
+    def decision(*, replayed: bool):
+        scheduler = make_scheduler(Stopping(first_epoch=1, factor=2), "m", "max", 4)
+        for k in range(4):
+            trial = trial_of_tune(f"earlier{k}")
+            if replayed:
+                scheduler.on_trial_add(NOBODY, trial)
+                replay(scheduler, trial, "m", {1: 0.5 + k, 2: 0.6 + k})
+        last = trial_of_tune("late")
+        scheduler.on_trial_add(NOBODY, last)
+        return scheduler.on_trial_result(NOBODY, last, {"epoch": 1, "m": 0.1})
+
+    assert decision(replayed=True) == "STOP"
+    assert decision(replayed=False) == "CONTINUE"
+
+
+def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
+    scheduler = make_scheduler(Stopping(first_epoch=1, factor=3), "m", "max", 3)
+    for k, name in enumerate("abcd"):
+        trial = trial_of_tune(name)
+        scheduler.on_trial_add(NOBODY, trial)
+        for epoch in (1, 2, 3):
+            decision = scheduler.on_trial_result(NOBODY, trial, {"epoch": epoch, "m": float(-k)})
+        assert decision == "CONTINUE"
