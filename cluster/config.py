@@ -1,5 +1,6 @@
-"""Settings of the workers and of the place where they keep their checkpoints."""
+"""Settings of the workers, of the place of their checkpoints, and of the registry."""
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -81,6 +82,34 @@ class ClusterConfig:
         for name in ("start_timeout_seconds", "resize_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistryConfig:
+    """Where a trained model is registered, and the budgets it is judged by."""
+
+    model: str = "ranet"
+    """Registered name of the model; its versions compete for the alias champion."""
+    budgets: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
+    """Budgets to report and to compare versions by, as shares of the last exit's mult-adds."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budgets", tuple(self.budgets))
+        if not self.model.strip() or any(mark in self.model for mark in "/:'\""):
+            raise ValueError(
+                "registry.model must be a name without slashes, colons and quotes, "
+                f"got {self.model!r}"
+            )
+        if not self.budgets or any(
+            not 0 < budget <= 1 or not math.isclose(budget, round(budget, 2), abs_tol=1e-9)
+            for budget in self.budgets
+        ):
+            raise ValueError(
+                "registry.budgets must be shares above 0 and up to 1 in steps of 0.01, "
+                f"got {self.budgets}"
+            )
+        if self.budgets != tuple(sorted(set(self.budgets))):
+            raise ValueError(f"registry.budgets must rise, got {self.budgets}")
 
 
 def check_name(name: str) -> None:

@@ -44,6 +44,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig, in_submitted_job
+from cluster.errors import RunError, UntrainableError
 from cluster.metrics import active
 from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, check_address, is_address
 from cluster.storage import open_storage
@@ -60,14 +61,6 @@ ABORT_SECONDS = 10.0
 ELASTIC_START_SECONDS = 5.0
 """How long Ray tries for as many workers as it thought there was room for, before it counts again:
 after the loss of a node it counts that node for up to 20 seconds."""
-
-
-class RunError(RuntimeError):
-    """A run that failed; its message is the cause, in one sentence."""
-
-
-class UntrainableError(RunError):
-    """A run that would fail again: it diverges, its settings are wrong, or memory is too small."""
 
 
 def resolve_storage(storage: str) -> str:

@@ -20,15 +20,9 @@ import psycopg2
 from mlflow import MlflowException
 from mlflow.server import get_app_client
 
+from cluster.errors import TrackingError
 from cluster.objects import ObjectStore, check_address
-from cluster.tracking import (
-    EXPERIMENT,
-    TrackingError,
-    check_reachable,
-    explain,
-    make_client,
-    tracking_uri,
-)
+from cluster.tracking import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
 
 DATABASE = "postgresql+psycopg2://"
 """PostgreSQL as the PG... variables say; that of SQLAlchemy alone would be another driver."""

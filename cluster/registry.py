@@ -1,7 +1,6 @@
 """The model registry: versions of a model, and which of them is the champion."""
 
 import logging
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.pyfunc import PyFuncModel
 
-from cluster.tracking import (
-    FAILURES,
-    TrackingError,
-    explain,
-    make_client,
-    masked,
-    tracking_uri,
-)
+from cluster.errors import TrackingError
+from cluster.tracking import FAILURES, explain, make_client, masked, tracking_uri
 
 logger = logging.getLogger(__name__)
 
@@ -28,34 +21,6 @@ CANDIDATE = "candidate"
 CHAMPION = "champion"
 _SCORE_TAG = "score"
 _YARDSTICK_TAG = "yardstick"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegistryConfig:
-    """Where a trained model is registered, and the budgets it is judged by."""
-
-    model: str = "ranet"
-    """Registered name of the model; its versions compete for the alias champion."""
-    budgets: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
-    """Budgets to report and to compare versions by, as shares of the last exit's mult-adds."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "budgets", tuple(self.budgets))
-        if not self.model.strip() or any(mark in self.model for mark in "/:'\""):
-            raise ValueError(
-                "registry.model must be a name without slashes, colons and quotes, "
-                f"got {self.model!r}"
-            )
-        if not self.budgets or any(
-            not 0 < budget <= 1 or not math.isclose(budget, round(budget, 2), abs_tol=1e-9)
-            for budget in self.budgets
-        ):
-            raise ValueError(
-                "registry.budgets must be shares above 0 and up to 1 in steps of 0.01, "
-                f"got {self.budgets}"
-            )
-        if self.budgets != tuple(sorted(set(self.budgets))):
-            raise ValueError(f"registry.budgets must rise, got {self.budgets}")
 
 
 @dataclass(frozen=True)

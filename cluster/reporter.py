@@ -14,11 +14,10 @@ from typing import Any
 import ray.train
 import torch
 from ray.exceptions import RayActorError
-from ray.train import Checkpoint, CheckpointConsistencyMode, UserCallback
+from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.metrics import WorkerMetrics
-from cluster.tracking import MetricWriter, Record
 from ranet.training.reporter import Metrics, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -30,8 +29,6 @@ SECONDS_BETWEEN_QUESTIONS = 5.0
 """About how often workers ask whether a node will be taken; Ray itself looks as often."""
 LIST_SECONDS = 60.0
 """How long a worker waits for Ray's list of checkpoints."""
-FLUSH_SECONDS = 10.0
-"""How long a failed run waits for MLflow to take its metrics."""
 
 
 class DamagedCheckpointError(ValueError):
@@ -105,28 +102,6 @@ class RayReporter:
             write_checkpoint(Path(folder), files)
             ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
         self._metrics.checkpoint(time.perf_counter() - began)
-
-
-class MlflowMetrics(UserCallback):
-    """Sends what the workers report to MLflow; it lives in Ray's controller process."""
-
-    def __init__(self, record: Record, keep_checkpoints: int) -> None:
-        self._record = record
-        self._keep_checkpoints = keep_checkpoints
-        self._writer: MetricWriter | None = None
-
-    def after_report(
-        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
-    ) -> None:
-        """Queue the metrics of rank 0 and the place of its checkpoint."""
-        if self._writer is None:  # a thread cannot travel, so it starts where it is used
-            self._writer = MetricWriter(self._record, keep_checkpoints=self._keep_checkpoints)
-        self._writer.put(metrics[0], location_of(checkpoint) if checkpoint else None)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Let MLflow have what was measured: the controller may be about to end."""
-        if self._writer is not None:
-            self._writer.flush(FLUSH_SECONDS)
 
 
 def location_of(checkpoint: Checkpoint) -> str:

@@ -7,7 +7,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from cluster.config import ClusterConfig
-from cluster.launch import RunError, connected
+from cluster.errors import RunError
+from cluster.launch import connected
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -39,6 +39,7 @@ from mlflow.utils.time import get_current_time_millis
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import in_submitted_job
+from cluster.errors import TrackingError
 from ranet.training.reporter import Metrics
 
 _Value = TypeVar("_Value")
@@ -77,10 +78,6 @@ _ATTEMPT = "ranet.attempt"
 _STORAGE = "ranet.storage"
 _LEASE = "ranet.lease"
 _CHECKPOINTS = "checkpoints.json"
-
-
-class TrackingError(RuntimeError):
-    """MLflow cannot be used, or will not give us the run; the message says what to do."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import yaml
 
 from cluster import tracking
 from cluster.config import ClusterConfig
-from cluster.launch import RunError, connected, resolve_storage, wants_gpu
+from cluster.errors import RunError, TrackingError
+from cluster.launch import connected, resolve_storage, wants_gpu
 from cluster.objects import is_address
 from cluster.offer import CLUSTER_FILE, Offer, read_offer
-from cluster.tracking import TrackingError
 from pipelines.data.config import LOCAL_SOURCES
 from pipelines.data.sidecar import read_info
 from pipelines.data.staged import remote_files

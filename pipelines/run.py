@@ -15,10 +15,8 @@ from typing import Any, TypeVar
 import yaml
 from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
 
-from cluster.config import ClusterConfig, check_name
-from cluster.launch import RunError
-from cluster.registry import RegistryConfig
-from cluster.tracking import TrackingError
+from cluster.config import ClusterConfig, RegistryConfig, check_name
+from cluster.errors import RunError, TrackingError
 from pipelines.data.config import DataConfig
 from ranet.config import ModelConfig, TrainConfig
 

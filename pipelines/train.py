@@ -19,9 +19,10 @@ import torch
 from ray.train import Checkpoint, UserCallback
 
 from cluster import tracking
+from cluster.delivery import MlflowMetrics
 from cluster.launch import connected, launch, resolve_storage
 from cluster.objects import is_address
-from cluster.reporter import SNAPSHOT, MlflowMetrics, load_checkpoint, location_of
+from cluster.reporter import SNAPSHOT, load_checkpoint, location_of
 from cluster.tasks import on_every_cpu
 from cluster.tracking import Record
 from pipelines.data import DatasetInfo, prepare

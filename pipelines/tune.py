@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from cluster import tracking
-from cluster.launch import RunError, check_room, connected, resolve_storage, wants_gpu
+from cluster.errors import RunError
+from cluster.launch import check_room, connected, resolve_storage, wants_gpu
 from cluster.tracking import Record
 from pipelines.data.config import prepared_folder, prepared_settings
 from pipelines.run import (

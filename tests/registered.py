@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from mlflow import MlflowClient
 
-from cluster.registry import RegistryConfig
+from cluster.config import RegistryConfig
 from pipelines.data import DataConfig, DatasetInfo
 from pipelines.evaluation import Evaluation, RegisteredVersion, evaluate_scores, register_model
 from pipelines.run import Run

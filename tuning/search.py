@@ -19,8 +19,8 @@ from ray.tune.search import Searcher
 
 from cluster import tracking
 from cluster.config import ClusterConfig
-from cluster.launch import RunError, UntrainableError, abort, room_for, start_watch
-from cluster.tracking import TrackingError
+from cluster.errors import RunError, TrackingError, UntrainableError
+from cluster.launch import abort, room_for, start_watch
 from ranet.training.evaluation import validation_top1
 from ranet.training.reporter import Metrics
 from tuning.book import Book, Unfinished

@@ -18,10 +18,10 @@ from mlflow import MlflowClient
 from ray.job_submission import JobStatus
 
 from cluster import tracking
+from cluster.errors import TrackingError
 from cluster.local import BUCKET, LocalCluster, free_ports
 from cluster.mlflow_server import add_user
 from cluster.mlflow_server import main as server_command
-from cluster.tracking import TrackingError
 from tests.e2e.jobs import Job
 from tests.e2e.training import PROJECT
 from tests.postgres import Postgres, binaries, postgres_server

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 from PIL import Image
 
-from cluster.tracking import TrackingError
+from cluster.errors import TrackingError
 from pipelines.data import open_batches, prepare
 from pipelines.evaluation import (
     Evaluation,

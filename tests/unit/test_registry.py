@@ -7,8 +7,9 @@ import pytest
 from mlflow import MlflowClient
 
 from cluster import registry
-from cluster.registry import RegistryConfig, Verdict
-from cluster.tracking import TrackingError
+from cluster.config import RegistryConfig
+from cluster.errors import TrackingError
+from cluster.registry import Verdict
 from tests.registered import create_run
 
 NAME = "ranet-tiny"

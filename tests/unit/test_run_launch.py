@@ -13,9 +13,8 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from cluster.config import ClusterConfig
+from cluster.errors import RunError, TrackingError, UntrainableError
 from cluster.launch import (
-    RunError,
-    UntrainableError,
     _Failures,
     _Watch,
     _work,
@@ -24,7 +23,7 @@ from cluster.launch import (
     resolve_storage,
     worker_environment,
 )
-from cluster.tracking import TrackingError, check_reachable
+from cluster.tracking import check_reachable
 from pipelines.run import PACKAGES, configure_logging, one_sentence
 from ranet.training.optim import NonFiniteLoss
 

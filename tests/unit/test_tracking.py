@@ -16,7 +16,8 @@ import pytest
 from mlflow import MlflowClient
 
 from cluster import tracking
-from cluster.tracking import MetricWriter, Record, TrackingError, provenance, start
+from cluster.errors import TrackingError
+from cluster.tracking import MetricWriter, Record, provenance, start
 
 OURS = mlflow.__version__.split(".")
 SETTINGS = {"model.scales": "[1, 2, 3]", "train.optim.lr": "0.1"}

@@ -1,0 +1,33 @@
+"""The way of metrics from the workers to MLflow."""
+
+from typing import Any
+
+from ray.train import Checkpoint, UserCallback
+
+from cluster.reporter import location_of
+from cluster.tracking import MetricWriter, Record
+
+FLUSH_SECONDS = 10.0
+"""How long a failed run waits for MLflow to take its metrics."""
+
+
+class MlflowMetrics(UserCallback):
+    """Sends what the workers report to MLflow; it lives in Ray's controller process."""
+
+    def __init__(self, record: Record, keep_checkpoints: int) -> None:
+        self._record = record
+        self._keep_checkpoints = keep_checkpoints
+        self._writer: MetricWriter | None = None
+
+    def after_report(
+        self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
+    ) -> None:
+        """Queue the metrics of rank 0 and the place of its checkpoint."""
+        if self._writer is None:  # a thread cannot travel, so it starts where it is used
+            self._writer = MetricWriter(self._record, keep_checkpoints=self._keep_checkpoints)
+        self._writer.put(metrics[0], location_of(checkpoint) if checkpoint else None)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Let MLflow have what was measured: the controller may be about to end."""
+        if self._writer is not None:
+            self._writer.flush(FLUSH_SECONDS)
