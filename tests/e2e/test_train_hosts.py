@@ -73,26 +73,6 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     stop_and_check(job)
 
 
-def test_a_killed_worker_and_a_storage_that_is_away_end_nothing(cluster, tmp_path):
-    job = Job(cluster, tmp_path, "mended", ENDLESS, "--cluster.num_workers=1")
-    job.wait_until(lambda: len(job.epochs()) >= 2)
-    ended = "validation top-1"
-    cluster.kill("s3")
-    before = times_of(ended, job)
-    job.wait_until(lambda: times_of(ended, job) > before)  # so its checkpoint is being written
-    time.sleep(20)
-    assert times_of(ended, job) <= before + 2  # one more if the first line was a late one
-    cluster.start("s3")
-    wait_for_more_epochs(job)
-    assert "going on after" not in job.output()  # nobody was started again
-    job.workers()[0].kill()
-    job.wait_until(lambda: place_after("going on", job))
-    assert "was lost: it was killed" in job.output()
-    assert times_of("failure 1 in a row", job) == 1
-    wait_for_more_epochs(job)
-    stop_and_check(job)
-
-
 def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):
     # Ray takes 0.2 s for each report: five seconds, however fast training is.
     arguments = (tmp_path, "again", "--train.epochs=25", "--cluster.num_workers=2")
