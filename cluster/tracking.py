@@ -573,13 +573,15 @@ def _open(
 
 def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
     """Mark runs as killed whose driver died without a word, whatever their name."""
-    for run in _search(client, experiment_id, "attributes.status = 'RUNNING'"):
+    running = _search(client, experiment_id, "attributes.status = 'RUNNING'")
+    alive = set()
+    for run in running:
         lease = _Lease.of_run(run)
         if lease is not None and not lease.is_alive():
             client.set_terminated(run.info.run_id, "KILLED", end_time=int(lease.beat * 1000))
             logger.info("marked MLflow run %s as killed: its driver is gone", run.info.run_id)
-    running = _search(client, experiment_id, "attributes.status = 'RUNNING'")
-    alive = {run.info.run_id for run in running}
+        else:
+            alive.add(run.info.run_id)
     for run in running:
         parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
         if _LEASE not in run.data.tags and parent is not None and parent not in alive:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -54,14 +53,6 @@ class Job:
 
     def output(self) -> str:
         return self._client.get_job_logs(self.id)
-
-    def workers(self) -> list[psutil.Process]:
-        """Its training processes, on all hosts."""
-        return [
-            process
-            for process in self.cluster.processes(*self.cluster.hosts)
-            if "RayTrainWorker" in " ".join(process.cmdline())
-        ]
 
     def details(self) -> Any:
         """What Ray tells everybody who asks about it."""
