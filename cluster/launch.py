@@ -167,7 +167,7 @@ def launch(
         worker: an importable function; Ray sends its name, not its code.
         config: its argument, the same on every worker.
         name: folder below `storage`; used again only to go on with a run.
-        storage: absolute path or address.
+        storage: path or address, which `resolve_storage` has been asked about.
         cluster: what to ask of Ray.
         callbacks: called in Ray's controller process after every report.
         watch: what `start_watch` gave, shared by runs that wait for one another's resources.
@@ -183,6 +183,7 @@ def launch(
     # Every report waits for the controller's next look, by default every two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     use_gpu = wants_gpu(cluster)
+    storage = storage if "://" in storage else str(Path(storage).absolute())
     path, filesystem = open_storage(storage)
     watch = watch or start_watch()
     trainer = _Trainer(

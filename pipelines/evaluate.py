@@ -109,7 +109,7 @@ def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, 
             score_worker,
             {"run": run, "weights": {name: value.cpu() for name, value in weights.items()}},
             name=storage_name,
-            storage=resolve_storage(run.cluster.storage),
+            storage=run.cluster.storage,
             cluster=run.cluster,
         )
     return scores_in(load_checkpoint(checkpoint))

@@ -8,7 +8,7 @@ Uses the Ray cluster that RAY_ADDRESS names, as it does in a submitted job, or s
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -99,20 +99,13 @@ def train(run: Run, record: Record) -> Trained:
         run: what to train; its images are prepared.
         record: the run in MLflow, which gets metrics and checkpoints.
     """
-    keep = run.cluster.keep_checkpoints
-    with connected(run.cluster):
-        checkpoint = launch(
-            train_worker,
-            {"run": _located(run)},
-            name=record.storage_name,
-            storage=resolve_storage(run.cluster.storage),
-            cluster=run.cluster,
-            callbacks=[MlflowMetrics(record, keep)],
-        )
+    checkpoint = _launch(train_worker, {"run": _located(run)}, run, record)
     trained = read_trained(checkpoint)
     # Nothing is lost even where the controller, which sends metrics while training, was killed.
     record.log_history(trained.snapshot["history"])
-    record.log_checkpoint(trained.snapshot["history"][-1], location_of(checkpoint), keep)
+    record.log_checkpoint(
+        trained.snapshot["history"][-1], location_of(checkpoint), run.cluster.keep_checkpoints
+    )
     _keep_best_and_last(record, trained, checkpoint)
     return trained
 
@@ -132,17 +125,30 @@ def train_trial(
     Returns:
         The state after the last epoch.
     """
+    task = {"run": _located(run), "objective": objective}
+    checkpoint = _launch(trial_worker, task, run, record, callbacks, watch)
+    return load_checkpoint(checkpoint)[SNAPSHOT]
+
+
+def _launch(
+    worker: Callable[[dict[str, Any]], None],
+    task: dict[str, Any],
+    run: Run,
+    record: Record,
+    callbacks: Sequence[UserCallback] = (),
+    watch: Any = None,
+) -> Checkpoint:
+    """Run a worker on what the run asks of Ray; its metrics and checkpoints go to the record."""
     with connected(run.cluster):
-        checkpoint = launch(
-            trial_worker,
-            {"run": _located(run), "objective": objective},
+        return launch(
+            worker,
+            task,
             name=record.storage_name,
-            storage=resolve_storage(run.cluster.storage),
+            storage=run.cluster.storage,
             cluster=run.cluster,
             callbacks=[MlflowMetrics(record, run.cluster.keep_checkpoints), *callbacks],
             watch=watch,
         )
-    return load_checkpoint(checkpoint)[SNAPSHOT]
 
 
 def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
