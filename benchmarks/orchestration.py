@@ -41,6 +41,7 @@ TIMEOUT_SECONDS = 300.0
 WARM_EPOCHS = 2
 """Epochs after which everything has been imported, connected and done once."""
 EPOCHS = 4
+"""Epochs of a run unless a setting says otherwise, and the fewest that can be counted."""
 STAGES = {
     "Ray's start, its controller's start and imports": "",
     "resources": r"Attempting to start training worker group",
@@ -49,6 +50,16 @@ STAGES = {
     "process group, function sent": r"Train function launched on workers",
 }
 """What ends when Ray's controller first logs a line with these words; the first, with its first."""
+
+PARTS = {
+    "RayTrainWorker": "workers",
+    "TrainController": "controller, with our MLflow metrics",
+    "gcs_server": "Ray's gcs_server",
+    "raylet": "Ray's raylet",
+    "log_monitor": "Ray's log_monitor",
+    "dashboard": "Ray's dashboard",
+}
+"""What a process is by its name."""
 
 
 def main() -> None:
@@ -81,6 +92,8 @@ def measure(way: str, workers: int, config: str, settings: Sequence[str]) -> dic
             f"--data.folder={folder}/images", *settings,
         ]  # fmt: skip
         run = read_run(["--config", config, *settings])
+        if run.train.epochs < EPOCHS:
+            raise ValueError(f"train.epochs must be {EPOCHS} or more, got {run.train.epochs}")
         info = prepare(run.data, run.model.image_size)
         steps = info.num_samples["train"] // run.train.batch_size
         return {
@@ -237,11 +250,7 @@ def _part(process: psutil.Process, driver: int) -> str:
     is_python = Path(words[0]).name.startswith("python")
     script = next((word for word in words if is_python and word.endswith(".py")), words[0])
     name = Path(script).name
-    if "RayTrainWorker" in name:
-        return "workers"
-    if "TrainController" in name:
-        return "controller, with our MLflow metrics"
-    return f"Ray's {name.removeprefix('ray::').split('.')[0].strip()}"
+    return next((part for mark, part in PARTS.items() if mark in name), "Ray's other processes")
 
 
 def print_tables(lines: Sequence[dict[str, Any]]) -> None:
