@@ -18,6 +18,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.metrics import WorkerMetrics
+from cluster.storage import upload
 from ranet.training.reporter import Metrics, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class RayReporter:
         self._asked = time.monotonic()
         self._steps_since, self._steps_between = 0, 1
         self._leaving = False
+        self._storage_is_local = _storage().storage_filesystem.type_name == "local"
         self._metrics = WorkerMetrics(ray.train.get_context().get_experiment_name())
 
     def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
@@ -100,8 +102,23 @@ class RayReporter:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), files)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+            ray.train.report(
+                metrics,
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_upload_fn=None if self._storage_is_local else _upload,
+            )
         self._metrics.checkpoint(time.perf_counter() - began)
+
+
+def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    storage = _storage()
+    path = storage.build_checkpoint_path_from_name(name)
+    upload(Path(checkpoint.path), storage.storage_filesystem, path)
+    return Checkpoint(path, storage.storage_filesystem)
+
+
+def _storage() -> Any:
+    return ray.train.get_context().get_storage()  # annotated as None
 
 
 def location_of(checkpoint: Checkpoint) -> str:

@@ -16,6 +16,8 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from tests.sqlite import empty_database
+
 PROJECT = Path(__file__).parents[2]
 
 CONFIG = """
@@ -52,6 +54,8 @@ class Training:
         **environment: str,
     ) -> None:
         (folder / "config.yaml").write_text(CONFIG)
+        if not (folder / "mlflow.db").exists():
+            (folder / "mlflow.db").write_bytes(empty_database())
         self.folder = folder
         self.ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
         self.log = folder / "log.txt"
