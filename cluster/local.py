@@ -92,12 +92,18 @@ class LocalCluster:
         """Read the description of the cluster that `folder` belongs to.
 
         Raises:
-            ClusterError: there is none.
+            ClusterError: there is none, or it was started by another version of this program.
         """
+        path = folder / _STATE
         try:
-            return cls(**json.loads((folder / _STATE).read_text()))
+            return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
             raise ClusterError(f"no cluster runs from {folder}; start one: make cluster") from None
+        except TypeError as error:
+            raise ClusterError(
+                f"{path} describes a cluster of another version of this program ({error}): stop it "
+                "with that version, or delete the file where it does not run any more"
+            ) from error
 
     @property
     def members(self) -> tuple[str, ...]:

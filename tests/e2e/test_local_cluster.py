@@ -100,6 +100,19 @@ def wait_for(condition, timeout=60):
     return value
 
 
+def test_a_description_of_another_version_is_told_with_the_way_out(tmp_path):
+    (tmp_path / "cluster.json").write_text('{"folder": "x", "token": "77ab"}')
+    for action in (("up",), ("kill", "host1")):
+        done = subprocess.run(
+            command(tmp_path, *action), cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"error: {tmp_path}/cluster.json describes a cluster of another")
+        assert "'ray_token'" in last
+        assert last.endswith("or delete the file where it does not run any more")
+
+
 def test_a_wrong_member_or_no_cluster_is_told_in_one_sentence(cluster, tmp_path):
     for folder, message in (
         (tmp_path, f"error: no cluster runs from {tmp_path}; start one: make cluster"),
