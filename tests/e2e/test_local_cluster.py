@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from cluster.local import BUCKET, LocalCluster, can_isolate
+from tests.e2e.jobs import from_a_page
 from tests.e2e.training import PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -43,6 +44,12 @@ def test_objects_outlive_a_kill_and_a_frozen_server_answers_nobody(cluster):
         requests.get(health, timeout=2)
     cluster.resume("mlflow")
     assert requests.get(health, timeout=20).ok
+
+
+def test_the_pages_of_mlflow_are_answered_and_those_of_others_are_not(cluster):
+    server = cluster.environment["MLFLOW_TRACKING_URI"]
+    assert from_a_page(server, server) == 200
+    assert from_a_page(server, "http://elsewhere.example") == 403
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")
