@@ -58,7 +58,7 @@ def trained_without_a_break(folder, *arguments):
     folder.mkdir()
     with training(folder, *arguments) as whole:
         assert whole.wait() == 0, whole.output()
-        assert whole.family() == []
+        assert whole.left() == []
     [run] = runs(client(folder))
     return snapshot(folder, client(folder), run.info.run_id)
 
@@ -85,7 +85,7 @@ def test_a_run_interrupted_and_then_killed_ends_where_an_unbroken_one_does(tmp_p
         assert first.wait(60) == 130, first.output()
         assert first.output().splitlines()[-1].startswith("stopped;")
         assert "Traceback" not in first.output()
-        assert first.family() == []
+        assert first.left() == []
     assert [run.info.status for run in runs(client(folder))] == ["KILLED"]
     reached = committed_epochs(folder)
     assert reached < 5
@@ -111,7 +111,7 @@ def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_do
         first.worker().send_signal(signal.SIGKILL)
         assert first.wait(120) == 1, first.output()
         assert "was lost" in first.output().splitlines()[-1]
-        assert first.family() == []
+        assert first.left() == []
     assert [run.info.status for run in runs(client(folder))] == ["FAILED"]
     assert committed_epochs(folder) < 6
     damaged = newest_checkpoint(folder) / "snapshot.pt"
@@ -128,7 +128,7 @@ def test_a_run_stopped_before_its_registration_goes_on_with_that_alone(tmp_path)
         first.process.terminate()  # as `ray job stop` does
         assert first.wait(60) == 130, first.output()
         assert first.output().splitlines()[-1].startswith("stopped;")
-        assert first.family() == []
+        assert first.left() == []
     [run] = runs(client(tmp_path))
     assert run.info.status == "KILLED"
     with training(tmp_path, "--train.epochs=2") as second:
