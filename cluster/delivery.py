@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from cluster.reporter import location_of
+from cluster.reporter import location_of, metrics_in
 from cluster.tracking import MetricWriter, Record
 
 FLUSH_SECONDS = 10.0
@@ -25,7 +25,10 @@ class MlflowMetrics(UserCallback):
         """Queue the metrics of rank 0 and the place of its checkpoint."""
         if self._writer is None:  # a thread cannot travel, so it starts where it is used
             self._writer = MetricWriter(self._record, keep_checkpoints=self._keep_checkpoints)
-        self._writer.put(metrics[0], location_of(checkpoint) if checkpoint else None)
+        *earlier, own = metrics_in(metrics[0])
+        for epoch in earlier:
+            self._writer.put(epoch)
+        self._writer.put(own, location_of(checkpoint) if checkpoint else None)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Let MLflow have what was measured: the controller may be about to end."""
