@@ -338,18 +338,23 @@ def open_child(
         tags={_NAME: name, _ATTEMPT: "1", MLFLOW_PARENT_RUN_ID: parent.run_id, **tags},
     )
     record = Record(parent.uri, run.info.run_id, name, attempt=1, resumed=False)
-    client.log_batch(
-        record.run_id,
-        params=[Param(key, value[:PARAM_LENGTH]) for key, value in parameters.items()],
-        tags=[RunTag(_STORAGE, record.storage_name)],
-    )
+    _describe(record, parameters)
     return record
 
 
-def reopen_child(parent: Record, run: Run) -> Record:
-    """Go on with a child of an earlier start."""
+def reopen_child(parent: Record, run: Run, *, parameters: Mapping[str, str]) -> Record:
+    """Go on with a child of an earlier start, which may have been killed while opening it.
+
+    Args:
+        parent: the run above.
+        run: the child.
+        parameters: its settings, of which those of the first start count.
+    """
     parent.client.update_run(run.info.run_id, status="RUNNING")
-    return Record(parent.uri, run.info.run_id, run.data.tags[_NAME], attempt=1, resumed=True)
+    record = Record(parent.uri, run.info.run_id, run.data.tags[_NAME], attempt=1, resumed=True)
+    if not _is_described(run):
+        _describe(record, parameters)
+    return record
 
 
 def close_child(record: Record, state: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
@@ -546,11 +551,15 @@ def _open(
             f"{name} is running{where}, MLflow run {last.info.run_id}; "
             "wait for it, stop it, or use another name"
         )
+    parameters = {**parameters, **settings}
     if last is not None and last.info.status != "FINISHED" and not fresh:
-        _check_same_settings(name, last, settings)
+        if _is_described(last):
+            _check_same_settings(name, last, settings)
         record = Record(uri, last.info.run_id, name, int(last.data.tags[_ATTEMPT]), resumed=True)
         client.set_tag(record.run_id, _LEASE, lease.text())
         client.update_run(record.run_id, status="RUNNING")
+        if not _is_described(last):
+            _describe(record, parameters)
     else:
         attempt = 1 if last is None else int(last.data.tags[_ATTEMPT]) + 1
         run = client.create_run(
@@ -559,16 +568,23 @@ def _open(
             tags={_NAME: name, _ATTEMPT: str(attempt), _LEASE: lease.text()},
         )
         record = Record(uri, run.info.run_id, name, attempt, resumed=False)
-        client.log_batch(
-            record.run_id,
-            params=[
-                Param(key, value[:PARAM_LENGTH])
-                for key, value in {**parameters, **settings}.items()
-            ],
-            tags=[RunTag(_STORAGE, record.storage_name)],
-        )
+        _describe(record, parameters)
     _check_claim(client, experiment_id, record, lease)
     return record
+
+
+def _describe(record: Record, parameters: Mapping[str, str]) -> None:
+    """Log the settings of a run, and that they are there."""
+    record.client.log_batch(
+        record.run_id,
+        params=[Param(key, value[:PARAM_LENGTH]) for key, value in parameters.items()],
+        tags=[RunTag(_STORAGE, record.storage_name)],  # MLflow writes tags after parameters
+    )
+
+
+def _is_described(run: Run) -> bool:
+    """Whether its settings are there: its driver may have been killed just before."""
+    return _STORAGE in run.data.tags
 
 
 def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:

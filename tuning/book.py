@@ -113,7 +113,7 @@ class Book:
         name = f"{self._parent.name}-{self._parent.attempt}-{number:04d}"
         described = self._describe(candidate, name)
         if before is not None:
-            record = tracking.reopen_child(self._parent, before.run)
+            record = tracking.reopen_child(self._parent, before.run, parameters=described.settings)
         else:
             record = tracking.open_child(
                 self._parent,
@@ -171,17 +171,22 @@ class Book:
 def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinished]]:
     """Read the trials of a sweep: those that have ended, and the others, by number.
 
+    Where MLflow went away while a trial was opened it was opened again: the last one counts.
+
     Args:
         uri: address of MLflow.
         run_id: the sweep's run.
     """
-    ended, others = [], []
+    ended: dict[int, TrialResult] = {}
+    others: dict[int, Unfinished] = {}
     for run in tracking.children(uri, run_id):
         tags = run.data.tags
+        number = int(tags[_NUMBER])
         if _RESULT in tags:
             values = json.loads(tags[_RESULT])
             lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
-            ended.append(TrialResult(**(values | lists)))
-        elif _DRAW in tags:
-            others.append(Unfinished(int(tags[_NUMBER]), json.loads(tags[_DRAW]), run))
-    return sorted(ended, key=lambda each: each.number), sorted(others, key=lambda o: o.number)
+            ended[number] = TrialResult(**(values | lists))
+        else:
+            others[number] = Unfinished(number, json.loads(tags[_DRAW]), run)
+    left = sorted(others.keys() - ended.keys())
+    return [ended[number] for number in sorted(ended)], [others[number] for number in left]

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier, local
@@ -123,6 +124,33 @@ def test_changed_settings_under_an_unfinished_name_are_refused_with_the_differen
     assert "model.scales" not in str(refusal.value)
     assert "--fresh" in str(refusal.value)
     assert status(client, first) == "FAILED"
+
+
+@contextmanager
+def killed_before_settings_are_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the driver die after the first of the two calls that open a run."""
+
+    def die(*_: object, **__: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", die)
+        yield
+
+
+def test_a_run_whose_driver_was_killed_before_its_settings_were_written_gets_them(
+    client, monkeypatch
+):
+    with killed_before_settings_are_written(monkeypatch), pytest.raises(SystemExit):
+        begin(parameters={"cluster.num_workers": "1"}).__enter__()
+    [left] = client.search_runs([client.get_experiment_by_name("ranet").experiment_id])
+    assert left.data.params == {}
+    # As a dead process leaves it.
+    lease = replace(tracking._Lease.of_this_process(), started=0)
+    client.set_tag(left.info.run_id, tracking._LEASE, json.dumps(asdict(lease)))
+    with begin(parameters={"cluster.num_workers": "2"}) as record:
+        assert (record.run_id, record.resumed) == (left.info.run_id, True)
+    assert client.get_run(record.run_id).data.params == {**SETTINGS, "cluster.num_workers": "2"}
 
 
 def test_settings_that_are_free_may_change(client):
@@ -451,11 +479,26 @@ def test_a_child_goes_on_in_its_own_run_and_storage(client):
         first = open_trial(parent, 1)
         tracking.close_child(first, "KILLED")
         [found] = tracking.children(parent.uri, parent.run_id)
-        again = tracking.reopen_child(parent, found)
+        again = tracking.reopen_child(parent, found, parameters={"train.optim.lr": "0.3"})
         assert again == replace(first, resumed=True)
+        assert client.get_run(again.run_id).data.params == SETTINGS
         assert again.storage_name == first.storage_name
         assert status(client, again) == "RUNNING"
         last = tracking.last_attempt("digits")
         assert last is not None
         assert last.info.run_id == parent.run_id
         assert tracking.last_attempt("nothing") is None
+
+
+def test_a_child_whose_driver_was_killed_before_its_settings_were_written_gets_them(
+    client, monkeypatch
+):
+    with begin() as parent:
+        with killed_before_settings_are_written(monkeypatch), pytest.raises(SystemExit):
+            open_trial(parent, 1)
+        [left] = tracking.children(parent.uri, parent.run_id)
+        assert left.data.params == {}
+        tracking.reopen_child(parent, left, parameters=SETTINGS)
+        [again] = tracking.children(parent.uri, parent.run_id)
+    assert again.info.run_id == left.info.run_id
+    assert again.data.params == SETTINGS

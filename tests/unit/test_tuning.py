@@ -1,18 +1,23 @@
 """What a sweep draws, how a draw becomes a run, and what it remembers."""
 
+import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from cluster.tracking import Record, children
 from pipelines.run import Run, flatten, parse_settings
 from pipelines.samples import best_config, check_sample
 from ranet import ModelConfig, RANet, mult_adds
 from ranet.inference.anytime import Scores
 from ranet.training.memory import footprint
+from tuning.book import Book, Described, read_trials
 from tuning.draws import Candidate, Draws, NothingLeftError
 from tuning.front import pareto_front
 from tuning.objective import Objective, cross_fitted
@@ -341,6 +346,39 @@ def test_early_stopping_goes_on_where_an_earlier_start_left_it():
 
     assert decision(replayed=True) == "STOP"
     assert decision(replayed=False) == "CONTINUE"
+
+
+def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(
+    empty_database, tmp_path, monkeypatch
+):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    client = MlflowClient(uri)
+    sweep = client.create_run(client.create_experiment("ranet", str(tmp_path)))
+    parent = Record(uri, sweep.info.run_id, "sweep", attempt=1, resumed=False)
+    candidate = accept({"x": 1})
+
+    def described(candidate, name):
+        return Described(run=name, settings={"x": "1"}, config_text="", parameters=1, memory=1)
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError("MLflow is away")
+
+    with Book(parent, described) as book:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", away)
+            with pytest.raises(OSError, match="away"):
+                book.open(1, candidate)
+        record, _ = book.open(1, candidate)
+    assert len(children(uri, parent.run_id)) == 2
+    again = Book(replace(parent, resumed=True), described)
+    assert [each.run.info.run_id for each in again.unfinished] == [record.run_id]
+    with again:
+        again.open(1, candidate, again.unfinished[0])
+        again.close(result_of({}, (50.0,)))
+    ended, left = read_trials(uri, parent.run_id)
+    assert [each.run_id for each in ended] == [record.run_id]
+    assert left == []
 
 
 def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
