@@ -63,6 +63,7 @@ def test_an_upload_whose_server_goes_away_for_good_says_so(s3, bucket, tmp_path,
     s3.start()
     _, filesystem = open_storage(f"s3://{bucket}/runs")
     upload(tmp_path, filesystem, f"{bucket}/runs")
+    assert filesystem is not None
     assert filesystem.get_file_info(f"{bucket}/runs/snapshot.pt").size == 100 << 20
 
 
