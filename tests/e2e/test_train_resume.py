@@ -60,7 +60,7 @@ def trained_without_a_break(folder, *arguments):
     folder.mkdir()
     with training(folder, *arguments) as whole:
         assert whole.wait() == 0, whole.output()
-        assert whole.family() == []
+        assert whole.left() == []
     [run] = runs(client(folder))
     return snapshot(folder, client(folder), run.info.run_id)
 
@@ -85,7 +85,7 @@ def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
         assert first.wait(60) == 130, first.output()
         assert first.output().splitlines()[-1].startswith("stopped;")
         assert "Traceback" not in first.output()
-        assert first.family() == []
+        assert first.left() == []
     assert [run.info.status for run in runs(client(tmp_path))] == ["KILLED"]
     reached = committed_epochs(tmp_path)
     assert reached < 5
@@ -148,7 +148,7 @@ def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_do
         first.worker().send_signal(signal.SIGKILL)
         assert first.wait(120) == 1, first.output()
         assert "was lost" in first.output().splitlines()[-1]
-        assert first.family() == []
+        assert first.left() == []
     assert [run.info.status for run in runs(client(folder))] == ["FAILED"]
     assert committed_epochs(folder) < 6
     damaged = newest_checkpoint(folder) / "snapshot.pt"

@@ -85,6 +85,10 @@ class Training:
     def family(self) -> list[psutil.Process]:
         return family(self.ray_folder)
 
+    def left(self) -> list[psutil.Process]:
+        """Those of them that do not end within half a minute."""
+        return psutil.wait_procs(self.family(), timeout=30)[1]
+
     def worker(self) -> psutil.Process:
         return next(each for each in self.family() if "RayTrainWorker" in " ".join(each.cmdline()))
 
