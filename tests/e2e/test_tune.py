@@ -5,7 +5,6 @@ import signal
 import time
 from typing import Any
 
-import psutil
 import pytest
 from ray.job_submission import JobStatus
 
@@ -76,8 +75,7 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait(400) == 0, sweep.output()
         output = sweep.output()
-        _, left = psutil.wait_procs(sweep.family(), timeout=30)
-        assert left == []
+        assert sweep.left() == []
 
     [parent] = [run for run in runs(database) if not is_trial(run)]
     assert parent.info.status == "FINISHED"

@@ -86,8 +86,8 @@ class Training:
         return family(self.ray_folder)
 
     def left(self) -> list[psutil.Process]:
-        """Processes that do not end by themselves within seconds."""
-        return psutil.wait_procs(self.family(), timeout=10)[1]
+        """Those of them that do not end within half a minute."""
+        return psutil.wait_procs(self.family(), timeout=30)[1]
 
     def worker(self) -> psutil.Process:
         return next(each for each in self.family() if "RayTrainWorker" in " ".join(each.cmdline()))
