@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from tuning.front import Direction, pareto_front
+from tuning.space import WEIGHTS
 from tuning.trials import TrialResult
 
 
@@ -75,7 +76,9 @@ class Outcome:
     def varied(self, result: TrialResult) -> dict[str, Any]:
         """Return those settings of a trial that are not the same in all, by short name."""
         names = list(dict.fromkeys(name for each in self.results for name in each.settings))
-        short = [name.rpartition(".")[2] for name in names]
+        short = [
+            name if name.startswith(WEIGHTS) else name.rpartition(".")[2] for name in names
+        ]  # "family" alone says nothing
         return {
             last if short.count(last) == 1 else name: _frozen(result.settings[name])
             for name, last in zip(names, short, strict=True)

@@ -43,10 +43,14 @@ def plot_front(outcome: Outcome) -> Figure | None:
     places = pareto_front([point[:2] for point in points], ("minimize", "maximize"))
     front = sorted({points[place][:2]: points[place][2] for place in reversed(places)}.items())
     costs, top1s = zip(*((cost / 1e6, top1) for (cost, top1), _ in front), strict=True)
-    axes.step(costs, top1s, where="post", color="tab:orange", label="front, by trial number")
+    axes.step(
+        [*costs, max(cost / 1e6 for cost, *_ in points)], [*top1s, top1s[-1]],
+        where="post", color="tab:orange", label="front, by trial number",
+    )  # fmt: skip
+    axes.scatter(costs, top1s, s=80, facecolors="none", edgecolors="tab:orange")
     for cost, top1, (_, result) in zip(costs, top1s, front, strict=True):
         axes.annotate(
-            str(result.number), (cost, top1), xytext=(0, 6), textcoords="offset points",
+            str(result.number), (cost, top1), xytext=(0, 7), textcoords="offset points",
             ha="center", color="tab:orange", fontsize=9,
         )  # fmt: skip
     published = RANET_CURVES.get(outcome.published, ())
@@ -163,6 +167,8 @@ class _Scale:
             values = [low * (high / low) ** share for share in shares]
         else:
             values = [low + (high - low) * share for share in shares]
+        if isinstance(low, int):
+            values = sorted({round(value) for value in values})
         return [(value, f"{value:.3g}") for value in values]
 
 

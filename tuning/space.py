@@ -93,9 +93,9 @@ class Window:
 class Stopping:
     """When a trial is given up early: asynchronous successive halving on epochs."""
 
-    method: Literal["asha", "none"] = "asha"
-    """asha: at epochs first_epoch, first_epoch * factor, ... only trials among the best 1/factor of
-    those that came so far go on; none: every trial is trained to its end."""
+    method: Literal["asha", "none"] = "none"
+    """none: every trial is trained to its end; asha: at epochs first_epoch, first_epoch * factor,
+    ... only trials among the best 1/factor of those that came so far go on."""
     first_epoch: int = 1
     """Epochs that every trial is given."""
     factor: float = 3.0

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import yaml
+from matplotlib.text import Annotation
 
 from tuning.outcome import Outcome
 from tuning.plots import importances, plot_front, plot_parallel
@@ -180,11 +181,16 @@ def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_cur
     figure = plot_front(outcome(trial(1, 70, 80, 81), stopped, published="cifar10"))
     assert figure is not None
     (axes,) = figure.axes
-    finished, early = (np.asarray(points.get_offsets()).tolist() for points in axes.collections)
+    finished, early, marked = (
+        np.asarray(points.get_offsets()).tolist() for points in axes.collections
+    )
     assert finished == [[5, 70], [10, 80], [20, 81]]
     assert early == [[9, 66], [9, 75]]  # it costs no more than its last exit
+    assert marked == [[5, 70], [9, 75], [10, 80], [20, 81]]
     front, published = axes.lines
-    assert np.asarray(front.get_xydata()).tolist() == [[5, 70], [9, 75], [10, 80], [20, 81]]
+    assert np.asarray(front.get_xydata()).tolist() == [
+        [5, 70], [9, 75], [10, 80], [20, 81], [20, 81]
+    ]  # fmt: skip
     expected = [[cost / 1e6, top1] for cost, top1 in RANET_CURVES["cifar10"]]
     assert np.asarray(published.get_xydata()).tolist() == expected
 
@@ -198,8 +204,8 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
                 "model.scales": [[1, 2], [1, 2, 3]][k % 2],
                 "train.exit_loss_weights": [[0.5, 1.5], [0.5, 1.0 * k, 1.5]][k % 2],
                 "train.optim.lr": 10.0**-k,
-                "weights.family": "linear" if k % 3 else "uniform",
-                **({"weights.slope": k / 10} if k % 3 else {}),
+                "exit_weights.family": "linear" if k % 3 else "uniform",
+                **({"exit_weights.slope": k / 10} if k % 3 else {}),
                 "train.epochs": 3,
             },
         )
@@ -207,7 +213,8 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
     ]  # fmt: skip
     found = outcome(*results)
     assert list(found.columns()) == [
-        "scales", "exit_loss_weights[2]", "exit_loss_weights[3]", "lr", "family", "slope"
+        "scales", "exit_loss_weights[2]", "exit_loss_weights[3]", "lr", "exit_weights.family",
+        "exit_weights.slope",
     ]  # fmt: skip
     write_report(tmp_path, found, config_of)
     for name in ("pareto.png", "parallel_coordinates.png", "importances.png"):
@@ -218,6 +225,15 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == [
         *found.columns(), "accuracy", "last exit, M"
     ]  # fmt: skip
+
+
+def test_whole_numbers_are_whole_at_their_axis():
+    results = [trial(k, 70 + k, settings={"model.growth_rate": k}) for k in (3, 5, 8)]
+    figure = plot_parallel(outcome(*results))
+    assert figure is not None
+    (axes,) = figure.axes
+    at_first = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[0] == 0]
+    assert [note.get_text() for note in at_first] == ["3", "4", "6", "7", "8"]
 
 
 def test_the_setting_that_decides_is_the_most_important():

@@ -95,7 +95,10 @@ def test_every_choice_comes_and_nothing_else():
         ({"window": {"mult_adds": [3e6, 2e6]}}, r"window.mult_adds must be \[least, most\]"),
         ({"objective": {"names": ["acuracy"]}}, "must be among accuracy, area, .* got 'acuracy'"),
         ({"objective": {"names": ["area"]}}, "objective.area_range must be given where area"),
-        ({"objective": {"names": ["accuracy", "mult_adds"]}}, "add --stopping.method=none"),
+        (
+            {"objective": {"names": ["accuracy", "mult_adds"]}, "stopping": {"method": "asha"}},
+            "add --stopping.method=none",
+        ),
         ({"name": "a b"}, "name must be letters"),
         ({"search": "grid"}, "grid"),
     ],
@@ -334,7 +337,7 @@ def trial_of_tune(trial_id: str) -> Any:
 
 def test_early_stopping_goes_on_where_an_earlier_start_left_it():
     def decision(*, replayed: bool):
-        scheduler = make_scheduler(Stopping(first_epoch=1, factor=2), "m", "max", 4)
+        scheduler = make_scheduler(Stopping(method="asha", first_epoch=1, factor=2), "m", "max", 4)
         for k in range(4):
             trial = trial_of_tune(f"earlier{k}")
             if replayed:
@@ -382,7 +385,7 @@ def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(
 
 
 def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
-    scheduler = make_scheduler(Stopping(first_epoch=1, factor=3), "m", "max", 3)
+    scheduler = make_scheduler(Stopping(method="asha", first_epoch=1, factor=3), "m", "max", 3)
     for k, name in enumerate("abcd"):
         trial = trial_of_tune(name)
         scheduler.on_trial_add(NOBODY, trial)
