@@ -39,7 +39,7 @@ from tuning.trials import TrialResult
 
 STAGES = {
     "MLflow run opened": ("asked", "opened"),
-    "trial's process started, with its imports": ("opened", "called"),
+    "trial's process started, with its imports, or taken over": ("opened", "called"),
     "controller and worker started, with their imports": ("called", "working"),
     "training": ("working", "reported"),
     "workers and controller ended": ("reported", "returned"),

@@ -8,14 +8,15 @@ from cluster.reporter import location_of, metrics_in
 from cluster.tracking import MetricWriter, Record
 
 FLUSH_SECONDS = 10.0
-"""How long a failed run waits for MLflow to take its metrics."""
+"""How long a run that ends or fails waits for MLflow to take its metrics."""
 
 
 class MlflowMetrics(UserCallback):
     """Sends what the workers report to MLflow; it lives in Ray's controller process."""
 
-    def __init__(self, record: Record, keep_checkpoints: int) -> None:
+    def __init__(self, record: Record, keep_checkpoints: int, last_epoch: int) -> None:
         self._record = record
+        self._last_epoch = last_epoch
         self._keep_checkpoints = keep_checkpoints
         self._writer: MetricWriter | None = None
 
@@ -29,6 +30,8 @@ class MlflowMetrics(UserCallback):
         for epoch in earlier:
             self._writer.put(epoch)
         self._writer.put(own, location_of(checkpoint) if checkpoint else None)
+        if own["epoch"] == self._last_epoch:  # Ray ends the controller next
+            self._writer.flush(FLUSH_SECONDS)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Let MLflow have what was measured: the controller may be about to end."""

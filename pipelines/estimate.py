@@ -1,6 +1,5 @@
 """What a run would take, and what it would lack: said before anything starts."""
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,7 +213,8 @@ def _checkpoints(run: Run, model: torch.nn.Module, num_images: int, found: Estim
     line = f"{_size(size)} each, {keep} kept"
     if num_images:
         steps = num_images // run.train.batch_size
-        number = math.ceil(run.train.epochs * steps / (run.train.checkpoint_steps or steps)) + 1
+        places = ((done // steps, done % steps) for done in range(1, run.train.epochs * steps + 1))
+        number = sum(run.train.is_checkpoint_due(*place, steps) for place in places) + 1
         line += f"; {number:,} in all, {_size(number * size)} to {run.cluster.storage}"
     found.lines.append(("checkpoints", line))
 

@@ -148,7 +148,10 @@ def _launch(
             name=record.storage_name,
             storage=run.cluster.storage,
             cluster=run.cluster,
-            callbacks=[MlflowMetrics(record, run.cluster.keep_checkpoints), *callbacks],
+            callbacks=[
+                MlflowMetrics(record, run.cluster.keep_checkpoints, run.train.epochs),
+                *callbacks,
+            ],
             watch=watch,
         )
 

@@ -165,8 +165,9 @@ class TrainConfig:
     """Images that a worker takes through the network at once, so that its part of a batch fits into
     its memory; gradients are added up. 0: its whole part."""
     checkpoint_steps: int = 0
-    """Steps between two checkpoints, counted over all epochs; 0: one after each epoch. The last
-    epoch always has one."""
+    """Steps between two checkpoints within an epoch; one more follows each epoch. If an epoch has
+    fewer steps, only those epochs have one that reach so many more, and the last. 0: one after
+    each epoch."""
     seed: int = 0
     """Seed of the weights, of the image order and of the augmentation."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -246,4 +247,13 @@ class TrainConfig:
         return tuple(
             self.image_sizes[epoch * num_sizes // self.epochs]
             for epoch in range(self.epochs if num_sizes else 0)
+        )
+
+    def is_checkpoint_due(self, epoch: int, step: int, steps_per_epoch: int) -> bool:
+        """Say whether a checkpoint belongs after so many epochs, and steps of the next one."""
+        every = self.checkpoint_steps
+        if step:
+            return every > 0 and step % every == 0
+        return (
+            not every or epoch == self.epochs or epoch * steps_per_epoch % every < steps_per_epoch
         )

@@ -102,7 +102,8 @@ def fit(
             )
         training.end_epoch(metrics)
         progress.log_epoch(epoch, metrics)
-        snapshot = training.snapshot() if _is_checkpoint_due(training, len(train)) else None
+        is_due = config.is_checkpoint_due(training.epoch, 0, len(train))
+        snapshot = training.snapshot() if is_due else None
         reporter.report(metrics, snapshot)
     assert snapshot is not None, "the last epoch has one"
     return snapshot
@@ -132,7 +133,7 @@ def train_one_epoch(
             training.step += 1
             wants_checkpoint = reporter.wants_checkpoint() or (
                 training.step < len(batches)  # otherwise the whole epoch's follows
-                and _is_checkpoint_due(training, len(batches))
+                and config.is_checkpoint_due(epoch, training.step, len(batches))
             )
             if (
                 images.device.type == "cpu"
@@ -189,13 +190,6 @@ def take_step(
     optimizer.step()
     if training.average is not None:
         training.average.update(global_step)
-
-
-def _is_checkpoint_due(training: Training, steps_per_epoch: int) -> bool:
-    """Say whether a checkpoint belongs after the steps and epochs that are done."""
-    every = training.config.checkpoint_steps or steps_per_epoch
-    steps_done = training.epoch * steps_per_epoch + training.step
-    return steps_done % every == 0 or training.epoch == training.config.epochs
 
 
 def _raise_if_bad(

@@ -383,6 +383,24 @@ def test_metrics_are_sent_from_a_thread_and_no_step_twice(client):
     assert logged(client, record) == [(k, 1 / k) for k in range(1, 6)]
 
 
+def test_the_last_epoch_is_with_mlflow_before_the_controller_ends(client, monkeypatch):
+    log_batch = MlflowClient.log_batch
+
+    def slow(*arguments, **named):
+        time.sleep(0.2)
+        return log_batch(*arguments, **named)
+
+    with begin() as record:
+        monkeypatch.setattr(MlflowClient, "log_batch", slow)
+        callback = MlflowMetrics(record, keep_checkpoints=1, last_epoch=2)
+        for metrics in history(2):
+            callback.after_report(None, [metrics], None)
+        assert len(logged(client, record)) == 2
+        began = time.monotonic()
+        record.log_history(history(2))
+        assert time.monotonic() - began < 1  # there is nothing to wait for
+
+
 def test_the_newest_checkpoints_are_noted_with_step_metrics_and_location(client, tmp_path):
     with begin() as record:
         for k in range(1, 4):
@@ -423,10 +441,9 @@ def test_epochs_without_a_checkpoint_come_with_the_next_one(client, monkeypatch)
     reporter.save({"epoch": 3.0, "step": 5.0}, {})
     reporter.report(history(4)[-1], {"epoch": 4})
     with begin() as record:
-        callback = MlflowMetrics(record, keep_checkpoints=2)
+        callback = MlflowMetrics(record, keep_checkpoints=2, last_epoch=4)
         for metrics in told:
             callback.after_report(None, [metrics, {}], None)
-        callback.after_exception(None, {})
     assert logged(client, record) == [(k, 1 / k) for k in range(1, 5)]
 
 
