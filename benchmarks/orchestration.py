@@ -1,19 +1,22 @@
-"""Our whole path against a bare DDP loop.
+"""Our whole path against a bare DDP loop, one worker against two, and what passes before a step.
 
-    python -m benchmarks.orchestration ours --config configs/digits.yaml --workers 2 --out FILE
-    python -m benchmarks.orchestration bare --config configs/digits.yaml --workers 2 --out FILE
-    python -m benchmarks.orchestration table --out FILE
+    python -m benchmarks.orchestration --out FILE                      # about 9 minutes on 2 cores
+    python -m benchmarks.orchestration --out FILE --workers 2 --rounds 1
+    python -m benchmarks.orchestration --out FILE --rounds 0           # the table of FILE again
 
 `ours` trains by pipelines/train.py (Ray Train, FFCV, MLflow, a checkpoint an epoch), `bare` by
-torchrun (benchmarks/bare_ddp.py: the same network, images, batches, threads and environment); to be
-called in turns. Counted is the time from the end of the second epoch to the end of the last: steps,
-validation, and what an epoch's end costs. CPU seconds are those of all processes that a way starts.
-Each call adds a line to FILE.
+torchrun (benchmarks/bare_ddp.py: the same network, images, batches, threads and environment). In
+every round all of them take turns. Counted is the time from the end of the second epoch to the end
+of the last: steps, validation, and what an epoch's end costs. CPU seconds are those of all
+processes that a way starts. Each run adds a line to FILE, and the table is of all its lines.
+Further arguments are settings of the run, such as --train.epochs=6; variables named RAY_... reach
+ours.
 """
 
 import argparse
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -22,6 +25,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,50 +35,81 @@ from mlflow.entities import Metric
 from benchmarks.network import describe_machine
 from pipelines.data import prepare
 from pipelines.run import Run, read_run
-from tests.e2e.training import PROJECT, client, runs, training
+from tests.e2e.training import PROJECT, Training, client, runs, training
 
 TIMEOUT_SECONDS = 300.0
 WARM_EPOCHS = 2
 """Epochs after which everything has been imported, connected and done once."""
+EPOCHS = 4
+"""Epochs of a run unless a setting says otherwise, and the fewest that can be counted."""
+STAGES = {
+    "Ray's start, its controller's start and imports": "",
+    "resources": r"Attempting to start training worker group",
+    "workers' processes": r"worker actors created in",
+    "workers' imports": r"Train context initialized on workers",
+    "process group, function sent": r"Train function launched on workers",
+}
+"""What ends when Ray's controller first logs a line with these words; the first, with its first."""
+
+PARTS = {
+    "RayTrainWorker": "workers",
+    "TrainController": "controller, with our MLflow metrics",
+    "gcs_server": "Ray's gcs_server",
+    "raylet": "Ray's raylet",
+    "log_monitor": "Ray's log_monitor",
+    "dashboard": "Ray's dashboard",
+}
+"""What a process is by its name."""
 
 
 def main() -> None:
-    """Measure once, or print what was measured."""
+    """Measure in turns, and print what was measured."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("what", choices=("ours", "bare", "table"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--config", default="configs/digits.yaml")
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--ways", nargs="+", choices=("ours", "bare"), default=["ours", "bare"])
     arguments, settings = parser.parse_known_args()
-    if arguments.what == "table":
-        lines = arguments.out.read_text().splitlines()
-        print_tables([json.loads(line) for line in lines])
-        return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     config = str(Path(arguments.config).absolute())
+    for _ in range(arguments.rounds):
+        for workers in arguments.workers:
+            for way in arguments.ways:
+                found = json.dumps(measure(way, workers, config, settings))
+                with arguments.out.open("a") as file:
+                    file.write(found + "\n")
+                print(found, flush=True)
+    print_tables([json.loads(line) for line in arguments.out.read_text().splitlines()])
+
+
+def measure(way: str, workers: int, config: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Train once, in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         settings = [
-            f"--cluster.num_workers={arguments.workers}", f"--data.folder={folder}/images",
-            *settings,
+            f"--train.epochs={EPOCHS}", f"--cluster.num_workers={workers}",
+            f"--data.folder={folder}/images", *settings,
         ]  # fmt: skip
         run = read_run(["--config", config, *settings])
+        if run.train.epochs < EPOCHS:
+            raise ValueError(f"train.epochs must be {EPOCHS} or more, got {run.train.epochs}")
         info = prepare(run.data, run.model.image_size)
         steps = info.num_samples["train"] // run.train.batch_size
-        found = {
-            "what": arguments.what,
-            "workers": arguments.workers,
+        return {
+            "what": way,
+            "workers": workers,
             "images": steps * run.train.batch_size * (run.train.epochs - WARM_EPOCHS),
-            **(ours if arguments.what == "ours" else bare)(folder, config, settings, run),
+            **(ours if way == "ours" else bare)(folder, config, settings, run),
         }
-    with arguments.out.open("a") as file:
-        file.write(json.dumps(found) + "\n")
-    print(json.dumps(found))
 
 
 def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[str, Any]:
     """Train by pipelines/train.py."""
-    with training(folder, *settings, config=config) as process:
+    environment = {key: value for key, value in os.environ.items() if key.startswith("RAY_")}
+    environment.pop("RAY_TMPDIR", None)
+    with training(folder, *settings, config=config, **environment) as process:
+        submitted = psutil.Process(process.process.pid).create_time()
 
         def parts() -> dict[str, float]:
             return cpu_seconds(process.family(), lambda each: _part(each, process.process.pid))
@@ -87,17 +122,54 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
         [record] = runs(database)
 
         def history(metric: str) -> list[Metric]:
-            return database.get_metric_history(record.info.run_id, metric)
+            found = database.get_metric_history(record.info.run_id, metric)
+            return sorted(found, key=lambda entry: entry.step)
 
         # What follows, scoring and registering, is not measured.
         process.wait_until(lambda: len(history("epoch")) == run.train.epochs)
-    steps = history("train/images_per_second")
-    ends = sorted(entry.timestamp / 1000 for entry in history("epoch"))
+        rates = [entry.value for entry in history("train/images_per_second")]
+        ends = [entry.timestamp / 1000 for entry in history("epoch")]
+        images = prepare(run.data, run.model.image_size).num_samples["train"]
+        in_steps = [images // run.train.batch_size * run.train.batch_size / rate for rate in rates]
+        others = [
+            end - before - seconds
+            for before, end, seconds in zip(ends, ends[1:], in_steps[1:], strict=False)
+        ]
+        first_step = ends[0] - in_steps[0] - statistics.median(others)
+        stages = start_of(process, submitted, record.info.start_time / 1000, first_step)
     return {
         "seconds": ends[-1] - ends[WARM_EPOCHS - 1],
         "cpu_shares": shares,
-        "steps_alone": statistics.mean(entry.value for entry in steps if entry.step > WARM_EPOCHS),
+        "steps_alone": statistics.mean(rates[WARM_EPOCHS:]),
+        "stages": stages,
     }
+
+
+def start_of(
+    process: Training, submitted: float, opened: float, first_step: float
+) -> dict[str, float]:
+    """Seconds of every stage from the command to the beginning of the first step.
+
+    Args:
+        process: the training; Ray's log says when its controller did what.
+        submitted: when the command began.
+        opened: when its run in MLflow was made.
+        first_step: when the first epoch ended, less its steps and what the ends of the others took.
+    """
+    [session] = Path(process.ray_folder).glob("ray/session_2*")
+    connected = datetime.strptime(
+        "_".join(session.name.split("_")[1:4]), "%Y-%m-%d_%H-%M-%S_%f"
+    ).timestamp()
+    [log] = session.glob("logs/train/ray-train-sys-controller-*.log")
+    told = [json.loads(line) for line in log.read_text().splitlines()]
+    marks = {"imports, images found": opened, "MLflow run opened and claimed": connected}
+    for stage, words in STAGES.items():
+        marks[stage] = next(
+            line["timestamp_ns"] / 1e9 for line in told if re.search(words, line["message"])
+        )
+    marks["network, loaders"] = first_step
+    begun = [submitted, *marks.values()]
+    return {stage: end - begin for (stage, end), begin in zip(marks.items(), begun, strict=False)}
 
 
 def bare(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[str, Any]:
@@ -172,42 +244,68 @@ def cpu_seconds(
 
 
 def _part(process: psutil.Process, driver: int) -> str:
-    command = " ".join(process.cmdline())
-    if "RayTrainWorker" in command:
-        return "workers"
-    if "TrainController" in command:
-        return "controller, with our MLflow metrics"
-    return "driver" if process.pid == driver else "Ray's own"
+    if process.pid == driver:
+        return "driver"
+    words = process.cmdline() or [process.name()]
+    is_python = Path(words[0]).name.startswith("python")
+    script = next((word for word in words if is_python and word.endswith(".py")), words[0])
+    name = Path(script).name
+    return next((part for mark, part in PARTS.items() if mark in name), "Ray's other processes")
 
 
 def print_tables(lines: Sequence[dict[str, Any]]) -> None:
     """Print medians with least and most."""
     print(describe_machine())
-    for workers in sorted({line["workers"] for line in lines}):
-        own = [line for line in lines if line["workers"] == workers]
-        ways = {way: [line for line in own if line["what"] == way] for way in ("ours", "bare")}
-        for way, found in ways.items():
-            if found:
-                rates = [line["images"] / line["seconds"] for line in found]
-                print(f"\n{way}, {workers} workers: images/s {spread(rates)}")
-                for part in found[0]["cpu_shares"]:
-                    cost = [
-                        1000 * line["cpu_shares"].get(part, 0.0) * line["seconds"] / line["images"]
-                        for line in found
-                    ]
-                    print(f"  CPU ms an image, {part}: {spread(cost, 2)}")
-        if ways["ours"]:
-            steps = [line["steps_alone"] for line in ways["ours"]]
-            print(f"  steps of ours alone: images/s {spread(steps)}")
-        pairs = list(zip(ways["ours"], ways["bare"], strict=False))
+    numbers = sorted({line["workers"] for line in lines})
+    ways = {
+        (way, workers): [
+            line for line in lines if (line["what"], line["workers"]) == (way, workers)
+        ]
+        for workers in numbers
+        for way in ("ours", "bare")
+    }
+    for (way, workers), found in ways.items():
+        if not found:
+            continue
+        rates = [rate(line) for line in found]
+        print(f"\n{way}, workers: {workers}, {len(found)} runs: images/s {spread(rates)}")
+        costs = [cpu_milliseconds(line) for line in found]
+        print(f"  CPU ms an image: {spread([sum(cost.values()) for cost in costs], 2)}")
+        for part in sorted(set().union(*costs)):
+            print(f"    {part}: {spread([cost.get(part, 0.0) for cost in costs], 2)}")
+        if way == "bare":
+            continue
+        print(f"  steps alone: images/s {spread([line['steps_alone'] for line in found])}")
+        waits = [sum(line["stages"].values()) for line in found]
+        print(f"  seconds from the command to the first step: {spread(waits)}")
+        for stage in found[0]["stages"]:
+            print(f"    {stage}: {spread([line['stages'][stage] for line in found])}")
+    print()
+    for workers in numbers:
+        pairs = list(zip(ways["ours", workers], ways["bare", workers], strict=False))
         if pairs:
-            losses = [100 * (1 - bare["seconds"] / ours["seconds"]) for ours, bare in pairs]
-            print(f"  lost, {len(pairs)} rounds: {spread(losses)} %")
+            losses = [100 * (1 - rate(ours) / rate(bare)) for ours, bare in pairs]
+            print(f"lost with {workers} workers, {len(pairs)} rounds: {spread(losses)} %")
+    for way in ("ours", "bare"):
+        first, last = ways[way, numbers[0]], ways[way, numbers[-1]]
+        ratios = [rate(many) / rate(few) for few, many in zip(first, last, strict=False)]
+        if ratios and len(numbers) > 1:
+            print(f"{way}, {numbers[-1]} workers over {numbers[0]}: {spread(ratios, 2)}")
+
+
+def rate(line: dict[str, Any]) -> float:
+    """Images a second of a run."""
+    return line["images"] / line["seconds"]
+
+
+def cpu_milliseconds(line: dict[str, Any]) -> dict[str, float]:
+    """What an image cost in each part."""
+    return {part: 1000 * share / rate(line) for part, share in line["cpu_shares"].items()}
 
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Median, least and most."""
-    low, middle, high = min(values), statistics.median(values), max(values)
+    low, middle, high = (pick(values) for pick in (min, statistics.median, max))
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 

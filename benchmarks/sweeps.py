@@ -331,9 +331,9 @@ class Scorer(LogReporter):
         self.accuracies: list[float] = []
         self.epochs = 0
 
-    def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
+    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
         """Score where it is time to, and stop a trial by the rule of Ray Tune's ASHAScheduler."""
-        self.epochs = snapshot["epoch"]
+        self.epochs = int(metrics["epoch"])
         at_rung = self.epochs == RUNG and self.rung is not None
         if at_rung or self.epochs == self.most_epochs:
             self.accuracies = self.score_val()

@@ -4,7 +4,7 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from cluster.reporter import location_of
+from cluster.reporter import location_of, metrics_in
 from cluster.tracking import MetricWriter, Record
 
 FLUSH_SECONDS = 10.0
@@ -26,8 +26,11 @@ class MlflowMetrics(UserCallback):
         """Queue the metrics of rank 0 and the place of its checkpoint."""
         if self._writer is None:  # a thread cannot travel, so it starts where it is used
             self._writer = MetricWriter(self._record, keep_checkpoints=self._keep_checkpoints)
-        self._writer.put(metrics[0], location_of(checkpoint) if checkpoint else None)
-        if metrics[0]["epoch"] == self._last_epoch:  # Ray ends the controller next
+        *earlier, own = metrics_in(metrics[0])
+        for epoch in earlier:
+            self._writer.put(epoch)
+        self._writer.put(own, location_of(checkpoint) if checkpoint else None)
+        if own["epoch"] == self._last_epoch:  # Ray ends the controller next
             self._writer.flush(FLUSH_SECONDS)
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:

@@ -92,12 +92,18 @@ class LocalCluster:
         """Read the description of the cluster that `folder` belongs to.
 
         Raises:
-            ClusterError: there is none.
+            ClusterError: there is none, or it was started by another version of this program.
         """
+        path = folder / _STATE
         try:
-            return cls(**json.loads((folder / _STATE).read_text()))
+            return cls(**json.loads(path.read_text()))
         except FileNotFoundError:
             raise ClusterError(f"no cluster runs from {folder}; start one: make cluster") from None
+        except TypeError as error:
+            raise ClusterError(
+                f"{path} describes a cluster of another version of this program ({error}): stop it "
+                "with that version, or delete the file where it does not run any more"
+            ) from error
 
     @property
     def members(self) -> tuple[str, ...]:
@@ -128,6 +134,11 @@ class LocalCluster:
     def ray_headers(self) -> dict[str, str]:
         """What a request to Ray's dashboard must carry."""
         return {"Authorization": f"Bearer {self.ray_token}"}
+
+    @property
+    def node_list(self) -> Path:
+        """Where Ray's head tells Prometheus of all nodes."""
+        return Path(self.scratch) / "head" / "prom_metrics_service_discovery.json"
 
     def s3(self) -> Any:
         """Make a boto3 client of the S3 server that gives up after seconds."""
@@ -305,6 +316,7 @@ class LocalCluster:
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": self._url("mlflow", "mlflow"),  # its own pages'
             _MARK: f"{self.token}/{member}",
         }
         with (Path(self.folder) / "logs" / f"{member}.log").open("ab") as log:
@@ -568,8 +580,9 @@ def _describe(cluster: LocalCluster) -> str:
         f"    --config configs/digits.yaml --cluster.storage=s3://{BUCKET}/runs \\",
         f"    --cluster.num_workers=[1,{cluster.num_hosts}] --data.folder={cluster.folder}/data",
         "",
-        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']}",
+        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (asks for RAY_AUTH_TOKEN)",
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
+        f"Prometheus make watch NODES={cluster.node_list}",
         f"in another terminal: {python} -m cluster.local kill host1 "
         "(start, pause, resume, reclaim; s3 and mlflow too)",
         "Ctrl-C ends it all; the data of S3 and MLflow stay in " + cluster.folder,

@@ -54,7 +54,15 @@ def serve(host: str, port: int, workers: int) -> None:
 
 def server_environment(given: Mapping[str, str]) -> MutableMapping[str, str]:
     """Return the environment of MLflow's server."""
+    hosts = _allowed_hosts(given)
     return {
+        # Its own pages come from these, and are refused elsewhere than on localhost without.
+        "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
+            f"{scheme}://{host}"
+            for host in hosts
+            if "*" not in host
+            for scheme in ("http", "https")
+        ),
         # Signs its sign-up form; all its processes must have the same.
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
@@ -72,13 +80,17 @@ def check_settings(environment: Mapping[str, str]) -> None:
     """
     destination = environment.get("MLFLOW_ARTIFACTS_DESTINATION", "")
     check_address("MLFLOW_ARTIFACTS_DESTINATION", destination)
-    hosts = [name.strip() for name in environment.get("MLFLOW_SERVER_ALLOWED_HOSTS", "").split(",")]
+    hosts = _allowed_hosts(environment)
     if "" in hosts or "*" in hosts:
         raise ValueError(
             "MLFLOW_SERVER_ALLOWED_HOSTS must list the names and ports by which clients reach the "
             "server, such as mlflow.example.com,10.0.0.7:5000, got "
             f"{environment.get('MLFLOW_SERVER_ALLOWED_HOSTS', 'nothing')}"
         )
+
+
+def _allowed_hosts(environment: Mapping[str, str]) -> list[str]:
+    return [name.strip() for name in environment.get("MLFLOW_SERVER_ALLOWED_HOSTS", "").split(",")]
 
 
 def check_database(has_admin_password: bool) -> None:

@@ -123,6 +123,8 @@ def read_offer(path: Path = CLUSTER_FILE) -> Offer:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except KeyError as error:
         raise ValueError(f"{path} has no {error}; see Ray's description of cluster files") from None
+    except (TypeError, AttributeError) as error:  # a list where names are asked for, or nothing
+        raise ValueError(f"{path} is no cluster file as Ray describes them: {error}") from None
 
 
 def _group(where: str, name: str, node: dict[str, Any]) -> Group:
@@ -142,6 +144,8 @@ def _group(where: str, name: str, node: dict[str, Any]) -> Group:
                 f"{where}.resources has {resource}, which no run asks for; "
                 + (f"did you mean {hint[0]}?" if hint else "there are CPU and GPU")
             )
+        if type(count) is not int or count < 0:
+            raise ValueError(f"{where}.resources.{resource} must be 0 or more, got {count!r}")
         if count > has[resource]:
             raise ValueError(
                 f"{where}.resources promises {resource}: {count}, but a {machine_name} has "

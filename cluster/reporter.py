@@ -18,6 +18,7 @@ from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.metrics import WorkerMetrics
+from cluster.storage import upload
 from ranet.training.reporter import Metrics, Snapshot
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ SECONDS_BETWEEN_QUESTIONS = 5.0
 LIST_SECONDS = 60.0
 """How long a worker waits for Ray's list of checkpoints."""
 
+_EARLIER = "earlier"
+
 
 class DamagedCheckpointError(ValueError):
     """A checkpoint that is not as it was written; the message names it."""
@@ -37,6 +40,9 @@ class DamagedCheckpointError(ValueError):
 
 class RayReporter:
     """Makes a checkpoint of every snapshot. A barrier: each worker must report equally often.
+
+    Ray hears of an epoch with the checkpoint that holds it and not before: lost, the epoch is
+    trained again, and with other workers its metrics are not quite the same.
 
     Where the node of a worker is about to be taken, a checkpoint is wanted at once, and all workers
     stop when it is made: Ray starts them again on the nodes that stay, and no step is done twice.
@@ -48,11 +54,16 @@ class RayReporter:
         self._asked = time.monotonic()
         self._steps_since, self._steps_between = 0, 1
         self._leaving = False
+        self._storage_is_local = _storage().storage_filesystem.type_name == "local"
+        self._earlier: list[Metrics] = []
         self._metrics = WorkerMetrics(ray.train.get_context().get_experiment_name())
 
-    def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
-        """Hand the metrics to Ray and, on rank 0, the snapshot as a checkpoint."""
-        self.save(metrics, {SNAPSHOT: snapshot})
+    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
+        """Hand the metrics to Ray and, on rank 0, the snapshot as a checkpoint, or keep them."""
+        if snapshot is None:
+            self._earlier.append(metrics)
+        else:
+            self.save(metrics, {SNAPSHOT: snapshot})
         if ray.train.get_context().get_world_rank() == 0:
             self._metrics.epoch(metrics)
 
@@ -94,14 +105,36 @@ class RayReporter:
 
     def save(self, metrics: Metrics, files: Mapping[str, Any]) -> None:
         """Report a checkpoint of several files, each holding one state for `torch.save`."""
+        earlier, self._earlier = self._earlier, []
         if ray.train.get_context().get_world_rank() != 0:
             ray.train.report(metrics)
             return
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), files)
-            ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+            ray.train.report(
+                metrics | {_EARLIER: earlier},
+                checkpoint=Checkpoint.from_directory(folder),
+                checkpoint_upload_fn=None if self._storage_is_local else _upload,
+            )
         self._metrics.checkpoint(time.perf_counter() - began)
+
+
+def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
+    storage = _storage()
+    path = storage.build_checkpoint_path_from_name(name)
+    upload(Path(checkpoint.path), storage.storage_filesystem, path)
+    return Checkpoint(path, storage.storage_filesystem)
+
+
+def _storage() -> Any:
+    return ray.train.get_context().get_storage()  # annotated as None
+
+
+def metrics_in(report: Mapping[str, Any]) -> list[Metrics]:
+    """Give what a report of the first worker holds: epochs without a checkpoint, then its own."""
+    own = {name: value for name, value in report.items() if name != _EARLIER}
+    return [*report[_EARLIER], own]
 
 
 def location_of(checkpoint: Checkpoint) -> str:

@@ -1,6 +1,8 @@
 """The file system of the checkpoints: S3 with the patience that a server's restart needs."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
@@ -11,6 +13,8 @@ away. Arrow's own six seconds would end a run, as Ray writes its state there aft
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
 """How long a try may go without an answer."""
+UPLOAD_BYTES = 16 << 20
+"""Bytes of a file that are read at once to be uploaded."""
 
 
 class PatientS3FileSystem(S3FileSystem):
@@ -40,3 +44,21 @@ def open_storage(storage: str) -> tuple[str, FileSystem | None]:
     found, path = FileSystem.from_uri(storage)
     assert isinstance(found, S3FileSystem)
     return path, PatientS3FileSystem(found.region)
+
+
+def upload(folder: Path, filesystem: FileSystem, path: str) -> None:
+    """Store the files of a folder below `path`.
+
+    Arrow's `copy_files`, by which Ray would do it, says nothing where the last bytes of a file were
+    refused: a checkpoint that is not there would count as made, and an older one be deleted.
+
+    Raises:
+        OSError: one of them was not stored.
+    """
+    filesystem.create_dir(path)
+    for file in folder.iterdir():
+        with (
+            file.open("rb") as source,
+            filesystem.open_output_stream(f"{path}/{file.name}") as target,
+        ):
+            shutil.copyfileobj(source, target, UPLOAD_BYTES)

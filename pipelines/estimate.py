@@ -1,5 +1,6 @@
 """What a run would take, and what it would lack: said before anything starts."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -212,8 +213,8 @@ def _checkpoints(run: Run, model: torch.nn.Module, num_images: int, found: Estim
     keep = run.cluster.keep_checkpoints
     line = f"{_size(size)} each, {keep} kept"
     if num_images:
-        steps, every = num_images // run.train.batch_size, run.train.checkpoint_steps
-        number = run.train.epochs * (1 + (max(steps - 1, 0) // every if every else 0)) + 1
+        steps = num_images // run.train.batch_size
+        number = math.ceil(run.train.epochs * steps / (run.train.checkpoint_steps or steps)) + 1
         line += f"; {number:,} in all, {_size(number * size)} to {run.cluster.storage}"
     found.lines.append(("checkpoints", line))
 

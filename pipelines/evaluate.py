@@ -18,7 +18,13 @@ from cluster import registry, tracking
 from cluster.launch import connected, launch, resolve_storage
 from cluster.reporter import load_checkpoint
 from pipelines.data import prepare
-from pipelines.evaluation import check_budgets, evaluate_scores, format_tables, log_evaluation
+from pipelines.evaluation import (
+    check_budgets,
+    curve_line,
+    evaluate_scores,
+    format_tables,
+    log_evaluation,
+)
 from pipelines.run import (
     Run,
     config_text,
@@ -62,7 +68,7 @@ def main() -> None:
                 folder=Path("outputs") / "evaluation" / record.storage_name,
                 title=f"{model_uri} on {run.name}",
             )
-        print(f"\n{format_tables(evaluation)}\n\ncurve       {plot}")
+        print(f"\n{format_tables(evaluation)}\n\n{curve_line(plot)}")
         print(f"MLflow run  {record.run_id} ({name}, attempt {record.attempt})")
 
 

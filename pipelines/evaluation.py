@@ -23,6 +23,7 @@ from torch import Tensor
 
 import ranet
 from cluster import registry
+from cluster.config import in_submitted_job
 from pipelines.data import DatasetInfo, open_batches
 from pipelines.run import Run
 from ranet.inference.anytime import (
@@ -230,6 +231,12 @@ def plot_curve(evaluation: Evaluation, title: str) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     return figure
+
+
+def curve_line(plot: Path) -> str:
+    """Say where the plot of `log_evaluation` is; the folder of a submitted job is thrown away."""
+    place = f"evaluation/{plot.name} of the MLflow run" if in_submitted_job() else plot
+    return f"curve       {place}"
 
 
 def log_evaluation(

@@ -8,6 +8,7 @@ the following alone.
 """
 
 import argparse
+import logging
 import os
 import re
 import shlex
@@ -24,6 +25,7 @@ STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 def main() -> None:
     """Submit a command, or come back to one, and leave with its status."""
     arguments = read_arguments()
+    logging.disable(logging.WARNING)  # Ray's tale of packing; what is sent is told by us
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     try:
         client = connect(address)

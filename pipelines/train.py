@@ -19,6 +19,7 @@ import torch
 from ray.train import Checkpoint, UserCallback
 
 from cluster import tracking
+from cluster.config import in_submitted_job
 from cluster.delivery import MlflowMetrics
 from cluster.launch import connected, launch, resolve_storage
 from cluster.objects import is_address
@@ -30,6 +31,7 @@ from pipelines.data.config import prepared_folder
 from pipelines.estimate import estimate
 from pipelines.evaluation import (
     check_budgets,
+    curve_line,
     evaluate_scores,
     format_tables,
     log_evaluation,
@@ -169,21 +171,22 @@ def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
         title=f"{run.name}: best of {run.train.epochs} epochs",
     )
     example = (
-        "IMAGE"  # the prepared images are in S3, with copies on the workers' nodes alone
-        if is_address(run.data.folder)
+        "IMAGE"  # a job's folder is thrown away, and S3 has copies on the workers' nodes alone
+        if in_submitted_job() or is_address(run.data.folder)
         else save_examples(run, plot.parent / "examples")[0]
     )
+    pages = record.uri if record.uri.startswith("http") else "make ui"
     python = Path(sys.executable)
     here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     lines = [
         "",
         format_tables(evaluation),
         "",
-        f"curve       {plot}",
+        curve_line(plot),
         f"MLflow run  {record.run_id} ({run.name}, attempt {record.attempt})",
         f"model       {version.sentence}",
         "",
-        "see it in the browser:  make ui",
+        f"see it in the browser:  {pages}",
         f"classify an image:      {here} pipelines/predict.py "
         f"models:/{version.name}/{version.version} {example} --budget 0.5",
     ]

@@ -165,7 +165,8 @@ class TrainConfig:
     """Images that a worker takes through the network at once, so that its part of a batch fits into
     its memory; gradients are added up. 0: its whole part."""
     checkpoint_steps: int = 0
-    """Steps between two checkpoints within an epoch; 0: only after each epoch."""
+    """Steps between two checkpoints, counted over all epochs; 0: one after each epoch. The last
+    epoch always has one."""
     seed: int = 0
     """Seed of the weights, of the image order and of the augmentation."""
     precision: Literal["float32", "bfloat16"] = "float32"

@@ -120,10 +120,11 @@ class Recorder:
         self.snapshots: list[Snapshot] = []
         self.weights_then: list[dict[str, Tensor]] = []
 
-    def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
+    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
         self.metrics.append(metrics)
-        self.snapshots.append(snapshot)
-        self.weights_then.append({k: v.clone() for k, v in snapshot["model"].items()})
+        if snapshot is not None:
+            self.snapshots.append(snapshot)
+            self.weights_then.append({k: v.clone() for k, v in snapshot["model"].items()})
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
         assert 0 <= waited <= seconds

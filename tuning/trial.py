@@ -8,6 +8,7 @@ from ray import tune
 from ray.train import Checkpoint, UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cluster.reporter import metrics_in
 from cluster.tracking import Record
 from ranet.training.reporter import Snapshot
 from tuning.objective import EPOCH
@@ -37,8 +38,9 @@ class EpochReports(TuneReportCallback):
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
         """Leave out checkpoints within an epoch, which measure nothing."""
-        if "step" not in metrics[0]:
-            super().after_report(run_context, [report(metrics[0])], None)
+        for told in metrics_in(metrics[0]):
+            if "step" not in told:
+                super().after_report(run_context, [report(told)], None)
 
 
 def report(metrics: dict[str, float]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ new channels are written behind them, and what a block passes up is the same mem
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -61,6 +62,32 @@ class Canvas:
         return Canvas(self.data, used)
 
 
+class Part(nn.Module):
+    """What blocks and exits are made of: called and read without a module's detours.
+
+    Of few images, looking for hooks at every call and for tensors at every use takes as long as
+    a fifth of the arithmetic. So hooks are not called here, only around blocks and exits, and
+    tensors and parts lie, after `_apply`, where Python looks for attributes first.
+    """
+
+    def __init_subclass__(cls) -> None:
+        cls.__call__ = cls.forward
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_post_hook(_bind)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Part":
+        super()._apply(fn, recurse)
+        _bind(self)
+        return self
+
+
+def _bind(part: nn.Module, *_: object) -> None:
+    part.__dict__.update(part._buffers)
+    part.__dict__.update(part._modules)
+
+
 def as_features(pixels: Tensor, shape: torch.Size) -> Tensor:
     """View pixels of images of a shape (batch, height, width) as (batch, channels, ...)."""
     return pixels.view(*shape, pixels.shape[1]).permute(0, 3, 1, 2)
@@ -68,10 +95,10 @@ def as_features(pixels: Tensor, shape: torch.Size) -> Tensor:
 
 def as_pixels(features: Tensor) -> Tensor:
     """Give features (batch, channels, height, width) as (pixels of all images, channels)."""
-    return features.permute(0, 2, 3, 1).flatten(0, 2)
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
-class FoldedConv(nn.Module):
+class FoldedConv(Part):
     """3x3 convolution with bias, then ReLU, of pixels.
 
     Up to 8 channels would fill half of a CPU's vector at most. So the weight is stored for two
@@ -111,8 +138,8 @@ class FoldedConv(nn.Module):
         return as_pixels(features.relu_())
 
 
-class FoldedProduct(nn.Module):
-    """1x1 convolution with bias as a product of pixels and channels; the ReLU is left to others."""
+class FoldedProduct(Part):
+    """1x1 convolution with bias as a product of pixels and a weight (in, out), without a ReLU."""
 
     weight: Tensor
     bias: Tensor
@@ -122,17 +149,17 @@ class FoldedProduct(nn.Module):
         self.out_channels = len(bias)
         # Libraries multiply by blocks of 8 or 16 columns; in between they are up to half as fast.
         room = -len(bias) % 8
-        self.register_buffer("weight", F.pad(weight.flatten(1), (0, 0, 0, room)))
+        self.register_buffer("weight", F.pad(weight.flatten(1), (0, 0, 0, room)).t())
         self.register_buffer("bias", F.pad(bias, (0, room)))
 
     def forward(self, canvas: Canvas) -> Tensor:
         """Map the first channels of a canvas to (pixels, out_channels)."""
         weight = self.weight
-        pixels = canvas.rows.narrow(1, 0, weight.shape[1])
-        return torch.addmm(self.bias, pixels, weight.t()).narrow(1, 0, self.out_channels)
+        pixels = canvas.rows.narrow(1, 0, len(weight))
+        return torch.addmm(self.bias, pixels, weight).narrow(1, 0, self.out_channels)
 
 
-class FoldedUnit(nn.Module):
+class FoldedUnit(Part):
     """What a layer does behind the shared product: its own product, and its 3x3 convolution."""
 
     own: Tensor | None
@@ -151,7 +178,7 @@ class FoldedUnit(nn.Module):
         return self.conv(add_product(share, before, own).relu_(), shape)
 
 
-class FoldedDenseLayers(nn.Module):
+class FoldedDenseLayers(Part):
     """`DenseLayers` that write their channels behind those they read."""
 
     def __init__(self, layers: DenseLayers) -> None:
@@ -207,7 +234,7 @@ def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     return product.permute(0, 2, 3, 1).reshape(share.shape).add_(share)
 
 
-class FoldedBelow(nn.Module):
+class FoldedBelow(Part):
     """What a fusion block computes from the block below: lateral and compressed channels."""
 
     def __init__(self, block: FusionBlock) -> None:
@@ -240,8 +267,14 @@ class FoldedBelow(nn.Module):
 class FoldedBlock(nn.Module):
     """A normal or fusion block on a canvas."""
 
-    def __init__(self, block: DenseBlock | FusionBlock, plan: BlockPlan, room: int) -> None:
-        """Fold a block whose output needs a canvas of `room` channels."""
+    def __init__(
+        self, block: DenseBlock | FusionBlock, plan: BlockPlan, room: int, is_top: bool
+    ) -> None:
+        """Fold a block whose output needs a canvas of `room` channels.
+
+        What a block of the top scale passes up is read by none: its transition overwrites what
+        it has read, in memory that is at hand.
+        """
         super().__init__()
         self.below = FoldedBelow(block) if isinstance(block, FusionBlock) else None
         self.layers = FoldedDenseLayers(block.layers)
@@ -252,7 +285,8 @@ class FoldedBlock(nn.Module):
         )
         self.lateral_channels = plan.lateral_channels
         self.room = room
-        self.smaller_room = plan.gathered_channels if self.transition else room
+        self.is_top = is_top
+        self.smaller_room = _room_before(plan, room, is_top)
 
     def forward(
         self, canvas: Canvas, below: tuple[Canvas, ...] = ()
@@ -281,7 +315,10 @@ class FoldedBlock(nn.Module):
             canvas.append(compressed)
         if self.transition is not None:
             kept = self.transition(canvas)
-            canvas = Canvas.empty(canvas.data, canvas.shape[1:], self.room)
+            if self.is_top:
+                canvas = canvas.as_far_as(0)
+            else:
+                canvas = Canvas.empty(canvas.data, canvas.shape[1:], self.room)
             canvas.append(kept)
         return canvas, passed_up
 
@@ -346,13 +383,17 @@ class FoldedSubNetwork(nn.Module):
     """The blocks and exits of one scale on canvases."""
 
     def __init__(
-        self, blocks: nn.ModuleList, exits: nn.ModuleList, plans: tuple[BlockPlan, ...]
+        self,
+        blocks: nn.ModuleList,
+        exits: nn.ModuleList,
+        plans: tuple[BlockPlan, ...],
+        is_top: bool,
     ) -> None:
         super().__init__()
-        rooms = _rooms(plans)
+        rooms = _rooms(plans, is_top)
         self.room = rooms[0]
         self.blocks = nn.ModuleList(
-            FoldedBlock(block, plan, room)
+            FoldedBlock(block, plan, room, is_top)
             for block, plan, room in zip(blocks, plans, rooms[1:], strict=True)
             if isinstance(block, DenseBlock | FusionBlock)
         )
@@ -365,7 +406,7 @@ class FoldedSubNetwork(nn.Module):
         return canvas
 
 
-def _rooms(plans: tuple[BlockPlan, ...]) -> list[int]:
+def _rooms(plans: tuple[BlockPlan, ...], is_top: bool) -> list[int]:
     """Channels for which the canvas given to each block, and that behind the last, needs room."""
     rooms = [plans[-1].out_channels]
     for plan in reversed(plans):
@@ -373,5 +414,12 @@ def _rooms(plans: tuple[BlockPlan, ...]) -> list[int]:
             last_layer = plan.lateral_channels + plan.units[-1].out_channels
             rooms.append(plan.dense_channels - last_layer)
         else:
-            rooms.append(plan.gathered_channels if plan.transition_channels else rooms[-1])
+            rooms.append(_room_before(plan, rooms[-1], is_top))
     return rooms[::-1]
+
+
+def _room_before(plan: BlockPlan, room: int, is_top: bool) -> int:
+    """Channels that the canvas of a block's output needs, before a transition to one of `room`."""
+    if not plan.transition_channels:
+        return room
+    return max(plan.gathered_channels, room) if is_top else plan.gathered_channels

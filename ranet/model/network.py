@@ -172,7 +172,7 @@ class OptimizedRANet(Network):
         with torch.no_grad():
             plans = make_plan(model.config).subnetworks
             subnetworks = nn.ModuleList(
-                FoldedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks)
+                FoldedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks, blocks is plans[-1])
                 for subnetwork, blocks in zip(model.subnetworks, plans, strict=True)
                 if isinstance(subnetwork, SubNetwork)
             )
@@ -184,13 +184,11 @@ class OptimizedRANet(Network):
             super().__init__(model.config, stem, subnetworks)
         # 3x3 convolutions want their weights channels last; nothing stays shared with the model.
         formats = {4: torch.channels_last}
-        own = {
-            name: value.to(
-                dtype, copy=True, memory_format=formats.get(value.ndim, torch.preserve_format)
+        self._apply(
+            lambda tensor: tensor.to(
+                dtype, copy=True, memory_format=formats.get(tensor.ndim, torch.preserve_format)
             )
-            for name, value in self.state_dict().items()
-        }
-        self.load_state_dict(own, assign=True)
+        )
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:

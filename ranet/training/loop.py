@@ -4,7 +4,7 @@ An epoch is
 - `train_one_epoch`: every worker on its part of every batch, gradients averaged by DDP;
 - `Training.end_steps`: the batch norm statistics become the same on every worker;
 - `evaluate`: every worker on its share of the validation images, counts added up;
-- `Reporter.report`: the metrics, and a snapshot from which `fit` goes on exactly.
+- `Reporter.report`: the metrics, and where due a snapshot from which `fit` goes on exactly.
 
 A step is one global batch of `train.batch_size` images, whatever the number of workers. The loss
 of a worker is weighted by its share of these images, and that of a micro-batch by its own, so the
@@ -46,7 +46,7 @@ def fit(
     resume: Snapshot | None = None,
     measure: Callable[[nn.Module], Metrics] | None = None,
 ) -> Snapshot:
-    """Train a model and report after every epoch, on every worker.
+    """Train a model and report after every epoch, on every worker, where due with a snapshot.
 
     Args:
         config: how to train.
@@ -78,10 +78,9 @@ def fit(
         return normalize(images.contiguous(memory_format=layout))
 
     training = Training(config, model.to(memory_format=layout))
-    snapshot: Snapshot = {}
+    snapshot = resume
     if resume is not None:
         training.restore(resume)
-        snapshot = resume
     progress = Progress(config.epochs, len(train), training.epoch * len(train) + training.step)
     if resume is not None:
         progress.log_resumed(training.epoch, training.step)
@@ -102,9 +101,10 @@ def fit(
                 f"{config.optim.lr}: lower it, or lengthen train.optim.warmup_epochs"
             )
         training.end_epoch(metrics)
-        snapshot = training.snapshot()
         progress.log_epoch(epoch, metrics)
+        snapshot = training.snapshot() if _is_checkpoint_due(training, len(train)) else None
         reporter.report(metrics, snapshot)
+    assert snapshot is not None, "the last epoch has one"
     return snapshot
 
 
@@ -131,9 +131,8 @@ def train_one_epoch(
             take_step(training, guard, images, labels, len(batches), normalize=normalize)
             training.step += 1
             wants_checkpoint = reporter.wants_checkpoint() or (
-                config.checkpoint_steps
-                and training.step % config.checkpoint_steps == 0
-                and training.step < len(batches)  # a checkpoint of the whole epoch follows
+                training.step < len(batches)  # otherwise the whole epoch's follows
+                and _is_checkpoint_due(training, len(batches))
             )
             if (
                 images.device.type == "cpu"
@@ -190,6 +189,13 @@ def take_step(
     optimizer.step()
     if training.average is not None:
         training.average.update(global_step)
+
+
+def _is_checkpoint_due(training: Training, steps_per_epoch: int) -> bool:
+    """Say whether a checkpoint belongs after the steps and epochs that are done."""
+    every = training.config.checkpoint_steps or steps_per_epoch
+    steps_done = training.epoch * steps_per_epoch + training.step
+    return steps_done % every == 0 or training.epoch == training.config.epochs
 
 
 def _raise_if_bad(

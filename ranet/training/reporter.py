@@ -58,8 +58,8 @@ class Batches(Protocol):
 class Reporter(Protocol):
     """Receives what a run produces; every worker calls it equally often."""
 
-    def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
-        """Take the metrics of an epoch and the state to resume after it."""
+    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
+        """Take the metrics of an epoch, and the state to resume after it where one is due."""
         ...
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
@@ -78,10 +78,10 @@ class Reporter(Protocol):
 class LogReporter:
     """Writes the metrics to the log: for a run on one machine without a cluster."""
 
-    def report(self, metrics: Metrics, snapshot: Snapshot) -> None:
+    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
         """Log one line with every metric."""
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        logger.info("epoch %d: %s", snapshot["epoch"], text)
+        logger.info("epoch %d: %s", metrics["epoch"], text)
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
         """Say nothing: the loop itself logs a line now and then."""

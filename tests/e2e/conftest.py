@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from ray.job_submission import JobSubmissionClient
 
 from cluster.local import LocalCluster, local_cluster
 from tests.e2e.training import PROJECT
@@ -19,8 +20,15 @@ def cluster_of_session() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def cluster(cluster_of_session: LocalCluster) -> LocalCluster:
-    """A head and two hosts of one CPU each, all members alive."""
+    """A head and two hosts of one CPU each, all members alive, and no job of a failed test."""
     cluster_of_session.resume(*cluster_of_session.members)
     dead = [name for name in cluster_of_session.members if not cluster_of_session.processes(name)]
     cluster_of_session.start(*dead)
+    jobs = JobSubmissionClient(
+        cluster_of_session.environment["RAY_API_SERVER_ADDRESS"],
+        headers=cluster_of_session.ray_headers,
+    )
+    for job in jobs.list_jobs():
+        if job.submission_id and not job.status.is_terminal():
+            jobs.stop_job(job.submission_id)
     return cluster_of_session

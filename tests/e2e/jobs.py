@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import requests
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -13,6 +14,14 @@ from cluster.local import BUCKET, LocalCluster
 from tests.e2e.training import CONFIG, PROJECT, runs, steps
 
 STORAGE = f"s3://{BUCKET}/runs"
+
+
+def from_a_page(server: str, origin: str, **more: Any) -> int:
+    """Status of what MLflow's page asks for its list of runs, from a page of some origin."""
+    return requests.post(
+        f"{server}/ajax-api/2.0/mlflow/runs/search", json={"experiment_ids": ["0"]},
+        headers={"Origin": origin}, timeout=20, **more,
+    ).status_code  # fmt: skip
 
 
 class Job:

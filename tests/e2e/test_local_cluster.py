@@ -9,6 +9,7 @@ import pytest
 import requests
 
 from cluster.local import BUCKET, LocalCluster, can_isolate
+from tests.e2e.jobs import from_a_page
 from tests.e2e.training import PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -43,6 +44,12 @@ def test_objects_outlive_a_kill_and_a_frozen_server_answers_nobody(cluster):
         requests.get(health, timeout=2)
     cluster.resume("mlflow")
     assert requests.get(health, timeout=20).ok
+
+
+def test_the_pages_of_mlflow_are_answered_and_those_of_others_are_not(cluster):
+    server = cluster.environment["MLFLOW_TRACKING_URI"]
+    assert from_a_page(server, server) == 200
+    assert from_a_page(server, "http://elsewhere.example") == 403
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")
@@ -98,6 +105,19 @@ def wait_for(condition, timeout=60):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return value
+
+
+def test_a_description_of_another_version_is_told_with_the_way_out(tmp_path):
+    (tmp_path / "cluster.json").write_text('{"folder": "x", "token": "77ab"}')
+    for action in (("up",), ("kill", "host1")):
+        done = subprocess.run(
+            command(tmp_path, *action), cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"error: {tmp_path}/cluster.json describes a cluster of another")
+        assert "'ray_token'" in last
+        assert last.endswith("or delete the file where it does not run any more")
 
 
 def test_a_wrong_member_or_no_cluster_is_told_in_one_sentence(cluster, tmp_path):

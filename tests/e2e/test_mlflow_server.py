@@ -22,7 +22,7 @@ from cluster.errors import TrackingError
 from cluster.local import BUCKET, LocalCluster, free_ports
 from cluster.mlflow_server import add_user
 from cluster.mlflow_server import main as server_command
-from tests.e2e.jobs import Job
+from tests.e2e.jobs import Job, from_a_page
 from tests.e2e.training import PROJECT
 from tests.postgres import Postgres, binaries, postgres_server
 
@@ -173,6 +173,12 @@ def test_a_name_that_the_server_does_not_know_itself_by_is_named(server, user, m
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{as_number}:{server.port}")
     with pytest.raises(TrackingError, match=r"add the name and port .* MLFLOW_SERVER_ALL"):
         tracking.check_reachable()
+
+
+def test_pages_of_its_own_names_are_answered_and_those_of_others_are_not(server, passwords):
+    admin = ("admin", ADMIN_PASSWORD)
+    assert from_a_page(server.uri, server.uri, auth=admin) == 200
+    assert from_a_page(server.uri, "http://elsewhere.example", auth=admin) == 403
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")

@@ -9,7 +9,7 @@ import pytest
 
 from cluster import storage
 from cluster.launch import resolve_storage
-from cluster.storage import PatientS3FileSystem, open_storage
+from cluster.storage import PatientS3FileSystem, open_storage, upload
 from tests.s3 import ADMIN, User, s3_server
 
 pytestmark = pytest.mark.e2e
@@ -42,6 +42,29 @@ def test_a_server_that_restarts_is_waited_for_in_other_processes_too(s3, bucket,
         stream.write(b"all")
     with received.open_input_stream(f"{path}/state") as stream:
         assert stream.read() == b"all"
+
+
+def test_an_upload_whose_server_goes_away_for_good_says_so(s3, bucket, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    (tmp_path / "snapshot.pt").write_bytes(bytes(100 << 20))
+    client = s3.client()
+
+    def kill_in_mid_upload() -> None:
+        while not client.list_multipart_uploads(Bucket=bucket).get("Uploads"):
+            pass
+        s3.kill()
+
+    killer = Thread(target=kill_in_mid_upload)
+    killer.start()
+    with pytest.raises(OSError, match=r"AWS Error NETWORK_CONNECTION during \w+ operation"):
+        upload(tmp_path, PatientS3FileSystem("us-east-1"), f"{bucket}/runs")
+    killer.join()
+    client.close()
+    s3.start()
+    _, filesystem = open_storage(f"s3://{bucket}/runs")
+    upload(tmp_path, filesystem, f"{bucket}/runs")
+    assert filesystem is not None
+    assert filesystem.get_file_info(f"{bucket}/runs/snapshot.pt").size == 100 << 20
 
 
 def test_a_storage_that_cannot_be_written_is_refused_before_workers_are_asked_for(

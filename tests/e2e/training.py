@@ -16,6 +16,8 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from tests.sqlite import empty_database
+
 PROJECT = Path(__file__).parents[2]
 
 CONFIG = """
@@ -52,6 +54,8 @@ class Training:
         **environment: str,
     ) -> None:
         (folder / "config.yaml").write_text(CONFIG)
+        if not (folder / "mlflow.db").exists():
+            (folder / "mlflow.db").write_bytes(empty_database())
         self.folder = folder
         self.ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
         self.log = folder / "log.txt"
@@ -80,6 +84,10 @@ class Training:
 
     def family(self) -> list[psutil.Process]:
         return family(self.ray_folder)
+
+    def left(self) -> list[psutil.Process]:
+        """Those of them that do not end within half a minute."""
+        return psutil.wait_procs(self.family(), timeout=30)[1]
 
     def worker(self) -> psutil.Process:
         return next(each for each in self.family() if "RayTrainWorker" in " ".join(each.cmdline()))

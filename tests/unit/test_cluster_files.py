@@ -165,6 +165,21 @@ def test_a_resource_that_the_machine_lacks_is_named(aws, tmp_path):
         read_offer(written(tmp_path, aws))
 
 
+@pytest.mark.parametrize("count", [-1, "four", 0.5, None])
+def test_a_resource_that_is_no_number_of_things_is_named(aws, tmp_path, count):
+    aws["available_node_types"]["gpu_worker"]["resources"]["GPU"] = count
+    with pytest.raises(
+        ValueError, match=f"gpu_worker.resources.GPU must be 0 or more, got {count!r}"
+    ):
+        read_offer(written(tmp_path, aws))
+
+
+@pytest.mark.parametrize("content", [None, [], {"head_node_type": "a", "available_node_types": []}])
+def test_a_file_of_another_kind_is_refused_as_a_cluster_file(tmp_path, content):
+    with pytest.raises(ValueError, match=r"ray_cluster.yaml is no cluster file as Ray describes"):
+        read_offer(written(tmp_path, content))
+
+
 def test_a_misspelt_resource_is_named_with_what_was_meant(aws, tmp_path):
     resources = aws["available_node_types"]["gpu_worker"]["resources"]
     resources["gpus"] = resources.pop("GPU")

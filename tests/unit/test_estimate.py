@@ -79,6 +79,15 @@ def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypat
     assert not list(tmp_path.glob("images/*"))
 
 
+@pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 25), (95, 3), (60, 5)])
+def test_all_checkpoints_are_counted(at_home, tmp_path, checkpoint_steps, number):
+    # 10 epochs of 19 steps; the last epoch always has one, and one more has the scores.
+    run = read("digits", tmp_path, f"--train.checkpoint_steps={checkpoint_steps}")
+    prepare(run.data, run.model.image_size)
+    told = dict(estimate(run).lines)["checkpoints"]
+    assert f" kept; {number} in all, " in told
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 def test_a_checkpoint_has_the_size_that_was_told(ema_decay, tmp_path):
     run = read("digits", tmp_path, f"--train.ema_decay={ema_decay}")

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 import cluster.metrics
 
@@ -33,3 +34,49 @@ def test_the_dashboard_and_the_alert_name_metrics_that_a_training_has():
     text = " ".join([*queries, (FOLDER / "alerts.yml").read_text()])
     asked = {name.removesuffix("_total") for name in re.findall(r"ray_(ranet_\w+)", text)}
     assert asked == made
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's prometheus (make test)")
+def test_a_run_that_has_ended_leaves_the_dashboard(tmp_path):
+    # Ray goes on exporting the counters of workers that are gone; its gauges end.
+    panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
+    queries = [
+        target["expr"]
+        for panel in panels
+        for target in panel["targets"]
+        if "(run" in target["expr"]
+    ]
+    counters = {name for query in queries for name in re.findall(r"ray_ranet_\w+_total", query)}
+    value = "ray_ranet_epoch_value"
+    labels = (("ray_ranet_run_active", ""), (value, ', metric="val/exit1/top1"'),
+              (value, ', metric="val/loss"'))  # fmt: skip
+    series = {f'{name}{{run="ended"}}': "0+60x10 600x30" for name in counters}
+    series |= {f'{name}{{run="on"}}': "0+60x40" for name in counters}
+    series |= {f'{name}{{run="ended"{more}}}': "1x10 stale" for name, more in labels}
+    series |= {f'{name}{{run="on"{more}}}': "1x40" for name, more in labels}
+    tests = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [
+                    {"series": name, "values": values} for name, values in series.items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count by (run) (({query}) >= 0)",
+                        "eval_time": "9m",
+                        "exp_samples": [{"labels": '{run="on"}', "value": 1}],
+                    }
+                    for query in queries
+                ],
+            }
+        ],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    outcome = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "tests.yml"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert len(queries) == 7

@@ -1,5 +1,6 @@
 """The fast network against the plain one, and its laziness."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -169,6 +170,11 @@ def test_the_inference_form_is_frozen_and_its_own():
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
+    assert torch.equal(optimized(images), before)
+    twin = copy.deepcopy(optimized)
+    zeros = {name: torch.zeros_like(value) for name, value in optimized.state_dict().items()}
+    twin.load_state_dict(zeros, assign=True)
+    assert twin(images).count_nonzero() == 0
     assert torch.equal(optimized(images), before)
     half = randomised(SMALL).float().eval().optimized(torch.bfloat16)(images)
     assert half.dtype == torch.bfloat16

@@ -133,7 +133,7 @@ def test_training_killed_at_any_step_ends_where_an_unbroken_one_does(make_model,
     whole = replace(QUICK, **settings)
     unbroken = train(whole, make_model())
     chance = random.Random(f"{seed} {make_model.__name__} {settings}")
-    config = replace(whole, checkpoint_steps=chance.randint(1, 5))
+    config = replace(whole, checkpoint_steps=chance.choice((2, 3, 7, 8)))
     resume, steps_done = None, 0
     while steps_done < 30:
         steps_done += (killed_after := chance.randint(1, 10))
@@ -157,12 +157,22 @@ def test_after_a_notice_no_step_is_done_twice(notice_after):
     assert second.num_steps == 40 - notice_after
 
 
-def test_checkpoints_come_at_every_so_many_steps_and_after_each_epoch():
+@pytest.mark.parametrize(
+    ("checkpoint_steps", "places"),
+    [
+        (0, [(1, 0), (2, 0), (3, 0), (4, 0)]),
+        (5, [(0, 5), (1, 0), (1, 5), (2, 0), (2, 5), (3, 0), (3, 5), (4, 0)]),
+        (7, [(0, 7), (1, 4), (2, 1), (2, 8), (3, 5), (4, 0)]),
+        (20, [(2, 0), (4, 0)]),
+        (1000, [(4, 0)]),
+    ],
+)
+def test_checkpoints_come_at_every_so_many_steps_and_at_the_end(checkpoint_steps, places):
     recorder = Recorder()
-    train(replace(QUICK, epochs=2, checkpoint_steps=5), recorder=recorder)
-    places = [(snapshot["epoch"], snapshot["step"]) for snapshot in recorder.snapshots]
-    assert places == [(0, 5), (1, 0), (1, 5), (2, 0)]
-    assert len(recorder.metrics) == 2
+    last = train(replace(QUICK, checkpoint_steps=checkpoint_steps), recorder=recorder)
+    assert [(snapshot["epoch"], snapshot["step"]) for snapshot in recorder.snapshots] == places
+    assert [metrics["epoch"] for metrics in recorder.metrics] == [1, 2, 3, 4]
+    assert last["history"] == recorder.metrics  # those of all epochs, whatever has checkpoints
 
 
 @pytest.mark.parametrize("micro_batch", [1, 7, 16, 32, 100])
