@@ -17,7 +17,7 @@ from cluster.config import ClusterConfig
 from cluster.launch import room_for, worker_resources
 from pipelines.run import Run, parse_settings
 from tests.e2e.jobs import STORAGE, Job
-from tests.e2e.training import client, committed_epochs, runs, steps, training
+from tests.e2e.training import client, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -68,12 +68,13 @@ def check_every_epoch_once(database) -> None:
 
 def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_trained(tmp_path):
     # Of two learning rates one diverges.
-    write_sweep(tmp_path, lrs="0.1, 1.0e+30", stopping="asha", trials=3)
+    write_sweep(tmp_path, lrs="0.1, 1.0e+30", stopping="asha", trials=4)
     database = client(tmp_path)
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
-        sweep.wait_until(lambda: committed_epochs(tmp_path))
+        sweep.wait_until(lambda: (tmp_path / "mlflow.db").exists() and ended(database))
+    killed = ended(database)
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
-        sweep.wait_until(lambda: ended(database))
+        sweep.wait_until(lambda: len(ended(database)) > len(killed))
         sweep.process.send_signal(signal.SIGINT)
         assert sweep.wait(60) == 130, sweep.output()
     assert "RUNNING" not in {run.info.status for run in runs(database)}
@@ -86,7 +87,7 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
     [parent] = [run for run in runs(database) if not is_trial(run)]
     assert parent.info.status == "FINISHED"
     results = ended(database)
-    assert sorted(results) == [1, 2, 3]
+    assert sorted(results) == [1, 2, 3, 4]
     assert {number: results[number] for number in before} == before  # none of them ran again
     of_state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
     for number, run in children(database).items():
