@@ -16,7 +16,7 @@ setup: ## system packages and .venv; seconds where they are there
 train: setup ## train, evaluate and register a network on the built-in digits
 	.venv/bin/python pipelines/train.py --config configs/digits.yaml
 
-sweep: setup ## search for the best small network for two budgets on the built-in digits
+sweep: setup ## search for the best small network for three budgets on the built-in digits
 	.venv/bin/python pipelines/tune.py --config configs/sweeps/digits.yaml
 
 test: setup ## all tests; those of servers that cannot be installed are skipped

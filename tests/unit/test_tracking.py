@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier, local
-from unittest.mock import Mock
 
 import mlflow
 import pytest
@@ -20,7 +19,6 @@ from mlflow import MlflowClient
 from cluster import tracking
 from cluster.delivery import MlflowMetrics
 from cluster.errors import TrackingError
-from cluster.reporter import RayReporter
 from cluster.tracking import MetricWriter, Record, provenance, start
 
 OURS = mlflow.__version__.split(".")
@@ -423,28 +421,6 @@ def test_a_checkpoint_within_an_epoch_is_noted_and_logged_as_no_epoch(client, tm
     assert logged(client, record) == [(1, 1)]
     places = [each["location"] for each in noted(client, record, tmp_path)]
     assert places == ["/runs/1-0", "/runs/1-5", "/runs/1-9"]
-
-
-def test_epochs_without_a_checkpoint_come_with_the_next_one(client, monkeypatch):
-    told = []
-
-    def hear(metrics: dict, **_: object) -> None:
-        told.append(metrics)
-
-    monkeypatch.setattr("ray.train.report", hear)
-    context = Mock(**{"get_world_rank.return_value": 0, "get_experiment_name.return_value": "x"})
-    monkeypatch.setattr("ray.train.get_context", lambda: context)
-    reporter = RayReporter()
-    for epoch in history(3):
-        reporter.report(epoch, None)
-    assert told == []
-    reporter.save({"epoch": 3.0, "step": 5.0}, {})
-    reporter.report(history(4)[-1], {"epoch": 4})
-    with begin() as record:
-        callback = MlflowMetrics(record, keep_checkpoints=2, last_epoch=4)
-        for metrics in told:
-            callback.after_report(None, [metrics, {}], None)
-    assert logged(client, record) == [(k, 1 / k) for k in range(1, 5)]
 
 
 def noted(client, record, folder) -> list[dict]:
