@@ -8,11 +8,8 @@ from torch import Tensor
 
 from ranet.config import ModelConfig
 from ranet.inference.anytime import Answer
-from ranet.model.network import OptimizedRANet, RANet
+from ranet.model.network import CPU_PART, OptimizedRANet, RANet
 from ranet.plan import make_plan
-
-CPU_BATCH = 64
-"""Images that a CPU takes through the network at a time."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Cascade:
             ValueError: the images have another shape.
         """
         # On a CPU the features of a large batch would fall out of the cache between layers.
-        parts = images.split(CPU_BATCH) if images.device.type == "cpu" else (images,)
+        parts = images.split(CPU_PART) if images.device.type == "cpu" else (images,)
         answers = []
         for part in parts:
             answer = self._unanswered(part)

@@ -15,8 +15,8 @@ from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep, Stem, make_step
 from ranet.plan import BlockPlan, make_plan
 
-CPU_PART = 32
-"""Images that a CPU takes through all exits of the inference form at a time: by measurement."""
+CPU_PART = 64
+"""Images that a CPU takes through the inference form at a time: by measurement."""
 
 Features: TypeAlias = Tensor | Canvas
 """Features of some images, in the form that the blocks at hand read."""
