@@ -1,7 +1,7 @@
 """Time ours against the plain form of RANet, interleaved in one process.
 
     python -m benchmarks.network                         # everything, one thread; about 20 minutes
-    python -m benchmarks.network --networks cifar --works train --precisions float32
+    python -m benchmarks.network --networks cifar --works train --contenders "ours float32"
 
 For every line the contenders take turns, round by round, so that a slower or faster moment of
 the machine meets all of them; the table gives medians, the spread, and the ratio to the plain
