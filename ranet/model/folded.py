@@ -65,8 +65,8 @@ class Canvas:
 class Part(nn.Module):
     """What blocks and exits are made of: called and read without a module's detours.
 
-    Of few images, looking for hooks at every call and for tensors at every use takes as long as
-    a fifth of the arithmetic. So hooks are not called here, only around blocks and exits, and
+    Of few images, looking for hooks at every call and for tensors at every use takes a
+    tenth of the time. So hooks are not called here, only around blocks and exits, and
     tensors and parts lie, after `_apply`, where Python looks for attributes first.
     """
 

@@ -55,7 +55,7 @@ def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
     folder.mkdir()
     server = Server(tmp_path)
     try:
-        # An epoch has 19 steps: the first and the third have no checkpoint, and come with the next.
+        # An epoch has 21 steps: the first and the fourth come with the checkpoint of the next.
         with training(
             folder, "--train.checkpoint_steps=30", MLFLOW_TRACKING_URI=server.uri
         ) as process:

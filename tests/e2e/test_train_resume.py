@@ -138,7 +138,7 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
 
 
 def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_does(tmp_path):
-    # Both within an epoch of 21 steps, few of which end with a checkpoint.
+    # Both within an epoch of 21 steps.
     two = ("--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_steps=4")
     unbroken = trained_without_a_break(tmp_path / "whole", *two)
     folder = tmp_path / "broken"
