@@ -20,7 +20,7 @@ from ranet.training.reporter import Batches
 
 
 def main() -> None:
-    """Train, and print when each epoch ended."""
+    """Train, and print when each epoch ended and how long its steps took."""
     run = read_run()
     distributed.init_process_group("gloo")
     rank, num_workers = distributed.get_rank(), distributed.get_world_size()
@@ -46,6 +46,7 @@ def main() -> None:
         for split in ("train", "val")
     )  # fmt: skip
     for epoch in range(run.train.epochs):
+        began = time.time()
         model.train()
         with train.epoch(epoch) as batches:
             for images, labels in batches:
@@ -57,9 +58,11 @@ def main() -> None:
                 optimizer.zero_grad()
                 torch.stack(losses).sum().backward()
                 optimizer.step()
+        in_steps = time.time() - began
         top1 = score(model, val, normalize)
         if rank == 0:
-            print(json.dumps({"epoch": epoch + 1, "time": time.time(), "top1": top1}), flush=True)
+            told = {"epoch": epoch + 1, "time": time.time(), "in_steps": in_steps, "top1": top1}
+            print(json.dumps(told), flush=True)
     distributed.destroy_process_group()
 
 

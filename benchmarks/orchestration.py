@@ -1,15 +1,16 @@
 """Our whole path against a bare DDP loop, one worker against two, and what passes before a step.
 
-    python -m benchmarks.orchestration --out FILE                      # about 9 minutes on 2 cores
+    python -m benchmarks.orchestration --out FILE                     # about 12 minutes on 2 cores
     python -m benchmarks.orchestration --out FILE --workers 2 --rounds 1
-    python -m benchmarks.orchestration --out FILE --rounds 0           # the table of FILE again
+    python -m benchmarks.orchestration --out FILE --rounds 0          # the table of FILE again
 
 `ours` trains by pipelines/train.py (Ray Train, FFCV, MLflow, a checkpoint an epoch), `bare` by
 torchrun (benchmarks/bare_ddp.py: the same network, images, batches, threads and environment). In
 every round all of them take turns. Counted is the time from the end of the second epoch to the end
-of the last: steps, validation, and what an epoch's end costs. CPU seconds are those of all
-processes that a way starts. Each run adds a line to FILE, and the table is of all its lines.
-Further arguments are settings of the run, such as --train.epochs=6; variables named RAY_... reach
+of the last: steps, validation, and what an epoch's end costs; the steps alone are given too, since
+an end weighs more the shorter the epoch (these have 19 steps of 64 images). CPU seconds are those
+of all processes that a way starts. Each run adds a line to FILE, and the table is of all its lines.
+Further arguments are settings of the run, such as --train.epochs=8; variables named RAY_... reach
 ours.
 """
 
@@ -40,8 +41,8 @@ from tests.e2e.training import PROJECT, Training, client, runs, training
 TIMEOUT_SECONDS = 300.0
 WARM_EPOCHS = 2
 """Epochs after which everything has been imported, connected and done once."""
-EPOCHS = 4
-"""Epochs of a run unless a setting says otherwise, and the fewest that can be counted."""
+EPOCHS = 6
+"""Epochs of a run unless a setting says otherwise."""
 STAGES = {
     "Ray's start, its controller's start and imports": "",
     "resources": r"Attempting to start training worker group",
@@ -92,13 +93,16 @@ def measure(way: str, workers: int, config: str, settings: Sequence[str]) -> dic
             f"--data.folder={folder}/images", *settings,
         ]  # fmt: skip
         run = read_run(["--config", config, *settings])
-        if run.train.epochs < EPOCHS:
-            raise ValueError(f"train.epochs must be {EPOCHS} or more, got {run.train.epochs}")
+        if run.train.epochs < WARM_EPOCHS + 2:
+            raise ValueError(
+                f"train.epochs must be {WARM_EPOCHS + 2} or more, got {run.train.epochs}"
+            )
         info = prepare(run.data, run.model.image_size)
         steps = info.num_samples["train"] // run.train.batch_size
         return {
             "what": way,
             "workers": workers,
+            "epochs": run.train.epochs - WARM_EPOCHS,
             "images": steps * run.train.batch_size * (run.train.epochs - WARM_EPOCHS),
             **(ours if way == "ours" else bare)(folder, config, settings, run),
         }
@@ -140,7 +144,7 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
     return {
         "seconds": ends[-1] - ends[WARM_EPOCHS - 1],
         "cpu_shares": shares,
-        "steps_alone": statistics.mean(rates[WARM_EPOCHS:]),
+        "in_steps": sum(in_steps[WARM_EPOCHS:]),
         "stages": stages,
     }
 
@@ -190,9 +194,9 @@ def bare(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
             cwd=PROJECT, env=environment, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
-    def ends() -> list[float]:
+    def told() -> list[dict[str, Any]]:
         lines = log.read_text().splitlines()
-        return [json.loads(line)["time"] for line in lines if line.startswith('{"epoch"')]
+        return [json.loads(line) for line in lines if line.startswith('{"epoch"')]
 
     def parts() -> dict[str, float]:
         torchrun = psutil.Process(process.pid)
@@ -202,12 +206,16 @@ def bare(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
         )
 
     try:
-        shares = watch(lambda: len(ends()), parts, run.train.epochs, process)
+        shares = watch(lambda: len(told()), parts, run.train.epochs, process)
         assert process.wait(TIMEOUT_SECONDS) == 0, log.read_text()
     finally:
         process.terminate()
-    found = ends()
-    return {"seconds": found[-1] - found[WARM_EPOCHS - 1], "cpu_shares": shares}
+    found = told()
+    return {
+        "seconds": found[-1]["time"] - found[WARM_EPOCHS - 1]["time"],
+        "cpu_shares": shares,
+        "in_steps": sum(each["in_steps"] for each in found[WARM_EPOCHS:]),
+    }
 
 
 def watch(
@@ -273,9 +281,10 @@ def print_tables(lines: Sequence[dict[str, Any]]) -> None:
         print(f"  CPU ms an image: {spread([sum(cost.values()) for cost in costs], 2)}")
         for part in sorted(set().union(*costs)):
             print(f"    {part}: {spread([cost.get(part, 0.0) for cost in costs], 2)}")
+        print(f"  steps alone: images/s {spread([rate_of_steps(line) for line in found])}")
+        print(f"  seconds at an epoch's end: {spread([end_of_epoch(line) for line in found], 2)}")
         if way == "bare":
             continue
-        print(f"  steps alone: images/s {spread([line['steps_alone'] for line in found])}")
         waits = [sum(line["stages"].values()) for line in found]
         print(f"  seconds from the command to the first step: {spread(waits)}")
         for stage in found[0]["stages"]:
@@ -284,8 +293,9 @@ def print_tables(lines: Sequence[dict[str, Any]]) -> None:
     for workers in numbers:
         pairs = list(zip(ways["ours", workers], ways["bare", workers], strict=False))
         if pairs:
-            losses = [100 * (1 - rate(ours) / rate(bare)) for ours, bare in pairs]
-            print(f"lost with {workers} workers, {len(pairs)} rounds: {spread(losses)} %")
+            for what, of in {"all": rate, "steps alone": rate_of_steps}.items():
+                losses = [100 * (1 - of(ours) / of(bare)) for ours, bare in pairs]
+                print(f"lost, {what}, workers: {workers}, {len(pairs)} rounds: {spread(losses)} %")
     for way in ("ours", "bare"):
         first, last = ways[way, numbers[0]], ways[way, numbers[-1]]
         ratios = [rate(many) / rate(few) for few, many in zip(first, last, strict=False)]
@@ -296,6 +306,16 @@ def print_tables(lines: Sequence[dict[str, Any]]) -> None:
 def rate(line: dict[str, Any]) -> float:
     """Images a second of a run."""
     return line["images"] / line["seconds"]
+
+
+def rate_of_steps(line: dict[str, Any]) -> float:
+    """Images a second of a run's steps, without validation and what else an epoch ends with."""
+    return line["images"] / line["in_steps"]
+
+
+def end_of_epoch(line: dict[str, Any]) -> float:
+    """Seconds between the last step of an epoch and the first of the next."""
+    return (line["seconds"] - line["in_steps"]) / line["epochs"]
 
 
 def cpu_milliseconds(line: dict[str, Any]) -> dict[str, float]:

@@ -35,6 +35,7 @@ from ray.train import (
     UserCallback,
 )
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
@@ -315,10 +316,11 @@ def interface_of(address: str) -> str:
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer without Ray's cleaner of placement groups, and whose controller is known.
+    """A TorchTrainer without Ray's data sets and cleaner, and whose controller is known.
 
-    The cleaner asks the dashboard every second, and complains where there is none; the placement
-    group of a controller goes with it anyway.
+    For data sets Ray starts one more process, though we have none of its. The cleaner of placement
+    groups asks the dashboard every second, and complains where there is none; the placement group
+    of a controller goes with it anyway.
     """
 
     watch: Any
@@ -328,7 +330,7 @@ class _Trainer(TorchTrainer):
         return [
             callback
             for callback in super()._create_default_callbacks()
-            if not isinstance(callback, PlacementGroupCleanerCallback)
+            if not isinstance(callback, PlacementGroupCleanerCallback | DatasetsCallback)
         ] + [_Introduction(self.watch, self.run_name)]
 
 

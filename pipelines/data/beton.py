@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from ffcv.reader import Reader
-from ffcv.types import (
+
+from pipelines.data.config import DataConfig
+from pipelines.data.encoding import FIELDS, METADATA_TYPE, PAGE_BYTES, Sample, encode
+from pipelines.data.ffcv_library import (
     ALLOC_TABLE_TYPE,
     CURRENT_VERSION,
     TYPE_ID_HANDLER,
     FieldDescType,
     HeaderType,
+    Reader,
 )
-
-from pipelines.data.config import DataConfig
-from pipelines.data.encoding import FIELDS, METADATA_TYPE, PAGE_BYTES, Sample, encode
 from pipelines.data.images import UnreadableImageError
 from pipelines.data.progress import Progress
 from pipelines.data.sources import Images

@@ -8,10 +8,11 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 
-import ffcv._libffcv
 import numpy as np
 from llvmlite import binding
 from numba import njit, types
+
+from pipelines.data.ffcv_library import LIBRARY_FILE
 
 # numba can keep a compiled function on disk when the C functions it calls go by name.
 _RESIZE = types.ExternalFunction("ranet_ffcv_resize", types.int32(*[types.int64] * 11))
@@ -33,7 +34,7 @@ _IMDECODE = types.ExternalFunction(
 @cache
 def batch_decoder() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]:
     """Give `_decode_batch`, compiled to run without Python's lock."""
-    library = ctypes.CDLL(ffcv._libffcv.__file__)
+    library = ctypes.CDLL(LIBRARY_FILE)
     for name in ("resize", "imdecode"):
         address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         binding.add_symbol(f"ranet_ffcv_{name}", address)

@@ -6,10 +6,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from ffcv.fields import IntField, RGBImageField
-from ffcv.types import get_metadata_type
 
 from pipelines.data.config import DataConfig
+from pipelines.data.ffcv_library import IntField, RGBImageField, get_metadata_type
 from pipelines.data.images import UnreadableImageError
 from pipelines.data.sources import Images
 

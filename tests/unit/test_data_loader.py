@@ -23,6 +23,14 @@ from tests.image_files import (
 )
 
 
+def test_ffcv_is_imported_without_numbas_dictionaries():
+    import numba.typed
+    from ffcv.fields.rgb_image import IMAGE_MODES
+
+    assert type(IMAGE_MODES) is dict
+    assert numba.typed.Dict is not dict
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """20 training images of 32x32 pixels, 10 validation images, 6 test images."""
