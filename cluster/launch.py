@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import logging
-import math
 import os
 import signal
 import socket
@@ -12,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -39,9 +38,9 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import (
     PlacementGroupCleanerCallback,
 )
+from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
 from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.callback import RayTrainCallback
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig, in_submitted_job
@@ -49,6 +48,7 @@ from cluster.errors import RunError, UntrainableError
 from cluster.metrics import active
 from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, check_address, is_address
 from cluster.storage import open_storage
+from cluster.watch import abort, start_watch
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -57,8 +57,6 @@ BEAT_SECONDS = 2.0
 """Time between two signs of life of the workers."""
 LOG_SECONDS = 30.0
 """Time between two words on workers that are waited for."""
-ABORT_SECONDS = 10.0
-"""How long a stopped run waits for Ray's controller to end its workers."""
 ELASTIC_START_SECONDS = 5.0
 """How long Ray tries for as many workers as it thought there was room for, before it counts again:
 after the loss of a node it counts that node for up to 20 seconds."""
@@ -205,12 +203,12 @@ def launch(
             checkpoint_config=CheckpointConfig(num_to_keep=cluster.keep_checkpoints),
             # Whether to go on is decided by _Failures, and by how long there are no workers.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
-            callbacks=[*callbacks, _Failures(cluster, storage)],
             worker_runtime_env={"env_vars": worker_environment(cluster)},
             logging_config=LoggingConfig(log_level="CRITICAL"),  # failures are told by us, once
         ),
     )
     trainer.watch, trainer.run_name = watch, name
+    trainer.user_callbacks = [*callbacks, _Failures(cluster, storage)]
     try:
         result = _finish(trainer.fit, watch, name, cluster)
     except TrainingFailedError as error:
@@ -224,20 +222,6 @@ def launch(
         ) from error
     assert result.checkpoint is not None, "a worker must report a checkpoint"
     return result.checkpoint
-
-
-def start_watch() -> Any:
-    """Start the actor that workers give signs of life to; it lives as long as this process."""
-    return (
-        ray.remote(_Watch)
-        .options(
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(
-                ray.get_runtime_context().get_node_id(), soft=False
-            ),
-        )
-        .remote()
-    )
 
 
 def wants_gpu(cluster: ClusterConfig) -> bool:
@@ -320,18 +304,23 @@ class _Trainer(TorchTrainer):
 
     For data sets Ray starts one more process, though we have none of its. The cleaner of placement
     groups asks the dashboard every second, and complains where there is none; the placement group
-    of a controller goes with it anyway.
+    of a controller goes with it anyway. Callbacks are not in the run's configuration, since that
+    reaches the workers, which would import all that the callbacks need.
     """
 
     watch: Any
     run_name: str
+    user_callbacks: list[UserCallback]
 
     def _create_default_callbacks(self) -> list[RayTrainCallback]:
         return [
             callback
             for callback in super()._create_default_callbacks()
             if not isinstance(callback, PlacementGroupCleanerCallback | DatasetsCallback)
-        ] + [_Introduction(self.watch, self.run_name)]
+        ] + [
+            UserCallbackHandler(self.user_callbacks, self.train_run_context),
+            _Introduction(self.watch, self.run_name),
+        ]
 
 
 class _Introduction(ControllerCallback):
@@ -342,38 +331,6 @@ class _Introduction(ControllerCallback):
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._watch.meet.remote(self._name, ray.get_runtime_context().current_actor)
-
-
-class _Watch:
-    """Where the workers give signs of life; an actor beside the driver."""
-
-    def __init__(self) -> None:
-        self._last = time.monotonic()
-        self._runs: dict[str, tuple[float, int]] = {}
-        self._controllers: dict[str, Any] = {}
-
-    def meet(self, name: str, controller: Any) -> None:
-        self._controllers[name] = controller
-
-    def forget(self, name: str) -> None:
-        self._controllers.pop(name, None)  # else it would live as long as this actor
-
-    def controller(self, name: str) -> Any:
-        """Return Ray's controller of a run, None where it has not begun."""
-        return self._controllers.get(name)
-
-    def beat(self, name: str, num_workers: int) -> None:
-        self._last = time.monotonic()
-        self._runs[name] = self._last, num_workers
-
-    def look(self, name: str) -> tuple[float, float, int]:
-        """Return the seconds since the last sign of life of any run, and since that of one run.
-
-        And how many workers the latter had.
-        """
-        now = time.monotonic()
-        last, num_workers = self._runs.get(name, (-math.inf, 0))
-        return now - self._last, now - last, num_workers
 
 
 def _work(task: dict[str, Any]) -> None:
@@ -495,19 +452,6 @@ def _look_after(
         if silent > LOG_SECONDS and time.monotonic() > told + LOG_SECONDS:
             logger.warning("no workers since %.0f seconds, waiting for them", silent)
             told = time.monotonic()
-
-
-def abort(watch: Any, name: str) -> None:
-    """Let the controller of a run end its workers and give back what it asked Ray for.
-
-    Killed with its driver it would not: for three minutes Ray would hold the place of its workers
-    against a run whose number of workers is a range.
-    """
-    with suppress(RayError):  # it ends itself in mid-call
-        controller: Any = ray.get(watch.controller.remote(name), timeout=ABORT_SECONDS)
-        if controller is not None:
-            ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
-    watch.forget.remote(name)
 
 
 def _no_workers(cluster: ClusterConfig) -> str:

@@ -20,7 +20,8 @@ from ray.tune.search import Searcher
 from cluster import tracking
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
-from cluster.launch import abort, room_for, start_watch
+from cluster.launch import room_for
+from cluster.watch import abort, start_watch
 from ranet.training.evaluation import validation_top1
 from ranet.training.reporter import Metrics
 from tuning.book import Book, Unfinished

@@ -16,7 +16,6 @@ from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
 from cluster.launch import (
     _Failures,
-    _Watch,
     _work,
     connected,
     interface_of,
@@ -24,6 +23,7 @@ from cluster.launch import (
     worker_environment,
 )
 from cluster.tracking import check_reachable
+from cluster.watch import Watch
 from pipelines.run import PACKAGES, configure_logging, one_sentence
 from ranet.training.optim import NonFiniteLoss
 
@@ -249,7 +249,7 @@ def test_what_would_fail_again_is_told_from_what_the_cluster_did():
 
 
 def test_a_watch_knows_each_run_and_that_any_lives():
-    watch = _Watch()
+    watch = Watch()
     assert watch.look("a")[2] == 0
     watch.beat("b", 2)
     anybody, own, _ = watch.look("a")
