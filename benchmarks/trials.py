@@ -1,10 +1,11 @@
 """What a trial of a sweep costs besides its training: processes, MLflow, start and end.
 
     python -m benchmarks.trials --out FILE [--trials 8] [--epochs 2]     # a line of JSON a trial
+    python -m benchmarks.trials --out FILE --cpus 2                      # all cores to one trial
     python -m benchmarks.trials --out FILE --table
 
 Runs trials of configs/sweeps/digits.yaml as pipelines/tune.py does, on a local Ray, as many side by
-side as there are cores, none stopped early, with MLflow on a file of its own.
+side as there is room for, none stopped early, with MLflow on a file of its own.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--cpus", type=int, default=1, help="of a trial (default: 1)")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     if arguments.table:
@@ -61,19 +63,21 @@ def main() -> None:
         print_table([json.loads(line) for line in lines])
         return
     with tempfile.TemporaryDirectory() as name:
-        moments = measure(Path(name), arguments.trials, arguments.epochs)
+        moments = measure(Path(name), arguments.trials, arguments.epochs, arguments.cpus)
     with arguments.out.open("a") as file:
         file.writelines(json.dumps(each) + "\n" for each in moments)
 
 
-def measure(folder: Path, num_trials: int, epochs: int) -> list[dict[str, float]]:
+def measure(folder: Path, num_trials: int, epochs: int, cpus: int) -> list[dict[str, float]]:
     """Run a sweep; give the moments of every trial, in the order in which they began."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     sweep = parse_settings(Sweep, ["--config", "configs/sweeps/digits.yaml"])
     places = {"data.folder": f"{folder}/images", "cluster.storage": f"{folder}/runs"}
     sweep = replace(
         sweep,
-        settings=sweep.settings | {"train.epochs": epochs} | places,
+        settings=sweep.settings
+        | {"train.epochs": epochs, "cluster.cpus_per_worker": cpus}
+        | places,
         stopping=Stopping(),
         num_trials=num_trials,
     )
