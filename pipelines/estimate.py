@@ -14,7 +14,7 @@ from cluster import tracking
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError
 from cluster.launch import connected, resolve_storage, wants_gpu
-from cluster.objects import is_address
+from cluster.objects import check_writable, is_address
 from cluster.offer import CLUSTER_FILE, Offer, read_offer
 from pipelines.data.config import LOCAL_SOURCES
 from pipelines.data.sidecar import read_info
@@ -102,6 +102,9 @@ def _images(run: Run, found: Estimate) -> tuple[int, int]:
     except FileNotFoundError as error:
         if run.data.source in LOCAL_SOURCES and not run.data.root:
             found.lacks.append(str(error))
+        elif is_address(run.data.folder):
+            with found.checking():
+                check_writable("data.folder", run.data.folder)
         found.lines.append(
             ("images", "not prepared yet: that comes first, their number is unknown")
         )
