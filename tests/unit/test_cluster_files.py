@@ -20,6 +20,7 @@ from pipelines.run import Run, parse_settings
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
 
 GPU_CONFIGS = ("cifar10", "imagenet", "imagenet_paper")
+IMAGENET_TRAIN = 1_281_167
 IMAGENET_BYTES = 1_331_167 * 58_000
 """What nodes copy of ImageNet: JPEG 90 of 421 px is 43 KB (docs/results.md), here scaled to the
 default of 500 px by area."""
@@ -100,7 +101,8 @@ def test_the_cluster_file_uses_what_the_account_was_given(aws):
         pass
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: node.value)
-    resources = yaml.load((ROOT / "cluster" / "aws.yaml").read_text(), Loader)["Resources"]
+    template = yaml.load((ROOT / "cluster" / "aws.yaml").read_text(), Loader)
+    resources = template["Resources"]
     names = {
         value
         for each in resources.values()
@@ -114,7 +116,16 @@ def test_the_cluster_file_uses_what_the_account_was_given(aws):
     group = aws["provider"]["security_group"]["GroupName"]
     assert names == {group, *profiles, "ranet/ray-token"}
     [rule] = resources["SecurityGroup"]["Properties"]["SecurityGroupIngress"]
-    assert rule["ToPort"] == 22
+    assert rule == {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": "Address"}
+    allowed = template["Parameters"]["Address"]["AllowedPattern"]
+    assert re.search(allowed, "203.0.113.7/32")
+    for wide in ("0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8", "203.0.113.0/23", "::/0", "0.0.0.0"):
+        assert not re.search(allowed, wide), wide
+    rules = [each for each in resources.values() if "Ingress" in each["Type"]]
+    own = "SecurityGroup.GroupId"
+    assert [each["Properties"] for each in rules] == [
+        {"GroupId": own, "SourceSecurityGroupId": own, "IpProtocol": "-1"}
+    ]
 
 
 def test_commands_on_the_machines_are_sound_shell(aws, tmp_path):
@@ -144,16 +155,28 @@ def test_every_gpu_config_finds_its_workers_and_room_for_its_images(name):
     assert room >= cluster.min_workers, "a run must be able to live without any spot machine"
 
 
-def test_prices_in_the_cluster_file_are_those_of_its_machines():
+def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows_from_them():
     offer = read_offer(ROOT / "ray_cluster.yaml")
     lasting, spot = offer.workers
-    cluster = read_config("imagenet").cluster
-    eight = offer.dollars_per_hour(cluster, gpus=1, num_workers=8)
+    run = read_config("imagenet")
+    eight = offer.dollars_per_hour(run.cluster, gpus=1, num_workers=8)
+    scaling = (ROOT / "docs" / "scaling.md").read_text()
+    rate = re.search(r"\| rate of a GPU \| L4 (\d+), .* \| assumed \|", scaling)
+    assert rate
+    images = run.train.epochs * round(IMAGENET_TRAIN * (1 - run.data.validation_share))
+    hours = images / (8 * int(rate[1])) / 3600
     text = " ".join((ROOT / "ray_cluster.yaml").read_text().replace("#", "").split())
     assert (
         f"the head {offer.head.dollars_per_hour:.2f}; a g6.12xlarge with its 4 GPUs "
         f"{lasting.dollars_per_hour:.2f}, as a spot machine about {spot.dollars_per_hour:.2f}; the "
         f"head and 8 spot GPUs {eight:.2f}." in text
+    )
+    assert (
+        f"A run of configs/imagenet.yaml: {hours:.1f} hours, {hours * eight:.0f} dollars (computed "
+        f"for 8 spot GPUs at {rate[1]} images/s each, which is assumed: docs/scaling.md)." in text
+    )
+    assert f"| the whole run at these rates | {hours:.0f} h, ${hours * eight:.0f} on spot |" in (
+        scaling
     )
 
 
