@@ -27,6 +27,10 @@ from ranet.config import TrainConfig
 RATES = Path(__file__).parents[1] / "benchmarks" / "rates.yaml"
 """Measured training images a second, by network and device."""
 
+IMAGENET_CLASSES, IMAGENET_TRAIN = 1000, 1_281_167
+"""Image folders of so many classes that are not prepared yet are supposed to be ImageNet's, which
+has so many training images; some of them are held out."""
+
 
 @dataclass
 class Estimate:
@@ -105,10 +109,16 @@ def _images(run: Run, found: Estimate) -> tuple[int, int]:
         elif is_address(run.data.folder):
             with found.checking():
                 check_writable("data.folder", run.data.folder)
-        found.lines.append(
-            ("images", "not prepared yet: that comes first, their number is unknown")
+        supposed = 0
+        if run.data.source == "imagefolder" and run.model.num_classes == IMAGENET_CLASSES:
+            supposed = round(IMAGENET_TRAIN * (1 - run.data.validation_share))
+        number = (
+            f"{supposed:,} train supposed, as of ImageNet"
+            if supposed
+            else "their number is unknown"
         )
-        return 0, 0
+        found.lines.append(("images", f"not prepared yet: that comes first, {number}"))
+        return supposed, 0
     except (ValueError, OSError) as error:
         found.lacks.append(str(error))
         return 0, 0
