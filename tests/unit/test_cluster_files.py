@@ -276,6 +276,27 @@ def test_kubernetes_has_the_same_groups_as_aws(aws):
     assert volume.rpartition(":")[2] in folders
 
 
+def test_drivers_find_their_password_for_mlflow_where_the_image_has_its_home():
+    [place] = re.findall(
+        r"ray rsync-up ray_cluster.yaml ~/.mlflow/credentials (\S+)",
+        (ROOT / "docs" / "operating.md").read_text(),
+    )
+    [home] = re.findall(r"^WORKDIR (\S+)/ranet$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert place == f"{home}/.mlflow/credentials"
+    head, *workers = groups_of(kuberay("raycluster")["spec"])
+    pod = head["template"]["spec"]
+    assert pod["volumes"] == [
+        {
+            "name": "mlflow",
+            "secret": {"secretName": "ranet-mlflow", "optional": True, "defaultMode": 0o440},
+        }
+    ]
+    [mount] = pod["containers"][0]["volumeMounts"]
+    assert mount == {"name": "mlflow", "mountPath": f"{home}/.mlflow", "readOnly": True}
+    for group in workers:
+        assert "secret" not in str(group["template"]["spec"]["volumes"])
+
+
 def test_a_run_with_a_cluster_of_its_own_has_the_same_cluster():
     lasting = copy.deepcopy(kuberay("raycluster")["spec"])
     del lasting["gcsFaultToleranceOptions"]  # the operator makes another cluster instead
