@@ -24,7 +24,7 @@ IMAGENET_TRAIN = 1_281_167
 IMAGENET_BYTES = 1_331_167 * 58_000
 """What nodes copy of ImageNet: JPEG 90 of 421 px is 43 KB (docs/results.md), here scaled to the
 default of 500 px by area."""
-KUBERAY_FIELDS = {  # of ray.io/v1 in KubeRay's reference, those that we use
+KUBERAY_FIELDS = {  # of ray.io/v1, by KubeRay's own types: docs/decisions/011
     "RayCluster": {
         "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions",
         "gcsFaultToleranceOptions", "headGroupSpec", "workerGroupSpecs",
@@ -32,6 +32,13 @@ KUBERAY_FIELDS = {  # of ray.io/v1 in KubeRay's reference, those that we use
     "RayJob": {
         "entrypoint", "runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes",
         "ttlSecondsAfterFinished", "rayClusterSpec",
+    },
+    "autoscalerOptions": {
+        "resources", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts",
+        "securityContext", "idleTimeoutSeconds", "upscalingMode",
+    },
+    "gcsFaultToleranceOptions": {
+        "redisAddress", "redisPassword", "redisUsername", "externalStorageNamespace",
     },
     "headGroupSpec": {"rayStartParams", "template"},
     "workerGroupSpec": {
@@ -311,11 +318,14 @@ def test_kuberay_files_have_known_fields_and_sound_pods():
         assert each["apiVersion"] == "ray.io/v1"
         assert each["spec"].keys() <= KUBERAY_FIELDS[each["kind"]]
     assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    for name in ("autoscalerOptions", "gcsFaultToleranceOptions"):
+        assert cluster["spec"][name].keys() <= KUBERAY_FIELDS[name]
     head, *workers = groups_of(cluster["spec"])
     assert head.keys() <= KUBERAY_FIELDS["headGroupSpec"]
     for group in (head, *workers):
         if group is not head:
             assert group.keys() <= KUBERAY_FIELDS["workerGroupSpec"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **group["template"]}
         kubernetes_validate.validate(pod, "1.37", strict=True)
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
