@@ -112,15 +112,16 @@ class RegistryConfig:
             raise ValueError(f"registry.budgets must rise, got {self.budgets}")
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, setting: str = "name") -> None:
     """Refuse a name of a run or sweep that is no name of a folder, or no word in MLflow's filters.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is none; the message names the setting.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            f"name must be letters, digits, dots, dashes and underscores, at most 100, got {name!r}"
+            f"{setting} must be letters, digits, dots, dashes and underscores, at most 100, "
+            f"got {name!r}"
         )
 
 

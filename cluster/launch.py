@@ -46,7 +46,7 @@ from torch.distributed import DistError
 from cluster.config import ClusterConfig, in_submitted_job
 from cluster.errors import RunError, UntrainableError
 from cluster.metrics import active
-from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, check_address, is_address
+from cluster.objects import check_address, check_writable, is_address
 from cluster.storage import open_storage
 from cluster.watch import abort, start_watch
 from ranet.training.optim import NonFiniteLoss
@@ -71,7 +71,7 @@ def resolve_storage(storage: str) -> str:
     if "://" in storage:
         if is_address(storage) and "?" not in storage:  # with options it is Ray's alone
             check_address("cluster.storage", storage)
-            _check_writable(storage)
+            check_writable("cluster.storage", storage)
         return storage
     path = Path(storage)
     if not path.is_absolute() and in_submitted_job():
@@ -90,14 +90,6 @@ def resolve_storage(storage: str) -> str:
             "free space there or give another folder"
         ) from error
     return str(path)
-
-
-def _check_writable(storage: str) -> None:
-    try:
-        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
-            store.check_writable(storage.rstrip("/"))
-    except OSError as error:
-        raise ValueError(f"cluster.storage cannot be written: {error}") from error
 
 
 @contextmanager

@@ -78,6 +78,19 @@ def check_address(setting: str, address: str) -> None:
         raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {address!r}")
 
 
+def check_writable(setting: str, folder: str) -> None:
+    """Refuse a folder in S3 that cannot be written, before anything was started.
+
+    Raises:
+        ValueError: it names the setting.
+    """
+    try:
+        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+            store.check_writable(folder.rstrip("/"))
+    except OSError as error:
+        raise ValueError(f"{setting} cannot be written: {error}") from error
+
+
 class ObjectStore:
     """S3, for several threads at a time; an outage shorter than `patience_seconds` is waited out.
 

@@ -14,7 +14,7 @@ from cluster import tracking
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError
 from cluster.launch import connected, resolve_storage, wants_gpu
-from cluster.objects import is_address
+from cluster.objects import check_writable, is_address
 from cluster.offer import CLUSTER_FILE, Offer, read_offer
 from pipelines.data.config import LOCAL_SOURCES
 from pipelines.data.sidecar import read_info
@@ -26,6 +26,10 @@ from ranet.config import TrainConfig
 
 RATES = Path(__file__).parents[1] / "benchmarks" / "rates.yaml"
 """Measured training images a second, by network and device."""
+
+IMAGENET_CLASSES, IMAGENET_TRAIN = 1000, 1_281_167
+"""Image folders of so many classes that are not prepared yet are supposed to be ImageNet's, which
+has so many training images; some of them are held out."""
 
 
 @dataclass
@@ -102,10 +106,19 @@ def _images(run: Run, found: Estimate) -> tuple[int, int]:
     except FileNotFoundError as error:
         if run.data.source in LOCAL_SOURCES and not run.data.root:
             found.lacks.append(str(error))
-        found.lines.append(
-            ("images", "not prepared yet: that comes first, their number is unknown")
+        elif is_address(run.data.folder):
+            with found.checking():
+                check_writable("data.folder", run.data.folder)
+        supposed = 0
+        if run.data.source == "imagefolder" and run.model.num_classes == IMAGENET_CLASSES:
+            supposed = round(IMAGENET_TRAIN * (1 - run.data.validation_share))
+        number = (
+            f"{supposed:,} train supposed, as of ImageNet"
+            if supposed
+            else "their number is unknown"
         )
-        return 0, 0
+        found.lines.append(("images", f"not prepared yet: that comes first, {number}"))
+        return supposed, 0
     except (ValueError, OSError) as error:
         found.lacks.append(str(error))
         return 0, 0

@@ -148,6 +148,8 @@ class Sweep:
     def __post_init__(self) -> None:
         check_name(self.name)
         object.__setattr__(self, "warm_start", tuple(self.warm_start))
+        for earlier in self.warm_start:
+            check_name(earlier, "each name in warm_start")
         if not self.space:
             raise ValueError("space must name at least one setting to search over, got none")
         if self.search not in ("tpe", "random"):

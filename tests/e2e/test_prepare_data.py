@@ -16,11 +16,14 @@ from threading import Event
 import numpy as np
 import pytest
 
+from cluster.config import ClusterConfig
 from cluster.objects import ObjectStore
 from cluster.staging import Cache
 from pipelines.data import DataConfig, prepare, staged_data
 from pipelines.data.beton import open_beton
 from pipelines.data.sidecar import read_sidecar
+from pipelines.estimate import estimate
+from pipelines.run import Run
 from tests.e2e.training import kill_family
 from tests.image_files import batches_of, folder_config, image_folder, read_epoch
 
@@ -212,7 +215,21 @@ def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_r
     ]
 
 
-def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(s3, tmp_path):
+def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(
+    bucket, tmp_path, monkeypatch
+):
     config = folder_config(image_folder(tmp_path / "tree"), folder="s3://no-such-bucket/prepared")
     with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/prepared/.*no such bucket"):
         prepare(config, 32)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    run = Run(data=config, cluster=ClusterConfig(device="cpu", storage=str(tmp_path / "runs")))
+    told = estimate(run)
+    assert told.lacks == [
+        "data.folder cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
+        "create it, or correct the address"
+    ]
+    told = estimate(replace(run, data=replace(config, folder=f"s3://{bucket}/prepared")))
+    assert told.starts, told
+    with ObjectStore() as store:
+        assert not list(store.names(f"s3://{bucket}/prepared"))

@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import ray
+import requests
 
+from cluster.local import free_ports
 from cluster.objects import ObjectStore
 from cluster.staging import PART_BYTES, Cache, RemoteFile, staged
 from tests.s3 import ADMIN, Line, S3Server, User, s3_server
@@ -92,6 +97,37 @@ def test_a_copy_is_the_object_and_the_next_run_needs_no_s3(s3, remote, content, 
     with staged([remote], Cache(tmp_path)) as again:
         assert again == copies
     assert time.monotonic() - began < 1
+
+
+@pytest.fixture
+def exporter() -> Iterator[str]:
+    """Where Ray on this machine exports figures for Prometheus."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
+    [port] = free_ports("127.0.0.1", 1)
+    ray.init(
+        "local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20,
+        _temp_dir=folder, _metrics_export_port=port,
+        _system_config={"metrics_report_interval_ms": 1000},  # sooner than a person needs
+    )  # fmt: skip
+    yield f"http://127.0.0.1:{port}/metrics"
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_the_bytes_that_were_loaded_are_a_figure_for_prometheus(remote, tmp_path, exporter):
+    second = variant(remote, 2)
+
+    def exported() -> list[float]:
+        try:
+            text = requests.get(exporter, timeout=10).text
+        except requests.ConnectionError:  # it is starting
+            return []
+        found = re.findall(r"^ray_ranet_staged_bytes_total\{.*\} (\S+)$", text, re.MULTILINE)
+        return [float(each) for each in found]
+
+    stage([remote, second], Cache(tmp_path))
+    stage([remote, second], Cache(tmp_path))  # nothing is loaded again
+    wait_for(lambda: sum(exported()) == 2 * SIZE)
 
 
 def test_two_processes_load_once_and_the_one_that_waits_tells_how_far_it_is(

@@ -20,10 +20,11 @@ from pipelines.run import Run, parse_settings
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
 
 GPU_CONFIGS = ("cifar10", "imagenet", "imagenet_paper")
+IMAGENET_TRAIN = 1_281_167
 IMAGENET_BYTES = 1_331_167 * 58_000
 """What nodes copy of ImageNet: JPEG 90 of 421 px is 43 KB (docs/results.md), here scaled to the
 default of 500 px by area."""
-KUBERAY_FIELDS = {  # of ray.io/v1 in KubeRay's reference, those that we use
+KUBERAY_FIELDS = {  # of ray.io/v1, by KubeRay's own types: docs/decisions/011
     "RayCluster": {
         "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions",
         "gcsFaultToleranceOptions", "headGroupSpec", "workerGroupSpecs",
@@ -31,6 +32,13 @@ KUBERAY_FIELDS = {  # of ray.io/v1 in KubeRay's reference, those that we use
     "RayJob": {
         "entrypoint", "runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes",
         "ttlSecondsAfterFinished", "rayClusterSpec",
+    },
+    "autoscalerOptions": {
+        "resources", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts",
+        "securityContext", "idleTimeoutSeconds", "upscalingMode",
+    },
+    "gcsFaultToleranceOptions": {
+        "redisAddress", "redisPassword", "redisUsername", "externalStorageNamespace",
     },
     "headGroupSpec": {"rayStartParams", "template"},
     "workerGroupSpec": {
@@ -100,7 +108,8 @@ def test_the_cluster_file_uses_what_the_account_was_given(aws):
         pass
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: node.value)
-    resources = yaml.load((ROOT / "cluster" / "aws.yaml").read_text(), Loader)["Resources"]
+    template = yaml.load((ROOT / "cluster" / "aws.yaml").read_text(), Loader)
+    resources = template["Resources"]
     names = {
         value
         for each in resources.values()
@@ -114,7 +123,16 @@ def test_the_cluster_file_uses_what_the_account_was_given(aws):
     group = aws["provider"]["security_group"]["GroupName"]
     assert names == {group, *profiles, "ranet/ray-token"}
     [rule] = resources["SecurityGroup"]["Properties"]["SecurityGroupIngress"]
-    assert rule["ToPort"] == 22
+    assert rule == {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": "Address"}
+    allowed = template["Parameters"]["Address"]["AllowedPattern"]
+    assert re.search(allowed, "203.0.113.7/32")
+    for wide in ("0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8", "203.0.113.0/23", "::/0", "0.0.0.0"):
+        assert not re.search(allowed, wide), wide
+    rules = [each for each in resources.values() if "Ingress" in each["Type"]]
+    own = "SecurityGroup.GroupId"
+    assert [each["Properties"] for each in rules] == [
+        {"GroupId": own, "SourceSecurityGroupId": own, "IpProtocol": "-1"}
+    ]
 
 
 def test_commands_on_the_machines_are_sound_shell(aws, tmp_path):
@@ -144,16 +162,28 @@ def test_every_gpu_config_finds_its_workers_and_room_for_its_images(name):
     assert room >= cluster.min_workers, "a run must be able to live without any spot machine"
 
 
-def test_prices_in_the_cluster_file_are_those_of_its_machines():
+def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows_from_them():
     offer = read_offer(ROOT / "ray_cluster.yaml")
     lasting, spot = offer.workers
-    cluster = read_config("imagenet").cluster
-    eight = offer.dollars_per_hour(cluster, gpus=1, num_workers=8)
+    run = read_config("imagenet")
+    eight = offer.dollars_per_hour(run.cluster, gpus=1, num_workers=8)
+    scaling = (ROOT / "docs" / "scaling.md").read_text()
+    rate = re.search(r"\| rate of a GPU \| L4 (\d+), .* \| assumed \|", scaling)
+    assert rate
+    images = run.train.epochs * round(IMAGENET_TRAIN * (1 - run.data.validation_share))
+    hours = images / (8 * int(rate[1])) / 3600
     text = " ".join((ROOT / "ray_cluster.yaml").read_text().replace("#", "").split())
     assert (
         f"the head {offer.head.dollars_per_hour:.2f}; a g6.12xlarge with its 4 GPUs "
         f"{lasting.dollars_per_hour:.2f}, as a spot machine about {spot.dollars_per_hour:.2f}; the "
         f"head and 8 spot GPUs {eight:.2f}." in text
+    )
+    assert (
+        f"A run of configs/imagenet.yaml: {hours:.1f} hours, {hours * eight:.0f} dollars (computed "
+        f"for 8 spot GPUs at {rate[1]} images/s each, which is assumed: docs/scaling.md)." in text
+    )
+    assert f"| the whole run at these rates | {hours:.0f} h, ${hours * eight:.0f} on spot |" in (
+        scaling
     )
 
 
@@ -253,6 +283,27 @@ def test_kubernetes_has_the_same_groups_as_aws(aws):
     assert volume.rpartition(":")[2] in folders
 
 
+def test_drivers_find_their_password_for_mlflow_where_the_image_has_its_home():
+    [place] = re.findall(
+        r"ray rsync-up ray_cluster.yaml ~/.mlflow/credentials (\S+)",
+        (ROOT / "docs" / "operating.md").read_text(),
+    )
+    [home] = re.findall(r"^WORKDIR (\S+)/ranet$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert place == f"{home}/.mlflow/credentials"
+    head, *workers = groups_of(kuberay("raycluster")["spec"])
+    pod = head["template"]["spec"]
+    assert pod["volumes"] == [
+        {
+            "name": "mlflow",
+            "secret": {"secretName": "ranet-mlflow", "optional": True, "defaultMode": 0o440},
+        }
+    ]
+    [mount] = pod["containers"][0]["volumeMounts"]
+    assert mount == {"name": "mlflow", "mountPath": f"{home}/.mlflow", "readOnly": True}
+    for group in workers:
+        assert "secret" not in str(group["template"]["spec"]["volumes"])
+
+
 def test_a_run_with_a_cluster_of_its_own_has_the_same_cluster():
     lasting = copy.deepcopy(kuberay("raycluster")["spec"])
     del lasting["gcsFaultToleranceOptions"]  # the operator makes another cluster instead
@@ -267,11 +318,14 @@ def test_kuberay_files_have_known_fields_and_sound_pods():
         assert each["apiVersion"] == "ray.io/v1"
         assert each["spec"].keys() <= KUBERAY_FIELDS[each["kind"]]
     assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    for name in ("autoscalerOptions", "gcsFaultToleranceOptions"):
+        assert cluster["spec"][name].keys() <= KUBERAY_FIELDS[name]
     head, *workers = groups_of(cluster["spec"])
     assert head.keys() <= KUBERAY_FIELDS["headGroupSpec"]
     for group in (head, *workers):
         if group is not head:
             assert group.keys() <= KUBERAY_FIELDS["workerGroupSpec"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **group["template"]}
         kubernetes_validate.validate(pod, "1.37", strict=True)
         assert pod["spec"]["securityContext"]["runAsNonRoot"] is True

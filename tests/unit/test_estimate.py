@@ -74,9 +74,33 @@ def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypat
     ):
         assert any(sentence.startswith(start) for sentence in told.lacks), told
     assert any("run pipelines/prepare_data.py" in sentence for sentence in told.lacks)
-    assert dict(told.lines)["checkpoints"] == "2.39 GB each, 2 kept"
+    lines = dict(told.lines)
+    assert lines["images"].endswith("1,255,544 train supposed, as of ImageNet")
+    assert lines["steps"].startswith("100 epochs of 1,226, 122,600 in all; 125,542,400 images")
+    assert lines["checkpoints"].startswith("2.39 GB each, 2 kept; 501 in all, 1.20 TB to ")
     assert str(told).endswith("\nwould not start")
     assert not list(tmp_path.glob("images/*"))
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "images", "time"),
+    [
+        (1000, "not prepared yet: that comes first, 1,255,544 train supposed, as of ImageNet",
+         "were it 100 images/s a worker: 43.59 h"),
+        (100, "not prepared yet: that comes first, their number is unknown", ""),
+    ],
+)  # fmt: skip
+def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
+    at_home, tmp_path, num_classes, images, time
+):
+    run = read("imagenet", tmp_path, "--cluster.device=gpu", f"--data.root={tmp_path}/tree",
+               f"--model.num_classes={num_classes}")  # fmt: skip
+    told = estimate(run)
+    assert told.starts, told
+    lines = dict(told.lines)
+    assert lines["images"] == images
+    assert lines.get("time", "").startswith(time)
+    assert ("price" in lines) == bool(time)
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 31), (95, 3), (60, 4)])

@@ -1,6 +1,8 @@
 """The files around the code agree with each other."""
 
+import ast
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -12,7 +14,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from ray.train import Checkpoint
 
+from cluster.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
 from pipelines.run import Run, parse_settings, read_settings
 from pipelines.samples import check_sample
 from tuning.draws import Draws
@@ -98,3 +102,38 @@ def test_system_packages_that_cannot_be_installed_are_named(tmp_path: Path):
     )
     assert outcome.returncode == 1
     assert "no-such-package" in outcome.stderr
+
+
+def test_files_are_read_without_unpickling_but_for_what_docs_security_names():
+    safely = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
+    unpickling = set()
+    for package in ("ranet", "cluster", "pipelines", "tuning"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if not isinstance(node, ast.Call):
+                    continue
+                name = ast.unparse(node.func)
+                if name in safely:
+                    given = {each.arg: ast.unparse(each.value) for each in node.keywords}
+                    argument, value = safely[name]
+                    assert given.get(argument) == str(value), f"{path}:{node.lineno}"
+                elif re.search(r"pickle\.(load|loads|Unpickler)$", name):
+                    unpickling.add((str(path.relative_to(ROOT)), name))
+    assert unpickling == {("tuning/search.py", "cloudpickle.loads")}
+
+
+class _Malicious:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path: Path):
+    write_checkpoint(tmp_path, {SNAPSHOT: {"model": _Malicious(tmp_path / "ran")}})
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        load_checkpoint(Checkpoint.from_directory(str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(pickle.dumps(_Malicious(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists(), "it would have run"

@@ -100,6 +100,10 @@ def test_every_choice_comes_and_nothing_else():
             "add --stopping.method=none",
         ),
         ({"name": "a b"}, "name must be letters"),
+        (
+            {"warm_start": ["digits", "a' OR name = 'b"]},
+            r"each name in warm_start must be letters, .* got \"a' OR name = 'b\"",
+        ),
         ({"search": "grid"}, "grid"),
     ],
 )
