@@ -47,6 +47,17 @@ def test_the_papers_learning_rate_falls_after_30_and_60_epochs():
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
+def test_the_commented_lines_make_the_recipe_one_for_a_cluster(name, tmp_path):
+    text = (CONFIGS / f"{name}.yaml").read_text().replace("  folder: data/imagenet #", "#")
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace("  # ", "  ").replace("BUCKET", "team"))
+    run = read_run(["--config", str(config)])
+    assert run.data.folder == "s3://team/imagenet-500"
+    assert run.cluster.storage == "s3://team/runs"
+    assert run.cluster.device == "gpu"
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
 def test_the_recipe_for_imagenet_trains_on_photographs(name, photographs, tmp_path):
     run = read_run(["--config", str(CONFIGS / f"{name}.yaml")])
     assert run.model == PRESETS["imagenet_paper"]
