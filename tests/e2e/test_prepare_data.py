@@ -134,10 +134,10 @@ def test_a_driver_killed_in_the_middle_ends_with_the_bytes_of_an_unbroken_run(
     assert np.count_nonzero(sidecar.samples_per_class) == 10
 
 
-def test_one_photograph_of_each_of_a_thousand_classes_is_prepared_from_s3_to_s3(
+def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
     tmp_path, shared_data, s3, bucket, ray_folder
 ):
-    """Every tenth of them, twice in train as validation needs one of each class."""
+    """One of every tenth class, twice in train as validation needs one of each."""
     tree = f"s3://{bucket}/imagenet"
     count = 0
     with (

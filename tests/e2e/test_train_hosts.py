@@ -1,15 +1,17 @@
 """Training on several hosts while hosts, servers, the head and the job are lost and come back."""
 
+import json
 import logging
 import re
 import subprocess
 import time
+from pathlib import Path
 from threading import Thread
 
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster.local import can_isolate
+from cluster.local import BUCKET, can_isolate
 from tests.e2e.jobs import Job
 from tests.e2e.training import client, runs, training
 
@@ -26,10 +28,24 @@ def times_of(pattern, job):
     return len(re.findall(pattern, job.output()))
 
 
-def place_after(words, job):
-    """Epochs and steps done, from the first line of the log that begins so."""
-    found = re.search(rf"{words} after (\d+) epochs and (\d+) steps", job.output())
-    return found and (int(found[1]), int(found[2]))
+def place_after(words, job, number=0):
+    """Epochs and steps done, from the first line of the log that begins so, or a later one."""
+    found = re.findall(rf"{words} after (\d+) epochs and (\d+) steps", job.output())
+    epochs, steps = found[number]
+    return int(epochs), int(steps)
+
+
+def committed_step(job):
+    """Steps within its epoch of the newest checkpoint that Ray has committed to S3."""
+    client = job.cluster.s3()
+    found = client.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{job.name}").get("Contents", [])
+    step = 0
+    for key in (each["Key"] for each in found):
+        if key.endswith("checkpoint_manager_snapshot.json"):
+            state = json.load(client.get_object(Bucket=BUCKET, Key=key)["Body"])
+            step = state["latest_checkpoint_result"]["metrics"].get("step", 0)
+    client.close()
+    return step
 
 
 def wait_for_more_epochs(job):
@@ -58,19 +74,29 @@ def stop_and_check(job):
 
 
 def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
-    job = Job(cluster, tmp_path, "elastic", ENDLESS, *ELASTIC)
-    job.wait_until(lambda: len(job.epochs()) >= 2)
+    # Four checkpoints in an epoch of 85 steps; images in S3, of which each host makes a copy.
+    job = Job(
+        cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.folder=s3://{BUCKET}/digits",
+        "--train.batch_size=16", "--train.checkpoint_steps=20",
+    )  # fmt: skip
+    job.wait_until(lambda: job.epochs() and committed_step(job) == 20)
+    known = times_of("going on after", job)
     cluster.kill("host2", "mlflow")
     killed = time.monotonic()
     job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
     logger.warning("trained again %.1f s after a host was killed", time.monotonic() - killed)
     assert time.monotonic() - killed < 180
+    job.wait_until(lambda: times_of("going on after", job) > known)
+    assert place_after("going on", job, known)[1] > 0
     job.wait_until(lambda: times_of("MLflow does not answer, training goes on", job))
     cluster.start("host2", "mlflow")
     job.wait_until(lambda: times_of("training on 2 workers", job) == 2)
     job.wait_until(lambda: times_of("MLflow answers again", job))
     wait_for_more_epochs(job)
     stop_and_check(job)
+    homes = Path(cluster.folder) / "home"
+    copies = sorted(path.relative_to(homes).parts[0] for path in homes.glob("*/**/train.beton"))
+    assert copies == ["host1", "host2"]
 
 
 def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):

@@ -1,6 +1,8 @@
 """Prepared files: what is in them, what is refused, and what a stopped writer leaves."""
 
 import json
+import logging
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from ffcv.loader import Loader
 from PIL import Image
 
-from pipelines.data import DataConfig, UnreadableImageError, prepare, verify
+from pipelines.data import DataConfig, UnreadableImageError, prepare, progress, verify
 from pipelines.data.beton import open_beton, write_beton
 from pipelines.data.sidecar import read_sidecar
 from pipelines.data.sources import ArrayImages, open_source
@@ -284,6 +286,21 @@ def test_a_stopped_start_leaves_its_shards_to_the_next_which_keeps_the_whole_one
     assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
     prepare(sharded, 32, spread=one_after_the_other)
     assert prepared_bytes(sharded) == prepared_bytes(config)
+
+
+def test_the_log_tells_how_far_the_preparation_is(tmp_path, small_shards, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="pipelines")
+    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    config = folder_config(image_folder(tmp_path / "tree"))
+    prepare(config, 32, spread=one_after_the_other)
+    told = [record.getMessage() for record in caplog.records]
+    for beginning in ("encoding: 16 of 16 images, ", "writing train.beton.part: 8 of 8 images, "):
+        [line] = [line for line in told if line.startswith(beginning)]
+        assert re.search(r", \d+ images/s, 0 s left$", line)
+    caplog.clear()
+    monkeypatch.setattr(progress, "LOG_SECONDS", 1000.0)
+    prepare(with_settings(config, folder=str(tmp_path / "quiet")), 32, spread=one_after_the_other)
+    assert not any("images/s" in record.getMessage() for record in caplog.records)
 
 
 def test_shards_of_other_settings_are_not_taken(tmp_path, small_shards):

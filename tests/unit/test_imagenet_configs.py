@@ -2,6 +2,7 @@
 
 import math
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 
 @pytest.fixture(scope="module")
 def photographs(shared_data, tmp_path_factory) -> Path:
-    """Two training images and one test image of each of ten ImageNet classes."""
+    """Four training images and one test image of each of ten ImageNet classes."""
     folder = tmp_path_factory.mktemp("photographs")
     counts: dict[tuple[str, ...], int] = {}
     with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:
@@ -34,7 +35,7 @@ def photographs(shared_data, tmp_path_factory) -> Path:
                 continue
             kind = parts[1:3]
             counts[kind] = counts.get(kind, 0) + 1
-            if counts[kind] <= (2 if parts[1] == "train" else 1):
+            if counts[kind] <= (4 if parts[1] == "train" else 1):
                 archive.extract(member, folder, filter="data")
     return folder / "imagenette224-mini"
 
@@ -46,15 +47,26 @@ def test_the_papers_learning_rate_falls_after_30_and_60_epochs():
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
+def test_the_commented_lines_make_the_recipe_one_for_a_cluster(name, tmp_path):
+    text = (CONFIGS / f"{name}.yaml").read_text().replace("  folder: data/imagenet #", "#")
+    config = tmp_path / "config.yaml"
+    config.write_text(text.replace("  # ", "  ").replace("BUCKET", "team"))
+    run = read_run(["--config", str(config)])
+    assert run.data.folder == "s3://team/imagenet-500"
+    assert run.cluster.storage == "s3://team/runs"
+    assert run.cluster.device == "gpu"
+
+
+@pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
 def test_the_recipe_for_imagenet_trains_on_photographs(name, photographs, tmp_path):
     run = read_run(["--config", str(CONFIGS / f"{name}.yaml")])
     assert run.model == PRESETS["imagenet_paper"]
     assert run.model.num_classes == 1000
     sizes = run.train.image_sizes or (224,)
-    # Narrowed, one step an epoch, and an epoch for each size of the images.
+    # Narrowed, three steps an epoch, and an epoch for each size of the images.
     model = replace(run.model, stem_channels=16, growth_rate=8, layers_per_block=2)
     data = replace(
-        run.data, root=str(photographs), folder=str(tmp_path / "prepared"), validation_share=0.5
+        run.data, root=str(photographs), folder=str(tmp_path / "prepared"), validation_share=0.25
     )
     config = replace(
         run.train,
@@ -73,19 +85,20 @@ def test_the_recipe_for_imagenet_trains_on_photographs(name, photographs, tmp_pa
         )
         for split in ("train", "val")
     )  # fmt: skip
-    seen = []
+    trained_on: Counter[tuple[int, ...]] = Counter()
     normalize = Normalize(data.mean, data.std)
 
     def prepare_images(images):
-        seen.append(tuple(images.shape[2:]))
+        if torch.is_grad_enabled():  # not validation
+            trained_on[tuple(images.shape[2:])] += len(images)
         return normalize(images)
 
-    network = RANet(model)
     snapshot = fit(
-        config, network, train, val, Recorder(), normalize=prepare_images,
+        config, RANet(model), train, val, Recorder(), normalize=prepare_images,
         device=torch.device("cpu"),
     )  # fmt: skip
-    assert {size for size, _ in seen} == {*sizes, 224}
+    assert trained_on == {(size, size): 3 * 8 for size in sizes}
+    assert 224 in sizes
     assert snapshot["epoch"] == len(sizes)
     assert all(
         math.isfinite(value) for metrics in snapshot["history"] for value in metrics.values()

@@ -3,6 +3,7 @@
 import logging
 import math
 import random
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from ranet import RANet
 from ranet.config import OptimConfig, TrainConfig
 from ranet.training import progress
 from ranet.training.evaluation import evaluate, exit_hits
@@ -273,6 +275,20 @@ def test_a_compiled_step_learns_as_a_plain_one_does(monkeypatch):
         torch.testing.assert_close(compiled["model"][name], value, atol=1e-5, rtol=1e-5)
     for now, then in zip(compiled["history"], plain["history"], strict=True):
         assert now["val/loss"] == pytest.approx(then["val/loss"], rel=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_compiled_step_of_a_ranet_is_one_graph_and_does_what_a_plain_one_does(monkeypatch):
+    in_one = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", in_one)
+    config = TrainConfig(epochs=1, batch_size=32, optim=QUICK.optim)
+    network = RANet(replace(small_ranet().config, num_blocks=1, extra_blocks=1))
+    plain, compiled = (
+        train(replace(config, compile=compiled), deepcopy(network), digits=32)
+        for compiled in (False, True)
+    )
+    for name, value in plain["model"].items():
+        torch.testing.assert_close(compiled["model"][name], value, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("select_by", ["last_exit", "mean_exit"])
