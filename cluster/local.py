@@ -569,8 +569,8 @@ def _owned(folder: Path) -> Iterator[None]:
         yield
 
 
-def _describe(cluster: LocalCluster) -> str:
-    """Return addresses, environment and the first commands, for people."""
+def describe(cluster: LocalCluster) -> str:
+    """Return addresses, environment and the first commands, as `make cluster` prints them."""
     python = Path(sys.executable)
     lines = ["", *(f"{name:8} {cluster.address(name)}" for name in cluster.members), ""]
     lines += [f"export {name}={value}" for name, value in cluster.environment.items()]
@@ -595,7 +595,7 @@ def _up(options: argparse.Namespace) -> None:
         options.folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
         plain=options.plain, fresh=options.fresh,
     ) as cluster:  # fmt: skip
-        sys.stdout.write(f"{_describe(cluster)}\n")
+        sys.stdout.write(f"{describe(cluster)}\n")
         sys.stdout.flush()
         signal.pause()
 

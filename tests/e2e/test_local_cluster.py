@@ -1,14 +1,18 @@
 """The local cluster: members that die, freeze and come back, and nothing left of it."""
 
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import boto3
 import pytest
 import requests
 
-from cluster.local import BUCKET, LocalCluster, can_isolate
+from cluster.local import BUCKET, LocalCluster, can_isolate, describe
+from pipelines.run import read_run
 from tests.e2e.jobs import from_a_page
 from tests.e2e.training import PROJECT
 
@@ -50,6 +54,43 @@ def test_the_pages_of_mlflow_are_answered_and_those_of_others_are_not(cluster):
     server = cluster.environment["MLFLOW_TRACKING_URI"]
     assert from_a_page(server, server) == 200
     assert from_a_page(server, "http://elsewhere.example") == 403
+
+
+def test_what_make_cluster_prints_leads_to_servers_and_a_command_that_is_understood(cluster):
+    told = describe(cluster).replace("\\\n", "").splitlines()
+    assert [tuple(line.split()) for line in told[1:6]] == [
+        (name, cluster.address(name)) for name in cluster.members
+    ]
+    exports = [line.removeprefix("export ") for line in told if line.startswith("export ")]
+    environment = dict(line.split("=", 1) for line in exports)
+    token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+    [dashboard] = [line.split()[1] for line in told if line.startswith("dashboard ")]
+    assert dashboard == environment["RAY_API_SERVER_ADDRESS"]
+    assert requests.get(f"{dashboard}/api/version", headers=token, timeout=20).ok
+    assert requests.get(f"{dashboard}/api/version", timeout=20).status_code == 401
+    [mlflow] = [line.split()[1] for line in told if line.startswith("MLflow ")]
+    assert mlflow == environment["MLFLOW_TRACKING_URI"]
+    assert requests.get(f"{mlflow}/health", timeout=20).ok
+    s3 = boto3.client(
+        "s3", endpoint_url=environment["AWS_ENDPOINT_URL"],
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name=environment["AWS_DEFAULT_REGION"],
+    )  # fmt: skip
+    s3.head_bucket(Bucket=BUCKET)
+    s3.close()
+    [nodes] = [line.partition("NODES=")[2] for line in told if line.startswith("Prometheus ")]
+    assert Path(nodes).is_file()
+    [(python, script, dashes, _, training, *arguments)] = [
+        shlex.split(line) for line in told if "submit.py" in line
+    ]
+    assert (Path(python), dashes) == (Path(sys.executable), "--")
+    assert all((PROJECT / path).is_file() for path in (script, training, arguments[1]))
+    arguments[1] = str(PROJECT / arguments[1])
+    run = read_run(arguments)
+    assert run.cluster.storage == f"s3://{BUCKET}/runs"
+    assert run.cluster.num_workers == (1, cluster.num_hosts)
+    assert run.data.folder == f"{cluster.folder}/data"
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")
