@@ -8,9 +8,12 @@ import pytest
 import yaml
 from matplotlib.text import Annotation
 
+from pipelines.data import DatasetInfo
+from pipelines.data.sources import read_class_index
+from pipelines.tune import classes_in
 from tuning.outcome import Outcome
 from tuning.plots import importances, plot_front, plot_parallel
-from tuning.published import RANET_CURVES
+from tuning.published import RANET_CURVES, published_on
 from tuning.report import summarize, write_report
 from tuning.trials import TrialResult
 
@@ -193,6 +196,23 @@ def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_cur
     ]  # fmt: skip
     expected = [[cost / 1e6, top1] for cost, top1 in RANET_CURVES["cifar10"]]
     assert np.asarray(published.get_xydata()).tolist() == expected
+
+
+def test_the_published_curve_is_that_of_the_classes_wherever_the_images_come_from():
+    animals = ("bird", "cat", "deer", "dog", "frog", "horse")
+    cifar10 = ("airplane", "automobile", *animals, "ship", "truck")
+    hundred = ("apple", "aquarium_fish", *map(str, range(98)))
+    imagenet = read_class_index("configs/imagenet_classes.txt")
+    found = [published_on(names) for names in (cifar10, hundred, imagenet)]
+    assert found == ["cifar10", "cifar100", "imagenet"] == list(RANET_CURVES)
+    digits = tuple("0123456789")
+    stl10 = ("airplane", "car", "monkey", "bird", "cat", "deer", "dog", "horse", "ship", "truck")
+    assert {published_on(names) for names in (digits, stl10, imagenet[:100], cifar10[:9])} == {""}
+    info = DatasetInfo(
+        folder="", class_names=cifar10, num_samples={}, sha256={}, skipped={},
+        samples_per_class={"train": (5,) * 9 + (0,)},
+    )  # fmt: skip
+    assert classes_in(info) == cifar10[:9]
 
 
 def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
