@@ -121,6 +121,21 @@ def test_without_budgets_there_is_one_best_config(tmp_path):
     assert "best: accuracy 90.00, trial 2, best.yaml" in summary
 
 
+def test_of_several_objectives_every_trial_of_the_front_has_its_config(tmp_path):
+    found = replace(several((90, 30e6), (80, 10e6), (89, 40e6)), budgets=())
+    summary = write_report(tmp_path, found, config_of)
+    files = {path.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("*.yaml")}
+    assert files == {
+        f"best-trial{number}.yaml": {
+            "name": f"digits-sweep-best-trial{number}", "trial": number, "budget": None,
+        }
+        for number in (1, 2)
+    }  # fmt: skip
+    first = (tmp_path / "best-trial2.yaml").read_text().splitlines()[0]
+    assert first.startswith("# On the front of sweep digits-sweep: accuracy 80.00, mult_adds 10 M")
+    assert "best: accuracy 80.00, mult_adds 10 M, trial 2, best-trial2.yaml" in summary
+
+
 def test_the_summary_counts_states_rejections_time_and_devices():
     stopped = trial(3, 60, 61, 62, state="stopped", epochs=2, seconds=30.0)
     failed = trial(4, state="failed", epochs=1, seconds=6.0, error="the loss is nan")
