@@ -8,7 +8,6 @@ read. What comes out are configs for pipelines/train.py.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -142,7 +141,6 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
     Raises:
         RunError: trials were lost, which another start goes on with, or all have failed.
     """
-    started = time.monotonic()
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
     settings = json.loads(json.dumps(asdict(replace(sweep, fresh=False))))  # lists, for YAML
@@ -172,7 +170,7 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
             budgets=sweep.objective.budgets,
             results=tuple(flat(result) for result in book.results),
             rejected=trials.rejected,
-            seconds=time.monotonic() - started,
+            seconds=book.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
             device=cluster.device.upper(),

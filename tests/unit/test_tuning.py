@@ -1,6 +1,7 @@
 """What a sweep draws, how a draw becomes a run, and what it remembers."""
 
 import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -351,18 +352,35 @@ def test_early_stopping_goes_on_where_an_earlier_start_left_it():
     assert decision(replayed=False) == "CONTINUE"
 
 
-def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(
-    empty_database, tmp_path, monkeypatch
-):
+@pytest.fixture
+def database(empty_database, tmp_path) -> str:
+    """Address of an empty MLflow of the test's own."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
-    sweep = client.create_run(client.create_experiment("ranet", str(tmp_path)))
-    parent = Record(uri, sweep.info.run_id, "sweep", attempt=1, resumed=False)
-    candidate = accept({"x": 1})
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
-    def described(candidate, name):
-        return Described(run=name, settings={"x": "1"}, config_text="", parameters=1, memory=1)
+
+@pytest.fixture
+def parent(database, tmp_path) -> Record:
+    client = MlflowClient(database)
+    sweep = client.create_run(client.create_experiment("ranet", str(tmp_path)))
+    return Record(database, sweep.info.run_id, "sweep", attempt=1, resumed=False)
+
+
+def described(candidate, name) -> Described:
+    return Described(run=name, settings={"x": "1"}, config_text="", parameters=1, memory=1)
+
+
+def test_the_time_of_a_sweep_is_that_of_all_its_starts(parent):
+    for resumed in (False, True):
+        with Book(replace(parent, resumed=resumed), described):
+            time.sleep(0.3)
+    began = time.monotonic()
+    book = Book(replace(parent, resumed=True), described)
+    assert book.seconds - (time.monotonic() - began) > 0.55  # written to a tenth of a second
+
+
+def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(parent, monkeypatch):
+    uri, candidate = parent.uri, accept({"x": 1})
 
     def away(*_: object, **__: object) -> None:
         raise OSError("MLflow is away")
