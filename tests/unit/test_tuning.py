@@ -1,8 +1,12 @@
 """What a sweep draws, how a draw becomes a run, and what it remembers."""
 
+import os
 import shutil
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,12 +16,18 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from cluster import tracking
+from cluster.config import ClusterConfig
+from cluster.errors import UntrainableError
+from cluster.launch import connected
 from cluster.tracking import Record, children
+from pipelines import tune
 from pipelines.run import Run, flatten, parse_settings
 from pipelines.samples import best_config, check_sample
 from ranet import ModelConfig, RANet, mult_adds
 from ranet.inference.anytime import Scores
 from ranet.training.memory import footprint
+from ranet.training.reporter import Snapshot
 from tuning.book import Book, Described, read_trials
 from tuning.draws import Candidate, Draws, NothingLeftError
 from tuning.front import pareto_front
@@ -410,3 +420,74 @@ def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
         for epoch in (1, 2, 3):
             decision = scheduler.on_trial_result(NOBODY, trial, {"epoch": epoch, "m": float(-k)})
         assert decision == "CONTINUE"
+
+
+SMALL = ModelConfig(
+    scales=(1, 2), growth_factors=(2, 1), bottleneck_factors=(2, 1), image_size=16, stem_channels=8,
+    layers_per_block=2, num_blocks=1, extra_blocks=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def small_ray(tmp_path, monkeypatch) -> Iterator[ClusterConfig]:
+    """Ray in a folder of its own, with room for one trial: fewer processes have to start."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = ClusterConfig(
+        num_workers=1, cpus_per_worker=os.cpu_count() or 1, device="cpu", storage=str(tmp_path)
+    )
+    with connected(cluster):
+        yield cluster
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
+    database, small_ray, tmp_path, monkeypatch
+):
+    def train(objective, run, record, callbacks, watch) -> Snapshot:
+        """Know how good a network is: more growth is dearer, and 6 is no better than 4."""
+        growth, cost = run.model.growth_rate, mult_adds(run.model)
+        if growth == 8:
+            raise UntrainableError("worker 0 failed: the loss is infinite")
+        accuracy = {4: 60.0, 6: 60.0, 7: 70.0}[growth]
+        metrics = {
+            "epoch": 1.0, "sweep/seconds": 2.0, "val/exit1/top1": accuracy,
+            "objective/accuracy": accuracy, "objective/mult_adds": float(cost[-1]),
+            "objective/budget1_top1": accuracy,
+        }  # fmt: skip
+        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer.put(metrics)
+        assert writer.flush(30)
+        return {"history": [metrics], "best": {"epoch": 1}}
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "train_trial", train)
+    sweep = Sweep(
+        name="known", num_trials=4, space={"model.growth_rate": Dimension(choice=(4, 6, 7, 8))},
+        objective=Objective(names=("accuracy", "mult_adds")),
+    )  # fmt: skip
+    run = replace(BASE, model=SMALL, cluster=small_ray, train=replace(BASE.train, epochs=1))
+    tune.run_trials(sweep, run, tune.make_draws(sweep, run), "")
+
+    parent = tracking.last_attempt("known")
+    assert parent is not None
+    assert parent.info.status == "FINISHED"
+    results, left = read_trials(database, parent.info.run_id)
+    by_growth = {each.settings["model.growth_rate"]: each for each in results}
+    assert {growth: each.state for growth, each in by_growth.items()} == {
+        4: "finished", 6: "finished", 7: "finished", 8: "failed",
+    }  # fmt: skip
+    assert "infinite" in by_growth[8].error
+    assert left == []
+    client = MlflowClient(database)
+    kept = {Path(each.path).name for each in client.list_artifacts(parent.info.run_id, "sweep")}
+    front = {f"best-trial{by_growth[growth].number}.yaml" for growth in (4, 7)}
+    assert {name for name in kept if name.endswith(".yaml")} == front
+    assert {"ranking.csv", "summary.txt", "pareto.png"} <= kept
+    for growth in (4, 7):
+        name = f"sweep/best-trial{by_growth[growth].number}.yaml"
+        file = client.download_artifacts(parent.info.run_id, name, str(tmp_path))
+        assert parse_settings(Run, ["--config", file]).model.growth_rate == growth
