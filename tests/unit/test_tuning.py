@@ -422,6 +422,59 @@ def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
         assert decision == "CONTINUE"
 
 
+def test_with_several_brackets_bad_trials_are_stopped_some_of_them_later():
+    np.random.seed(0)  # noqa: NPY002 - Tune deals trials to brackets by it
+    stopping = Stopping(method="asha", first_epoch=1, factor=2, brackets=2)
+    scheduler = make_scheduler(stopping, "m", "max", 8)
+
+    def last_epoch(name: str, value: float) -> int:
+        trial = trial_of_tune(name)
+        scheduler.on_trial_add(NOBODY, trial)
+        for epoch in range(1, 8):
+            if scheduler.on_trial_result(NOBODY, trial, {"epoch": epoch, "m": value}) == "STOP":
+                return epoch
+        return 8
+
+    assert {last_epoch(f"good{k}", 1.0 + k) for k in range(8)} == {8}
+    assert {last_epoch(f"bad{k}", -1.0 - k) for k in range(8)} == {1, 2}
+
+
+def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
+    database, monkeypatch, capsys
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
+
+    def note(name: str, settings, *trials: tuple[dict, float]) -> None:
+        start = tracking.start(name, settings=settings, parameters={}, tags={}, config_text="")
+        with start as record, Book(record, described) as book:
+            for number, (draw, accuracy) in enumerate(trials, start=1):
+                book.open(number, accept(draw))
+                book.close(result_of(draw, (accuracy,), number=number))
+
+    space = {"model.growth_rate": Dimension(choice=(4, 6, 8))}
+    earlier = sweep_of(space, name="earlier")
+    tried = ({"model.growth_rate": 4}, 50.0), ({"model.growth_rate": 8}, 60.0)
+    note("earlier", tune.identity_of(earlier, BASE), *tried, ({"train.seed": 3}, 55.0))
+    note("a-training", {"train.seed": "0"})
+
+    sweep = sweep_of(space, name="later", warm_start=("earlier",))
+    draws = tune.make_draws(sweep, BASE)
+    assert "2 of 3 trials of earlier are known" in capsys.readouterr().out
+    assert draws.next()[0].draw == {"model.growth_rate": 6}
+    with pytest.raises(NothingLeftError):
+        draws.next()
+
+    for name in ("nobody", "a-training"):
+        with pytest.raises(ValueError, match=f"warm_start has {name}: .* knows no sweep of that"):
+            tune.make_draws(replace(sweep, warm_start=(name,)), BASE)
+    other = replace(BASE, train=replace(BASE.train, epochs=7))
+    with pytest.raises(ValueError, match=r"differs in train.epochs: \d+ -> 7$"):
+        tune.make_draws(sweep, other)
+    with pytest.raises(ValueError, match=r"differs in sweep.objective: "):
+        tune.make_draws(replace(sweep, objective=Objective(budgets=(1e9,))), BASE)
+
+
 SMALL = ModelConfig(
     scales=(1, 2), growth_factors=(2, 1), bottleneck_factors=(2, 1), image_size=16, stem_channels=8,
     layers_per_block=2, num_blocks=1, extra_blocks=1,
