@@ -201,6 +201,22 @@ def _check_version(uri: str, version: str) -> None:
         )
 
 
+def check_startable(name: str, *, settings: Mapping[str, str], fresh: bool = False) -> None:
+    """Refuse what `start` would refuse, without opening a run.
+
+    Raises:
+        TrackingError: MLflow does not answer, another driver runs this name, or its unfinished
+            attempt has other settings.
+    """
+    check_reachable()
+    try:
+        _check_startable(name, last_attempt(name), settings, fresh)
+    except FAILURES as error:
+        raise TrackingError(
+            f"MLflow at {masked(tracking_uri())} cannot be used: {explain(error)}"
+        ) from error
+
+
 def explain(error: Exception) -> str:
     """Say in one sentence what a failure of MLflow's means, and what to do."""
     status = _http_status(error)
@@ -544,17 +560,9 @@ def _open(
     experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
     _close_abandoned(client, experiment_id)
     last = _last_attempt(client, experiment_id, name)
-    if last is not None and last.info.status == "RUNNING":  # those of the dead were just closed
-        holder = _Lease.of_run(last)
-        where = "" if holder is None else f" (process {holder.pid} on {holder.host.split('/')[0]})"
-        raise TrackingError(
-            f"{name} is running{where}, MLflow run {last.info.run_id}; "
-            "wait for it, stop it, or use another name"
-        )
+    _check_startable(name, last, settings, fresh)
     parameters = {**parameters, **settings}
     if last is not None and last.info.status != "FINISHED" and not fresh:
-        if _is_described(last):
-            _check_same_settings(name, last, settings)
         record = Record(uri, last.info.run_id, name, int(last.data.tags[_ATTEMPT]), resumed=True)
         client.set_tag(record.run_id, _LEASE, lease.text())
         client.update_run(record.run_id, status="RUNNING")
@@ -612,6 +620,22 @@ def _last_attempt(client: MlflowClient, experiment_id: str, name: str) -> Run | 
         key=lambda run: (int(run.data.tags[_ATTEMPT]), -run.info.start_time, run.info.run_id),
         default=None,
     )
+
+
+def _check_startable(name: str, last: Run | None, settings: Mapping[str, str], fresh: bool) -> None:
+    """Refuse a name whose last attempt runs, or is unfinished and has other settings."""
+    if last is None or last.info.status == "FINISHED":
+        return
+    if last.info.status == "RUNNING":
+        holder = _Lease.of_run(last)
+        where = "" if holder is None else f" (process {holder.pid} on {holder.host.split('/')[0]})"
+        if holder is None or holder.is_alive():
+            raise TrackingError(
+                f"{name} is running{where}, MLflow run {last.info.run_id}; "
+                "wait for it, stop it, or use another name"
+            )
+    if not fresh and _is_described(last):
+        _check_same_settings(name, last, settings)
 
 
 def _check_same_settings(name: str, run: Run, settings: Mapping[str, str]) -> None:

@@ -8,7 +8,6 @@ read. What comes out are configs for pipelines/train.py.
 """
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,6 +20,7 @@ from cluster import tracking
 from cluster.errors import RunError
 from cluster.launch import check_room, connected, resolve_storage, wants_gpu
 from cluster.tracking import Record
+from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_folder, prepared_settings
 from pipelines.run import (
     Run,
@@ -35,6 +35,7 @@ from pipelines.train import make_ready, train_trial
 from tuning.book import Book, read_trials
 from tuning.draws import Draws
 from tuning.outcome import Outcome
+from tuning.published import published_on
 from tuning.report import write_report
 from tuning.search import search
 from tuning.space import Sweep, as_arguments
@@ -48,14 +49,16 @@ def main() -> None:
     sweep = read_settings(Sweep)
     configure_logging()
     with one_sentence():
+        tracking.check_reachable()
         run = common_run(sweep)
+        tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
         draws = make_draws(sweep, run)
         draws.check_ahead(sweep.num_trials)
-        # Budgets are those of the best configs, not of the network that trials start from.
-        make_ready(replace(run, registry=replace(run.registry, budgets=(1.0,))))
         with connected(run.cluster):
             check_room(run.cluster)
-            run_trials(sweep, run, draws)
+            # Budgets are those of the best configs, not of the network that trials start from.
+            info = make_ready(replace(run, registry=replace(run.registry, budgets=(1.0,))))
+            run_trials(sweep, run, draws, published_on(classes_in(info)))
 
 
 def common_run(sweep: Sweep) -> Run:
@@ -114,20 +117,36 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
     return read_trials(tracking.tracking_uri(), found.info.run_id)[0]
 
 
-def run_trials(sweep: Sweep, run: Run, draws: Draws) -> None:
+def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
+    """Return the settings of a sweep that a start must share to go on with it."""
+    settings = asdict(replace(sweep, fresh=False))
+    return _about(sweep, run) | {f"sweep.{k}": json.dumps(value) for k, value in settings.items()}
+
+
+def classes_in(info: DatasetInfo) -> tuple[str, ...]:
+    """Return the names of those classes that have images to train on."""
+    counts = info.samples_per_class["train"]
+    return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
+
+
+def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
     """Search, and leave the report and the winning configs.
+
+    Args:
+        sweep: what is searched.
+        run: what all trials start from; its images are prepared.
+        draws: where samples come from.
+        published: data set whose published RANet is drawn as well, if there is one.
 
     Raises:
         RunError: trials were lost, which another start goes on with, or all have failed.
     """
-    started = time.monotonic()
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
-    settings = json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
+    settings = json.loads(json.dumps(asdict(replace(sweep, fresh=False))))  # lists, for YAML
     with tracking.start(
         sweep.name,
-        settings=_about(sweep, run)
-        | {f"sweep.{key}": json.dumps(value) for key, value in settings.items()},
+        settings=identity_of(sweep, run),
         parameters={},
         tags=tracking.provenance(),
         config_text=yaml.safe_dump(settings, sort_keys=False),
@@ -151,11 +170,11 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws) -> None:
             budgets=sweep.objective.budgets,
             results=tuple(flat(result) for result in book.results),
             rejected=trials.rejected,
-            seconds=time.monotonic() - started,
+            seconds=book.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
             device=cluster.device.upper(),
-            published=run.data.source,
+            published=published,
         )
         report(outcome, sweep, run, record)
         if trials.lost:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ _NUMBER = "sweep.number"
 _DRAW = "sweep.draw"
 _RESULT = "sweep.result"
 _REJECTED = "sweep.rejected"
+_SECONDS = "sweep.seconds"
 _END: Mapping[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "finished": "FINISHED",
     "stopped": "KILLED",
@@ -76,12 +78,14 @@ class Book:
         """Those that an earlier start left behind."""
         self.rejected: dict[str, int] = {}
         """Draws that earlier starts refused, by the bound that did it."""
+        self._began = time.monotonic()
         if parent.resumed:
             self.results, self.unfinished = read_trials(parent.uri, parent.run_id)
             for result in self.results:  # a kill may have come between result and state
                 tracking.close_child(replace(parent, run_id=result.run_id), _END[result.state])
             tags = parent.client.get_run(parent.run_id).data.tags
             self.rejected = json.loads(tags.get(_REJECTED, "{}"))
+            self._began -= float(tags.get(_SECONDS, "0"))
 
     def __enter__(self) -> "Book":
         return self
@@ -89,12 +93,18 @@ class Book:
     def __exit__(self, *error: object) -> None:
         for record, _, _ in self._open.values():
             self._send(tracking.close_child, record, "KILLED")
+        self.note_seconds()
         self._sender.shutdown(wait=True)
 
     @property
     def uri(self) -> str:
         """Address of MLflow."""
         return self._parent.uri
+
+    @property
+    def seconds(self) -> float:
+        """Time that the sweep has taken so far, that of earlier starts included."""
+        return time.monotonic() - self._began
 
     @property
     def num_opened(self) -> int:
@@ -129,6 +139,12 @@ class Book:
         """Keep how many draws were refused so far, by this start and the earlier ones."""
         self._send(
             self._parent.client.set_tag, self._parent.run_id, _REJECTED, json.dumps(dict(counts))
+        )
+
+    def note_seconds(self) -> None:
+        """Keep how long the sweep has taken so far, for the next start to count on."""
+        self._send(
+            self._parent.client.set_tag, self._parent.run_id, _SECONDS, f"{self.seconds:.1f}"
         )
 
     def close(self, result: TrialResult, history: Sequence[Metrics] = ()) -> None:

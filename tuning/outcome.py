@@ -28,7 +28,7 @@ class Outcome:
     rejected: Mapping[str, int]
     """Samples that no worker was taken for, by reason."""
     seconds: float
-    """Time that the sweep took."""
+    """Time that the sweep took, that of all its starts together."""
     devices: float
     """CPUs or GPUs that a trial holds."""
     device: str

@@ -61,12 +61,16 @@ def _winners(outcome: Outcome) -> dict[str, tuple[TrialResult, float | None, str
                 f"{result.epochs} epochs, trial {result.number}"
             )
             found[f"best-{budget / 1e6:g}M.yaml"] = result, budget, title
-    if not outcome.budgets and outcome.ranking:
-        result = outcome.ranking[0]
-        found["best.yaml"] = result, None, (
-            f"Best of sweep {outcome.name}: {_values(outcome, result)} after {result.epochs} "
-            f"epochs, trial {result.number}"
-        )  # fmt: skip
+    if outcome.budgets:
+        return found
+    several = len(outcome.objectives) > 1
+    # Of one objective a single trial is on the front, or equal ones, of which the first counts.
+    for result in outcome.ranking[: len(outcome.front) if several else 1]:
+        title = (
+            f"{'On the front' if several else 'Best'} of sweep {outcome.name}: "
+            f"{_values(outcome, result)} after {result.epochs} epochs, trial {result.number}"
+        )
+        found[f"best-trial{result.number}.yaml" if several else "best.yaml"] = result, None, title
     return found
 
 

@@ -149,6 +149,7 @@ class Trials(Searcher):
         live.best = result.get(BEST, live.best)
         if not live.history or live.history[-1][EPOCH] < result[EPOCH]:
             live.history.append(result[METRICS])
+            self._book.note_seconds()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False

@@ -111,7 +111,7 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
     assert run.name == "small-sweep-best"
 
 
-def test_more_workers_than_the_machine_has_are_refused_before_a_run_is_opened(tmp_path):
+def test_more_workers_than_the_machine_has_are_refused_before_images_are_prepared(tmp_path):
     write_sweep(tmp_path)
     settings = '--settings={"cluster.device": "gpu", "cluster.num_workers": 64, "train.epochs": 1}'
     with training(tmp_path, settings, script="tune.py", config="sweep.yaml") as sweep:
@@ -120,6 +120,7 @@ def test_more_workers_than_the_machine_has_are_refused_before_a_run_is_opened(tm
     assert last.startswith("error: cluster.num_workers asks for 64 workers")
     assert "more than the cluster has" in last
     assert runs(client(tmp_path)) == []
+    assert not (tmp_path / "data").exists()
 
 
 @pytest.fixture

@@ -8,9 +8,12 @@ import pytest
 import yaml
 from matplotlib.text import Annotation
 
+from pipelines.data import DatasetInfo
+from pipelines.data.sources import read_class_index
+from pipelines.tune import classes_in
 from tuning.outcome import Outcome
 from tuning.plots import importances, plot_front, plot_parallel
-from tuning.published import RANET_CURVES
+from tuning.published import RANET_CURVES, published_on
 from tuning.report import summarize, write_report
 from tuning.trials import TrialResult
 
@@ -118,6 +121,21 @@ def test_without_budgets_there_is_one_best_config(tmp_path):
     assert "best: accuracy 90.00, trial 2, best.yaml" in summary
 
 
+def test_of_several_objectives_every_trial_of_the_front_has_its_config(tmp_path):
+    found = replace(several((90, 30e6), (80, 10e6), (89, 40e6)), budgets=())
+    summary = write_report(tmp_path, found, config_of)
+    files = {path.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("*.yaml")}
+    assert files == {
+        f"best-trial{number}.yaml": {
+            "name": f"digits-sweep-best-trial{number}", "trial": number, "budget": None,
+        }
+        for number in (1, 2)
+    }  # fmt: skip
+    first = (tmp_path / "best-trial2.yaml").read_text().splitlines()[0]
+    assert first.startswith("# On the front of sweep digits-sweep: accuracy 80.00, mult_adds 10 M")
+    assert "best: accuracy 80.00, mult_adds 10 M, trial 2, best-trial2.yaml" in summary
+
+
 def test_the_summary_counts_states_rejections_time_and_devices():
     stopped = trial(3, 60, 61, 62, state="stopped", epochs=2, seconds=30.0)
     failed = trial(4, state="failed", epochs=1, seconds=6.0, error="the loss is nan")
@@ -193,6 +211,23 @@ def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_cur
     ]  # fmt: skip
     expected = [[cost / 1e6, top1] for cost, top1 in RANET_CURVES["cifar10"]]
     assert np.asarray(published.get_xydata()).tolist() == expected
+
+
+def test_the_published_curve_is_that_of_the_classes_wherever_the_images_come_from():
+    animals = ("bird", "cat", "deer", "dog", "frog", "horse")
+    cifar10 = ("airplane", "automobile", *animals, "ship", "truck")
+    hundred = ("apple", "aquarium_fish", *map(str, range(98)))
+    imagenet = read_class_index("configs/imagenet_classes.txt")
+    found = [published_on(names) for names in (cifar10, hundred, imagenet)]
+    assert found == ["cifar10", "cifar100", "imagenet"] == list(RANET_CURVES)
+    digits = tuple("0123456789")
+    stl10 = ("airplane", "car", "monkey", "bird", "cat", "deer", "dog", "horse", "ship", "truck")
+    assert {published_on(names) for names in (digits, stl10, imagenet[:100], cifar10[:9])} == {""}
+    info = DatasetInfo(
+        folder="", class_names=cifar10, num_samples={}, sha256={}, skipped={},
+        samples_per_class={"train": (5,) * 9 + (0,)},
+    )  # fmt: skip
+    assert classes_in(info) == cifar10[:9]
 
 
 def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):

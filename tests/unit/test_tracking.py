@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from cluster import tracking
 from cluster.delivery import MlflowMetrics
 from cluster.errors import TrackingError
-from cluster.tracking import MetricWriter, Record, provenance, start
+from cluster.tracking import MetricWriter, Record, check_startable, provenance, start
 
 OURS = mlflow.__version__.split(".")
 SETTINGS = {"model.scales": "[1, 2, 3]", "train.optim.lr": "0.1"}
@@ -121,7 +121,13 @@ def test_changed_settings_under_an_unfinished_name_are_refused_with_the_differen
     assert "train.optim.lr: 0.1 -> 0.3; data.flip: (none) -> true;" in str(refusal.value)
     assert "model.scales" not in str(refusal.value)
     assert "--fresh" in str(refusal.value)
+    with pytest.raises(TrackingError) as before_it_opens:
+        check_startable("digits", settings=changed)
+    assert str(before_it_opens.value) == str(refusal.value)
     assert status(client, first) == "FAILED"
+    check_startable("digits", settings=SETTINGS)
+    check_startable("digits", settings=changed, fresh=True)
+    check_startable("another", settings=changed)
 
 
 @contextmanager
@@ -175,6 +181,8 @@ def test_a_name_whose_driver_lives_is_refused_at_once(client, other_process, fre
     began = time.monotonic()
     with pytest.raises(TrackingError, match=f"is running .process {other_process.pid} .*wait for"):
         begin(fresh=fresh).__enter__()
+    with pytest.raises(TrackingError, match="is running"):
+        check_startable("digits", settings=SETTINGS, fresh=fresh)
     assert time.monotonic() - began < 5
     with begin("another"):
         assert status(client, record) == "RUNNING"

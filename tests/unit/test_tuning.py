@@ -1,7 +1,12 @@
 """What a sweep draws, how a draw becomes a run, and what it remembers."""
 
+import os
 import shutil
+import tempfile
+import time
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +16,18 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from cluster import tracking
+from cluster.config import ClusterConfig
+from cluster.errors import UntrainableError
+from cluster.launch import connected
 from cluster.tracking import Record, children
+from pipelines import tune
 from pipelines.run import Run, flatten, parse_settings
 from pipelines.samples import best_config, check_sample
 from ranet import ModelConfig, RANet, mult_adds
 from ranet.inference.anytime import Scores
 from ranet.training.memory import footprint
+from ranet.training.reporter import Snapshot
 from tuning.book import Book, Described, read_trials
 from tuning.draws import Candidate, Draws, NothingLeftError
 from tuning.front import pareto_front
@@ -355,18 +366,35 @@ def test_early_stopping_goes_on_where_an_earlier_start_left_it():
     assert decision(replayed=False) == "CONTINUE"
 
 
-def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(
-    empty_database, tmp_path, monkeypatch
-):
+@pytest.fixture
+def database(empty_database, tmp_path) -> str:
+    """Address of an empty MLflow of the test's own."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    client = MlflowClient(uri)
-    sweep = client.create_run(client.create_experiment("ranet", str(tmp_path)))
-    parent = Record(uri, sweep.info.run_id, "sweep", attempt=1, resumed=False)
-    candidate = accept({"x": 1})
+    return f"sqlite:///{tmp_path}/mlflow.db"
 
-    def described(candidate, name):
-        return Described(run=name, settings={"x": "1"}, config_text="", parameters=1, memory=1)
+
+@pytest.fixture
+def parent(database, tmp_path) -> Record:
+    client = MlflowClient(database)
+    sweep = client.create_run(client.create_experiment("ranet", str(tmp_path)))
+    return Record(database, sweep.info.run_id, "sweep", attempt=1, resumed=False)
+
+
+def described(candidate, name) -> Described:
+    return Described(run=name, settings={"x": "1"}, config_text="", parameters=1, memory=1)
+
+
+def test_the_time_of_a_sweep_is_that_of_all_its_starts(parent):
+    for resumed in (False, True):
+        with Book(replace(parent, resumed=resumed), described):
+            time.sleep(0.3)
+    began = time.monotonic()
+    book = Book(replace(parent, resumed=True), described)
+    assert book.seconds - (time.monotonic() - began) > 0.55  # written to a tenth of a second
+
+
+def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(parent, monkeypatch):
+    uri, candidate = parent.uri, accept({"x": 1})
 
     def away(*_: object, **__: object) -> None:
         raise OSError("MLflow is away")
@@ -396,3 +424,127 @@ def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
         for epoch in (1, 2, 3):
             decision = scheduler.on_trial_result(NOBODY, trial, {"epoch": epoch, "m": float(-k)})
         assert decision == "CONTINUE"
+
+
+def test_with_several_brackets_bad_trials_are_stopped_some_of_them_later():
+    np.random.seed(0)  # noqa: NPY002 - Tune deals trials to brackets by it
+    stopping = Stopping(method="asha", first_epoch=1, factor=2, brackets=2)
+    scheduler = make_scheduler(stopping, "m", "max", 8)
+
+    def last_epoch(name: str, value: float) -> int:
+        trial = trial_of_tune(name)
+        scheduler.on_trial_add(NOBODY, trial)
+        for epoch in range(1, 8):
+            if scheduler.on_trial_result(NOBODY, trial, {"epoch": epoch, "m": value}) == "STOP":
+                return epoch
+        return 8
+
+    assert {last_epoch(f"good{k}", 1.0 + k) for k in range(8)} == {8}
+    assert {last_epoch(f"bad{k}", -1.0 - k) for k in range(8)} == {1, 2}
+
+
+def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
+    database, monkeypatch, capsys
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
+
+    def note(name: str, settings, *trials: tuple[dict, float]) -> None:
+        start = tracking.start(name, settings=settings, parameters={}, tags={}, config_text="")
+        with start as record, Book(record, described) as book:
+            for number, (draw, accuracy) in enumerate(trials, start=1):
+                book.open(number, accept(draw))
+                book.close(result_of(draw, (accuracy,), number=number))
+
+    space = {"model.growth_rate": Dimension(choice=(4, 6, 8))}
+    earlier = sweep_of(space, name="earlier")
+    tried = ({"model.growth_rate": 4}, 50.0), ({"model.growth_rate": 8}, 60.0)
+    note("earlier", tune.identity_of(earlier, BASE), *tried, ({"train.seed": 3}, 55.0))
+    note("a-training", {"train.seed": "0"})
+
+    sweep = sweep_of(space, name="later", warm_start=("earlier",))
+    draws = tune.make_draws(sweep, BASE)
+    assert "2 of 3 trials of earlier are known" in capsys.readouterr().out
+    assert draws.next()[0].draw == {"model.growth_rate": 6}
+    with pytest.raises(NothingLeftError):
+        draws.next()
+
+    for name in ("nobody", "a-training"):
+        with pytest.raises(ValueError, match=f"warm_start has {name}: .* knows no sweep of that"):
+            tune.make_draws(replace(sweep, warm_start=(name,)), BASE)
+    other = replace(BASE, train=replace(BASE.train, epochs=7))
+    with pytest.raises(ValueError, match=r"differs in train.epochs: \d+ -> 7$"):
+        tune.make_draws(sweep, other)
+    with pytest.raises(ValueError, match=r"differs in sweep.objective: "):
+        tune.make_draws(replace(sweep, objective=Objective(budgets=(1e9,))), BASE)
+
+
+SMALL = ModelConfig(
+    scales=(1, 2), growth_factors=(2, 1), bottleneck_factors=(2, 1), image_size=16, stem_channels=8,
+    layers_per_block=2, num_blocks=1, extra_blocks=1,
+)  # fmt: skip
+
+
+@pytest.fixture
+def small_ray(tmp_path, monkeypatch) -> Iterator[ClusterConfig]:
+    """Ray in a folder of its own, with room for one trial: fewer processes have to start."""
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    cluster = ClusterConfig(
+        num_workers=1, cpus_per_worker=os.cpu_count() or 1, device="cpu", storage=str(tmp_path)
+    )
+    with connected(cluster):
+        yield cluster
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.timeout(300)
+def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
+    database, small_ray, tmp_path, monkeypatch
+):
+    def train(objective, run, record, callbacks, watch) -> Snapshot:
+        """Know how good a network is: more growth is dearer, and 6 is no better than 4."""
+        growth, cost = run.model.growth_rate, mult_adds(run.model)
+        if growth == 8:
+            raise UntrainableError("worker 0 failed: the loss is infinite")
+        accuracy = {4: 60.0, 6: 60.0, 7: 70.0}[growth]
+        metrics = {
+            "epoch": 1.0, "sweep/seconds": 2.0, "val/exit1/top1": accuracy,
+            "objective/accuracy": accuracy, "objective/mult_adds": float(cost[-1]),
+            "objective/budget1_top1": accuracy,
+        }  # fmt: skip
+        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer.put(metrics)
+        assert writer.flush(30)
+        return {"history": [metrics], "best": {"epoch": 1}}
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "train_trial", train)
+    sweep = Sweep(
+        name="known", num_trials=4, space={"model.growth_rate": Dimension(choice=(4, 6, 7, 8))},
+        objective=Objective(names=("accuracy", "mult_adds")),
+    )  # fmt: skip
+    run = replace(BASE, model=SMALL, cluster=small_ray, train=replace(BASE.train, epochs=1))
+    tune.run_trials(sweep, run, tune.make_draws(sweep, run), "")
+
+    parent = tracking.last_attempt("known")
+    assert parent is not None
+    assert parent.info.status == "FINISHED"
+    results, left = read_trials(database, parent.info.run_id)
+    by_growth = {each.settings["model.growth_rate"]: each for each in results}
+    assert {growth: each.state for growth, each in by_growth.items()} == {
+        4: "finished", 6: "finished", 7: "finished", 8: "failed",
+    }  # fmt: skip
+    assert "infinite" in by_growth[8].error
+    assert left == []
+    client = MlflowClient(database)
+    kept = {Path(each.path).name for each in client.list_artifacts(parent.info.run_id, "sweep")}
+    front = {f"best-trial{by_growth[growth].number}.yaml" for growth in (4, 7)}
+    assert {name for name in kept if name.endswith(".yaml")} == front
+    assert {"ranking.csv", "summary.txt", "pareto.png"} <= kept
+    for growth in (4, 7):
+        name = f"sweep/best-trial{by_growth[growth].number}.yaml"
+        file = client.download_artifacts(parent.info.run_id, name, str(tmp_path))
+        assert parse_settings(Run, ["--config", file]).model.growth_rate == growth
