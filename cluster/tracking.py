@@ -202,13 +202,12 @@ def _check_version(uri: str, version: str) -> None:
 
 
 def check_startable(name: str, *, settings: Mapping[str, str], fresh: bool = False) -> None:
-    """Refuse what `start` would refuse, without opening a run.
+    """Refuse what `start` would refuse, without opening a run; `check_reachable` comes before.
 
     Raises:
-        TrackingError: MLflow does not answer, another driver runs this name, or its unfinished
-            attempt has other settings.
+        TrackingError: MLflow fails, another driver runs this name, or its unfinished attempt has
+            other settings.
     """
-    check_reachable()
     try:
         _check_startable(name, last_attempt(name), settings, fresh)
     except FAILURES as error:
