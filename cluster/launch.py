@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -20,7 +20,7 @@ import ray
 import ray.train
 import torch
 from ray.autoscaler.sdk import request_resources
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 from ray.train import (
     Checkpoint,
     CheckpointConfig,
@@ -48,7 +48,7 @@ from cluster.errors import RunError, UntrainableError
 from cluster.metrics import active
 from cluster.objects import check_address, check_writable, is_address
 from cluster.storage import open_storage
-from cluster.watch import abort, start_watch
+from cluster.watch import ABORT_SECONDS, abort, start_watch
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -316,13 +316,30 @@ class _Trainer(TorchTrainer):
 
 
 class _Introduction(ControllerCallback):
-    """Tells the watch which actor the controller is."""
+    """Tells the watch which actor the controller is, and starts no workers where it is gone.
+
+    It goes with its driver. Ray then takes back the driver's places, workers first; a controller
+    that lives a moment longer takes that for lost workers, and what it asks Ray for after its
+    driver's end nobody would ever give back.
+    """
 
     def __init__(self, watch: Any, name: str) -> None:
         self._watch, self._name = watch, name
 
     def after_controller_start(self, train_run_context: Any) -> None:
         self._watch.meet.remote(self._name, ray.get_runtime_context().current_actor)
+
+    def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+        """Look for the driver.
+
+        Raises:
+            RunError: it is gone.
+        """
+        with suppress(GetTimeoutError):
+            try:
+                ray.get(self._watch.look.remote(self._name), timeout=ABORT_SECONDS)
+            except RayActorError as error:
+                raise RunError("the driver of the run is gone") from error
 
 
 def _work(task: dict[str, Any]) -> None:
@@ -341,7 +358,8 @@ def _work(task: dict[str, Any]) -> None:
     try:
         task["worker"](task["config"])
     except Exception as error:
-        if _remoteness(error) == 0 and not isinstance(error, ValueError | OSError | NonFiniteLoss):
+        expected = isinstance(error, ValueError | OSError | NonFiniteLoss)
+        if _remoteness(error) == 0 and not expected and not _is_out_of_memory(error):
             logger.exception("worker %d failed", context.get_world_rank())
         raise
     finally:
@@ -377,7 +395,7 @@ class _Failures(UserCallback):
             1: f"worker {rank} was lost: it was killed, ran out of memory, or its node went",
             2: f"worker {rank} lost the connection to another one ({_first_line(cause)})",
         }[_remoteness(cause)]
-        if isinstance(cause, ValueError | NonFiniteLoss | MemoryError | torch.OutOfMemoryError):
+        if isinstance(cause, ValueError | NonFiniteLoss) or _is_out_of_memory(cause):
             raise UntrainableError(sentence)
         if _is_full_disk(cause):
             raise RunError(sentence)
@@ -501,8 +519,20 @@ def _is_full_disk(cause: Exception) -> bool:
     return isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
+def _is_out_of_memory(cause: Exception) -> bool:
+    """Whether memory was refused, of a GPU or of a CPU, for which torch has no error of its own."""
+    return isinstance(cause, MemoryError | torch.OutOfMemoryError) or (
+        type(cause) is RuntimeError and "can't allocate memory" in str(cause)
+    )
+
+
 def _with_way_out(cause: Exception, storage: str) -> str:
-    """Return a failure as one sentence; of a full disk, where to free space."""
+    """Return a failure as one sentence, with what helps against full disks and full memory."""
+    if _is_out_of_memory(cause):
+        return (
+            f"not enough memory: {_first_line(cause)}; a smaller model or train.batch_size needs "
+            "less"
+        )
     if _is_full_disk(cause):
         return (
             f"no space for a checkpoint: {cause}; free space in cluster.storage, {storage}, or in "

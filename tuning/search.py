@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -171,9 +170,8 @@ class Trials(Searcher):
         state: State = "finished" if live.best is not None else "stopped"
         if error is not None:
             state = "failed"
-        if state == "stopped":  # Tune only ends the trial's process
-            arguments = (self._watch, live.storage_name)
-            Thread(target=abort, args=arguments, daemon=True).start()
+        if state == "stopped":  # next Tune ends the trial's process, and with it Ray's controller
+            abort(self._watch, live.storage_name)
         names = [objective_metric(name) for name in self._objective.names]
         values = tuple(last[name] for name in names) if last else ()
         budgets = self._objective.budgets_of(live.candidate.cost) if last else ()

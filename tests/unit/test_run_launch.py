@@ -164,6 +164,19 @@ def test_what_would_fail_again_is_not_tried_again(cause):
     assert told({0: cause}, max_failures=3).startswith("worker 0 failed: ")
 
 
+def refused_memory() -> RuntimeError:
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(1 << 56)
+    return refused.value
+
+
+def test_memory_that_a_cpu_refuses_is_named_with_what_needs_less():
+    sentence = told({0: refused_memory()}, max_failures=3)
+    assert sentence.startswith("worker 0 failed: not enough memory: [enforce fail")
+    assert "you tried to allocate" in sentence
+    assert sentence.endswith("a smaller model or train.batch_size needs less")
+
+
 def test_a_full_disk_names_the_setting_to_change():
     assert "free space in cluster.storage, s3://bucket/runs, or in" in told({0: FULL})
 
@@ -239,6 +252,7 @@ def test_what_would_fail_again_is_told_from_what_the_cluster_did():
     for failure, kind in (
         (ValueError("wrong"), UntrainableError),
         (torch.OutOfMemoryError("CUDA out of memory"), UntrainableError),
+        (refused_memory(), UntrainableError),
         (LOST, UntrainableError),
         (OSError("no route to S3"), RunError),
         (OSError(28, "No space left on device"), RunError),
