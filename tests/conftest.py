@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import sqlite
+from tests import ray_folders, sqlite
 from tests.s3 import S3Server, s3_server
 
 
@@ -16,6 +16,13 @@ from tests.s3 import S3Server, s3_server
 def one_thread():
     """Two cores are shared with worker processes, and one thread makes sums repeat."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[str]:
+    """A folder for RAY_TMPDIR; what was started with it is ended with the test."""
+    with ray_folders.ray_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The cluster of several hosts that tests share."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -23,6 +24,10 @@ def cluster(cluster_of_session: LocalCluster) -> LocalCluster:
     """A head and two hosts of one CPU each, all members alive, and no job of a failed test."""
     cluster_of_session.resume(*cluster_of_session.members)
     dead = [name for name in cluster_of_session.members if not cluster_of_session.processes(name)]
+    deadline = time.monotonic() + 60
+    while "head" not in dead and set(dead) & cluster_of_session.living_nodes().keys():
+        assert time.monotonic() < deadline  # Ray counts a killed host as living for 15 s
+        time.sleep(0.5)
     cluster_of_session.start(*dead)
     jobs = JobSubmissionClient(
         cluster_of_session.environment["RAY_API_SERVER_ADDRESS"],

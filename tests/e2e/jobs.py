@@ -14,6 +14,32 @@ from cluster.local import BUCKET, LocalCluster
 from tests.e2e.training import CONFIG, PROJECT, runs, steps
 
 STORAGE = f"s3://{BUCKET}/runs"
+IMAGES = f"s3://{BUCKET}/digits"
+"""Prepared images of all jobs that read them from S3."""
+
+
+def check_copies(cluster: LocalCluster) -> None:
+    """Of those images each host that trains has one copy, whatever has run there."""
+    homes = Path(cluster.folder) / "home"
+    copies = sorted(path.relative_to(homes).parts[0] for path in homes.glob("*/**/train.beton"))
+    assert copies == ["host1", "host2"]
+
+
+def check_nothing_is_held(cluster: LocalCluster) -> None:
+    """Runs that have ended keep no place in the cluster, for whatever they asked Ray last."""
+    deadline = time.monotonic() + 30
+    while held := _held(cluster):
+        assert time.monotonic() < deadline, held
+        time.sleep(0.5)
+
+
+def _held(cluster: LocalCluster) -> list[Any]:
+    answer = requests.get(
+        f"{cluster.environment['RAY_API_SERVER_ADDRESS']}/api/v0/placement_groups",
+        params={"detail": 1}, headers=cluster.ray_headers, timeout=20,
+    )  # fmt: skip
+    groups = answer.json()["data"]["result"]["result"]
+    return [group for group in groups if group["state"] != "REMOVED"]
 
 
 def from_a_page(server: str, origin: str, **more: Any) -> int:

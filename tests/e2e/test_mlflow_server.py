@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -22,7 +21,8 @@ from cluster.errors import TrackingError
 from cluster.local import BUCKET, LocalCluster, free_ports
 from cluster.mlflow_server import add_user
 from cluster.mlflow_server import main as server_command
-from tests.e2e.jobs import Job, from_a_page
+from tests.e2e.jobs import IMAGES, Job, from_a_page
+from tests.e2e.planted import files, findings, objects
 from tests.e2e.training import PROJECT
 from tests.postgres import Postgres, binaries, postgres_server
 
@@ -197,29 +197,9 @@ def written(cluster: LocalCluster, server: Server, job: Job) -> Iterator[tuple[s
     yield "the job's log", job.output().encode()
     yield "the job's description", repr(job.details()).encode()
     yield "PostgreSQL", server.database.dump().encode()
-    store = cluster.s3()
-    for page in store.get_paginator("list_objects_v2").paginate(Bucket=BUCKET):
-        for entry in page.get("Contents", ()):
-            content = store.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
-            yield f"s3: {entry['Key']}", content  # PyTorch's archives are not compressed
-    folders = [Path(cluster.folder) / "logs", server.log.parent]
-    folders += [Path(cluster.scratch) / name for name in ("head", *cluster.hosts)]
-    for folder in folders:
-        for path in folder.rglob("*"):
-            with suppress(FileNotFoundError):  # Ray tidies up
-                if path.is_file() and not path.is_symlink():
-                    yield str(path), path.read_bytes()
-
-
-def findings(secrets: Sequence[str], places: Iterator[tuple[str, bytes]]) -> list[str]:
-    """Places that hold a secret; fails where there are none to look at."""
-    found, names = [], []
-    for name, content in places:
-        names.append(name)
-        found += [name for secret in secrets if secret.encode() in content]
-    for part in ("snapshot.pt", "scores.pt", "config.yaml", "MLmodel", "job-driver", "worker-"):
-        assert any(part in name for name in names), part
-    return found
+    yield from objects(cluster.s3(), BUCKET)
+    scratch = [Path(cluster.scratch) / name for name in ("head", *cluster.hosts)]
+    yield from files(Path(cluster.folder) / "logs", server.log.parent, *scratch)
 
 
 def test_two_hosts_train_while_the_server_restarts_and_a_reader_pulls_the_model(
@@ -234,7 +214,7 @@ def test_two_hosts_train_while_the_server_restarts_and_a_reader_pulls_the_model(
     user("reader", passwords["reader"])
     try:
         job = Job(cluster, tmp_path, "team", "--train.epochs=8", "--cluster.num_workers=2",
-                  tracking_uri=server.uri)  # fmt: skip
+                  f"--data.folder={IMAGES}", tracking_uri=server.uri)  # fmt: skip
         job.wait_until(lambda: len(job.epochs()) >= 2)
         server.stop()
         job.wait_until(lambda: "MLflow does not answer" in job.output())
@@ -250,7 +230,8 @@ def test_two_hosts_train_while_the_server_restarts_and_a_reader_pulls_the_model(
         assert key not in os.environ  # artifacts come through the server
     planted = [cluster.secret, cluster.ray_token, server.database.password, SERVER_KEY]
     planted += passwords.values()
-    assert not findings(planted, written(cluster, server, job))
+    files_of_a_run = ("snapshot.pt", "scores.pt", "config.yaml", "MLmodel", "job-driver", "worker-")
+    assert not findings(planted, written(cluster, server, job), files_of_a_run)
     model = mlflow.pyfunc.load_model("models:/small@champion")
     answers = model.predict(np.zeros((2, 3, 16, 16), np.uint8), params={"budget": 1.0})
     assert len(answers) == 2

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +14,7 @@ from threading import Event
 
 import numpy as np
 import pytest
+from ray.job_submission import JobStatus
 
 from cluster.config import ClusterConfig
 from cluster.objects import ObjectStore
@@ -24,34 +24,26 @@ from pipelines.data.beton import open_beton
 from pipelines.data.sidecar import read_sidecar
 from pipelines.estimate import estimate
 from pipelines.run import Run
-from tests.e2e.training import kill_family
+from tests.e2e.jobs import Job
 from tests.image_files import batches_of, folder_config, image_folder, read_epoch
+from tests.ray_folders import kill_family
 
 pytestmark = pytest.mark.e2e
 
 PROJECT = Path(__file__).parents[2]
 
 
-@pytest.fixture
-def ray_folder(tmp_path_factory):
-    """A folder for Ray by which all that a script started is found, and ended."""
-    folder = Path("/tmp") / f"ray-prepare-{os.getpid()}"
-    yield folder
-    kill_family(str(folder))
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def start(ray_folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(ray_folder: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "pipelines/prepare_data.py", "--data.source=imagefolder", *arguments],
         cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**environment, "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": str(ray_folder)},
+        env={**environment, "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": ray_folder},
         start_new_session=True,
     )  # fmt: skip
 
 
-def run(ray_folder: Path, *arguments: str) -> tuple[int, str, str]:
+def run(ray_folder: str, *arguments: str) -> tuple[int, str, str]:
     process = start(ray_folder, *arguments)
     output, errors = process.communicate(timeout=200)
     return process.returncode, output, errors
@@ -81,8 +73,9 @@ def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp
     assert "val.beton is damaged: its SHA-256 is" in errors
 
 
-def test_a_driver_killed_in_the_middle_ends_with_the_bytes_of_an_unbroken_run(
-    tmp_path, ray_folder, shared_data
+@pytest.mark.timeout(400)
+def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_run(
+    cluster, tmp_path, ray_folder, shared_data
 ):
     with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:
         archive.extractall(tmp_path, filter="data")
@@ -112,20 +105,15 @@ def test_a_driver_killed_in_the_middle_ends_with_the_bytes_of_an_unbroken_run(
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    kill_family(str(ray_folder))
+    kill_family(ray_folder)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("shards-*/*.npz")}
     assert not (folder / "train.beton").exists()
-    process = start(ray_folder, *arguments)
-    while list(folder.glob("shards-*")):
-        for path in list(kept):
-            if path.exists():
-                assert path.stat().st_mtime_ns == kept[path]
-        if (folder / "test.beton.json").exists():
-            break
-        assert time.monotonic() < deadline + 100
-        time.sleep(0.02)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode == 0, errors
+    script = ("python", "pipelines/prepare_data.py", "--data.source=imagefolder")
+    job = Job(cluster, tmp_path, "prepare", command=(*script, *arguments))
+    job.wait_until(lambda: set(folder.glob("shards-*/*.npz")) - kept.keys())
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    cluster.kill("host2")
+    assert job.wait() is JobStatus.SUCCEEDED, job.output()
     assert checksums(folder) == checksums(tmp_path / "unbroken")
     assert not list(folder.glob("shards-*"))
     sidecar = read_sidecar(folder / "test.beton")

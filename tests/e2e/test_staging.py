@@ -9,7 +9,6 @@ import random
 import re
 import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +22,8 @@ import requests
 from cluster.local import free_ports
 from cluster.objects import ObjectStore
 from cluster.staging import PART_BYTES, Cache, RemoteFile, staged
+from pipelines.data import prepare
+from tests.image_files import folder_config, image_folder
 from tests.s3 import ADMIN, Line, S3Server, User, s3_server
 
 pytestmark = pytest.mark.e2e
@@ -100,18 +101,16 @@ def test_a_copy_is_the_object_and_the_next_run_needs_no_s3(s3, remote, content, 
 
 
 @pytest.fixture
-def exporter() -> Iterator[str]:
+def exporter(ray_folder: str) -> Iterator[str]:
     """Where Ray on this machine exports figures for Prometheus."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
     [port] = free_ports("127.0.0.1", 1)
     ray.init(
         "local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20,
-        _temp_dir=folder, _metrics_export_port=port,
+        _temp_dir=ray_folder, _metrics_export_port=port,
         _system_config={"metrics_report_interval_ms": 1000},  # sooner than a person needs
     )  # fmt: skip
     yield f"http://127.0.0.1:{port}/metrics"
     ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_the_bytes_that_were_loaded_are_a_figure_for_prometheus(remote, tmp_path, exporter):
@@ -248,18 +247,30 @@ def test_missing_credentials_are_said_so(remote, tmp_path, monkeypatch):
         stage([remote], Cache(tmp_path))
 
 
-def test_denied_access_is_said_so_and_names_no_secret(tmp_path, monkeypatch):
-    reader = User("reader", ("Read:open",))
+def test_who_may_only_read_is_given_copies_and_otherwise_told_so_without_a_secret(
+    tmp_path, monkeypatch
+):
+    reader = User("reader", ("Read:open", "List:open"))
     with s3_server(tmp_path / "s3", users=(ADMIN, reader)) as server:
         admin = server.client()
-        admin.create_bucket(Bucket="shut")
-        admin.put_object(Bucket="shut", Key="images/x", Body=b"x")
+        for bucket in ("open", "shut"):
+            admin.create_bucket(Bucket=bucket)
+            admin.put_object(Bucket=bucket, Key="images/x", Body=b"x")
         admin.close()
-        remote = RemoteFile("s3://shut/images/x", 1, "0" * 64)
         for name, value in server.environment(reader).items():
             monkeypatch.setenv(name, value)
-        for secret in (reader.secret, "wrong"):
-            monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+        checksum = hashlib.sha256(b"x").hexdigest()
+        stage([RemoteFile("s3://open/images/x", 1, checksum)], Cache(tmp_path / "cache"))
+        config = folder_config(image_folder(tmp_path / "tree"), folder="s3://open/prepared")
+        with pytest.raises(PermissionError, match=r"s3://open/prepared/.*S3 denies access"):
+            prepare(config, 32)
+        remote = RemoteFile("s3://shut/images/x", 1, checksum)
+        for name, secret in (
+            ("AWS_SECRET_ACCESS_KEY", reader.secret),
+            ("AWS_SECRET_ACCESS_KEY", "wrong"),
+            ("AWS_SESSION_TOKEN", "of-another-server"),
+        ):
+            monkeypatch.setenv(name, secret)
             with pytest.raises(PermissionError, match="S3 denies access") as caught:
                 stage([remote], Cache(tmp_path / "cache"))
             assert secret not in str(caught.value)

@@ -2,16 +2,15 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from cluster.local import free_ports
-from tests.e2e.training import CONFIG, PROJECT, client, kill_family, runs, steps, training
+from tests.e2e.training import CONFIG, PROJECT, client, runs, steps, training
+from tests.ray_folders import kill_family
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -19,12 +18,11 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 @pytest.fixture
-def head(tmp_path):
+def head(tmp_path, ray_folder):
     """A Ray head of our own with two CPUs; gives the environment of its clients."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     port, dashboard, agent = free_ports("127.0.0.1", 3)
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": folder}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
@@ -34,9 +32,8 @@ def head(tmp_path):
         )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
-    kill_family(folder)
+    kill_family(ray_folder)
     process.wait(30)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def submit(environment, config, *arguments, **variables):

@@ -1,19 +1,17 @@
 """Training on several hosts while hosts, servers, the head and the job are lost and come back."""
 
-import json
 import logging
 import re
 import subprocess
 import time
-from pathlib import Path
 from threading import Thread
 
 import pytest
 from ray.job_submission import JobStatus
 
 from cluster.local import BUCKET, can_isolate
-from tests.e2e.jobs import Job
-from tests.e2e.training import client, runs, training
+from tests.e2e.jobs import IMAGES, Job, check_copies, check_nothing_is_held
+from tests.e2e.training import client, place_in, runs, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -39,13 +37,10 @@ def committed_step(job):
     """Steps within its epoch of the newest checkpoint that Ray has committed to S3."""
     client = job.cluster.s3()
     found = client.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{job.name}").get("Contents", [])
-    step = 0
-    for key in (each["Key"] for each in found):
-        if key.endswith("checkpoint_manager_snapshot.json"):
-            state = json.load(client.get_object(Bucket=BUCKET, Key=key)["Body"])
-            step = state["latest_checkpoint_result"]["metrics"].get("step", 0)
+    states = [each["Key"] for each in found if each["Key"].endswith("manager_snapshot.json")]
+    reached = [place_in(client.get_object(Bucket=BUCKET, Key=key)["Body"].read()) for key in states]
     client.close()
-    return step
+    return max(reached, default=(0, 0))[1]
 
 
 def wait_for_more_epochs(job):
@@ -71,12 +66,13 @@ def stop_and_check(job):
     assert job.wait() is JobStatus.STOPPED
     assert job.run().info.status == "KILLED"
     check_told_whole(job)
+    check_nothing_is_held(job.cluster)
 
 
 def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
     # Four checkpoints in an epoch of 85 steps; images in S3, of which each host makes a copy.
     job = Job(
-        cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.folder=s3://{BUCKET}/digits",
+        cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.folder={IMAGES}",
         "--train.batch_size=16", "--train.checkpoint_steps=20",
     )  # fmt: skip
     job.wait_until(lambda: job.epochs() and committed_step(job) == 20)
@@ -94,9 +90,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     job.wait_until(lambda: times_of("MLflow answers again", job))
     wait_for_more_epochs(job)
     stop_and_check(job)
-    homes = Path(cluster.folder) / "home"
-    copies = sorted(path.relative_to(homes).parts[0] for path in homes.glob("*/**/train.beton"))
-    assert copies == ["host1", "host2"]
+    check_copies(cluster)
 
 
 def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):

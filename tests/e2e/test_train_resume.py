@@ -72,7 +72,7 @@ def check_against(unbroken, folder):
         assert_equal_states(resumed[part], unbroken[part])
     for now, then in zip(resumed["history"], unbroken["history"], strict=True):
         assert now["val/loss"] == then["val/loss"]
-    assert steps(client(folder), run.info.run_id) == [1, 2, 3, 4, 5, 6]
+    assert steps(client(folder), run.info.run_id) == list(range(1, unbroken["epoch"] + 1))
     assert run.info.status == "FINISHED"
 
 
@@ -139,7 +139,10 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
 
 def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_does(tmp_path):
     # Both within an epoch of 21 steps.
-    two = ("--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_steps=4")
+    two = (
+        "--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_steps=4",
+        "--train.epochs=4",
+    )  # fmt: skip
     unbroken = trained_without_a_break(tmp_path / "whole", *two)
     folder = tmp_path / "broken"
     folder.mkdir()
@@ -150,7 +153,7 @@ def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_do
         assert "was lost" in first.output().splitlines()[-1]
         assert first.left() == []
     assert [run.info.status for run in runs(client(folder))] == ["FAILED"]
-    assert committed_epochs(folder) < 6
+    assert committed_epochs(folder) < 4
     damaged = newest_checkpoint(folder) / "snapshot.pt"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with training(folder, *two) as second:

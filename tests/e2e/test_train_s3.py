@@ -1,13 +1,27 @@
 """A run whose prepared images lie in S3, from nothing to a registered model."""
 
+from itertools import chain
+from pathlib import Path
+
 import pytest
 
 from cluster.objects import ObjectStore
 from pipelines.data import prepare
 from pipelines.run import read_run
+from tests.e2e.planted import files, findings, objects
 from tests.e2e.training import client, runs, training
 
 pytestmark = pytest.mark.e2e
+
+
+SECRETS = {
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-Zq91-planted",
+    "PGPASSWORD": "postgres-Zq92-planted",
+    "HTTPS_PROXY": "http://ada:proxy-Zq93-planted@127.0.0.1:9",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN": "container-Zq94-planted",
+    "HF_TOKEN": "hub-Zq95-planted",
+}
+"""What a user's shell may hold, whether a run needs it or not."""
 
 
 def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_finds(
@@ -17,12 +31,16 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
         f"--data.folder=s3://{bucket}/digits", f"--cluster.cache_folder={tmp_path / 'cache'}",
         "--cluster.num_workers=2", "--train.epochs=1",
     )  # fmt: skip
-    with training(tmp_path, *arguments) as first:
+    with training(tmp_path, *arguments, **SECRETS) as first:
         assert first.wait() == 0, first.output()
         begun_and_done = 2
         loads = first.output().count(f" loading s3://{bucket}/digits/train.beton:")
         assert loads <= begun_and_done  # the other worker, which says nothing, may have loaded
         assert "classify an image:" in first.output()
+        planted = ["-planted", s3.environment()["AWS_SECRET_ACCESS_KEY"]]
+        places = chain(files(tmp_path, Path(first.ray_folder)), objects(s3.client(), bucket))
+        looked_for = ("log.txt", "mlflow.db", "snapshot.pt", "MLmodel", "worker-", "s3: digits/")
+        assert not findings(planted, places, looked_for)
     with ObjectStore() as store:
         assert len(list(store.names(f"s3://{bucket}/digits"))) == 6
     (copies,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

@@ -2,13 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from tests.ray_folders import family, kill_family, ray_folder
 from tests.sqlite import empty_database
 
 PROJECT = Path(__file__).parents[2]
@@ -48,6 +47,7 @@ class Training:
     def __init__(
         self,
         folder: Path,
+        ray_folder: str,
         *arguments: str,
         script: str = "train.py",
         config: str = "config.yaml",
@@ -57,7 +57,7 @@ class Training:
         if not (folder / "mlflow.db").exists():
             (folder / "mlflow.db").write_bytes(empty_database())
         self.folder = folder
-        self.ray_folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
+        self.ray_folder = ray_folder
         self.log = folder / "log.txt"
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         with self.log.open("w") as log:
@@ -92,43 +92,17 @@ class Training:
     def worker(self) -> psutil.Process:
         return next(each for each in self.family() if "RayTrainWorker" in " ".join(each.cmdline()))
 
-    def close(self) -> None:
-        kill_family(self.ray_folder)
-        self.process.wait(30)
-        shutil.rmtree(self.ray_folder, ignore_errors=True)
-
-
-def family(ray_folder: str) -> list[psutil.Process]:
-    """All living processes that were given this folder for Ray: drivers, and what Ray started."""
-    own = []
-    for process in psutil.process_iter():
-        try:
-            if (
-                process.status() != psutil.STATUS_ZOMBIE
-                and process.environ().get("RAY_TMPDIR") == ray_folder
-            ):
-                own.append(process)
-        except psutil.Error:  # it ended meanwhile, or is not ours
-            continue
-    return own
-
-
-def kill_family(ray_folder: str) -> None:
-    while processes := family(ray_folder):  # again, for those started meanwhile
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(processes, timeout=5)
-
 
 @contextmanager
 def training(folder: Path, *arguments: str, **environment: str) -> Iterator[Training]:
     """Start a pipeline, and leave nothing of it behind."""
-    started = Training(folder, *arguments, **environment)
-    try:
-        yield started
-    finally:
-        started.close()
+    with ray_folder() as for_ray:
+        started = Training(folder, for_ray, *arguments, **environment)
+        try:
+            yield started
+        finally:
+            kill_family(for_ray)
+            started.process.wait(30)
 
 
 def committed_epochs(folder: Path) -> int:
@@ -142,10 +116,14 @@ def committed(folder: Path) -> tuple[int, int]:
     if not states:
         return 0, 0
     try:
-        state = json.loads(max(states, key=lambda path: path.stat().st_mtime).read_text())
+        return place_in(max(states, key=lambda path: path.stat().st_mtime).read_bytes())
     except json.JSONDecodeError:  # being written
         return 0, 0
-    metrics = state["latest_checkpoint_result"]["metrics"]
+
+
+def place_in(state: bytes) -> tuple[int, int]:
+    """Epochs, and steps of the next one, of the newest checkpoint in what Ray keeps of them."""
+    metrics = json.loads(state)["latest_checkpoint_result"]["metrics"]
     return int(metrics["epoch"]), int(metrics.get("step", 0))
 
 

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -486,17 +485,15 @@ SMALL = ModelConfig(
 
 
 @pytest.fixture
-def small_ray(tmp_path, monkeypatch) -> Iterator[ClusterConfig]:
+def small_ray(tmp_path, ray_folder, monkeypatch) -> Iterator[ClusterConfig]:
     """Ray in a folder of its own, with room for one trial: fewer processes have to start."""
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets need short paths
-    monkeypatch.setenv("RAY_TMPDIR", folder)
+    monkeypatch.setenv("RAY_TMPDIR", ray_folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = ClusterConfig(
         num_workers=1, cpus_per_worker=os.cpu_count() or 1, device="cpu", storage=str(tmp_path)
     )
     with connected(cluster):
         yield cluster
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.mark.timeout(300)

@@ -1,0 +1,38 @@
+"""Secrets that tests plant, and whether a run has written one of them anywhere."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def objects(store: Any, bucket: str) -> Iterator[tuple[str, bytes]]:
+    """All objects of a bucket, of which PyTorch's archives are not compressed."""
+    for page in store.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for entry in page.get("Contents", ()):
+            yield (
+                f"s3: {entry['Key']}",
+                store.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read(),
+            )
+
+
+def files(*folders: Path) -> Iterator[tuple[str, bytes]]:
+    """All files below some folders."""
+    for folder in folders:
+        for path in folder.rglob("*"):
+            with suppress(FileNotFoundError):  # Ray tidies up
+                if path.is_file() and not path.is_symlink():
+                    yield str(path), path.read_bytes()
+
+
+def findings(
+    secrets: Sequence[str], places: Iterable[tuple[str, bytes]], looked_for: Sequence[str]
+) -> list[str]:
+    """Places that hold a secret; fails where a place that must be among them is not."""
+    found, names = [], []
+    for name, content in places:
+        names.append(name)
+        found += [f"{secret} in {name}" for secret in secrets if secret.encode() in content]
+    for part in looked_for:
+        assert any(part in name for name in names), part
+    return found
