@@ -1,442 +1,347 @@
-"""Compare ways to search at equal trial-epochs, and uniform exit loss weights with searched ones.
+"""Compare searches at equal trial-epochs, and uniform exit loss weights with searched ones.
 
-    python -m benchmarks.sweeps FOLDER [--minutes 3]      # again, until it prints tables
+    python -m benchmarks.sweeps FOLDER [--seeds 0 1 2]       # again, and it goes on
 
-Small networks on scikit-learn's digits, really trained, one after the other in this process. Every
-training is noted in FOLDER at once; a later start goes on with what is missing. The samplers are
-Optuna's, and the rule for stopping early is that of Ray Tune's ASHA; Ray itself takes no part.
+The sweep of configs/sweeps/digits.yaml: what is drawn, refused, trained, measured and stopped, and
+what the search is told of it, is decided by the code that pipelines/tune.py runs. Only Ray's
+processes take no part: trials are trained here, one after the other. Each sweep, and each training
+of the comparison of weights, is noted in FOLDER when it is complete.
 """
 
 import argparse
-import contextlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
-import optuna
 import torch
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState, create_trial
+from optuna.trial import TrialState
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from torch import nn
 
 from pipelines.data import Split, open_batches, prepare
 from pipelines.run import Run, parse_settings
+from pipelines.tune import make_draws
 from ranet import RANet, mult_adds
 from ranet.inference.anytime import Scores, collect_answers
 from ranet.inference.budgeted import fit_budgets, score_budget
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
 from ranet.training.reporter import LogReporter, Metrics, Snapshot
+from tuning.draws import Candidate
 from tuning.front import hypervolume
-from tuning.objective import cross_fitted
-from tuning.space import as_arguments
+from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
+from tuning.search import make_scheduler
+from tuning.space import Dimension, Stopping, Sweep, Window, as_arguments
 
 Method = Literal["random", "TPE", "TPE + ASHA"]
 METHODS: tuple[Method, ...] = ("random", "TPE", "TPE + ASHA")
-SEEDS = (0, 1, 2)
-EPOCHS = 6
-TRIAL_EPOCHS = 16 * EPOCHS
-"""Of a whole sweep, whatever its method makes of them."""
-RUNG = 2
-"""Epochs after which ASHA stops a trial that is not among the best third so far."""
-STARTUP_TRIALS = 6
-"""Random ones, before TPE has something to learn from."""
-BUDGETS = (0.4e6, 0.7e6, 1.0e6, 1.5e6, 2.0e6)
-"""Mult-adds per image; the objective is the mean accuracy over them."""
-MOST_MULT_ADDS = 3e6
-"""Of the last exit."""
-REFERENCE = (2.5e6, 50.0)
+SWEEP = "configs/sweeps/digits.yaml"
+TRIALS = 16
+"""Of a sweep that stops none; the others have as many epochs."""
+WORST = (2.4e6, 50.0)
 """Mult-adds and accuracy that the hypervolume is counted from."""
+ACCURACY = objective_metric("accuracy")
 SHARES = (0.25, 0.5, 1.0)
 """Of the last exit's mult-adds, at which exit loss weights are compared."""
 WEIGHT_TRIALS = 20
-WEIGHT_SEEDS = tuple(range(1, 6))
-COMMON = {
-    "data.source": "digits",
-    "data.loader": "memory",
-    "data.flip": False,
-    "data.mean": [0.3] * 3,
-    "data.std": [0.36] * 3,
-    "data.validation_share": 0.4,
-    "model.image_size": 16,
-    "model.exit_channels": 32,
-    "model.layers_per_block": 2,
-    "train.epochs": EPOCHS,
-    "train.select_by": "mean_exit",
-    "train.optim.schedule": "cosine",
-    "train.optim.warmup_epochs": 1,
-    "train.optim.nesterov": True,
-}
-SCALES = {"1 2": ([1, 2], [2, 1]), "1 1 2": ([1, 1, 2], [2, 2, 1]), "1 2 2": ([1, 2, 2], [2, 1, 1])}
-"""Scales by name, with their growth and bottleneck factors."""
+WEIGHT_SEEDS = (1, 2, 3, 4, 5)
 WEIGHTED = {
     "model.scales": [1, 2],
-    "model.growth_factors": [2, 1],
-    "model.bottleneck_factors": [2, 1],
+    "model.num_blocks": 2,
+    "model.extra_blocks": 2,
     "model.growth_rate": 5,
     "model.stem_channels": 8,
     "train.optim.lr": 0.1,
     "train.batch_size": 16,  # with 64, six epochs are too few for the late exits to learn
 }
 """The network whose exit loss weights are searched; it has 4 exits."""
+FREE = "exit_weights.free"
 
 
 @dataclass(frozen=True)
 class Entry:
     """One training."""
 
-    draw: int
-    """Place of its sample among all that were drawn, those refused included."""
-    params: dict[str, Any]
-    values: list[float]
-    """Mean of `accuracies`: at the rung, where trials may be stopped there, and at the end."""
+    draw: dict[str, Any]
+    """Values by the names of the space."""
+    is_stopped: bool
+    epochs: int
+    value: float
+    """The objective, of the epoch whose weights would be registered; of a stopped one, the last."""
     accuracies: list[float]
-    """Top-1 in percent, the last measured, at the budgets that it can meet."""
+    """Top-1 in percent at the budgets, on validation images that thresholds were not fitted to."""
     test: list[float]
     """On the test images, thresholds fitted on validation; for the comparison of weights alone."""
-    epochs: int
     seconds: float
 
 
 def main() -> None:
-    """Do what is missing, as far as the time goes, and print the tables when all is there."""
+    """Do what is missing, and print the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="where trainings are noted")
-    parser.add_argument("--minutes", type=float, default=1e9, help="start none after so many")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sweeps")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    end = time.monotonic() + 60 * arguments.minutes
-    folder = arguments.folder
-    try:
-        searched = search_weights(folder, end)
-        best = max(searched, key=lambda entry: entry.values[-1])
-        compared = compare_weights(folder, best, end)
-        by_seed = [{m: run_sweep(folder, m, seed, end) for m in METHODS} for seed in SEEDS]
-    except TimeoutError:
-        print("not complete: start again to go on")
-        return
+
+    def sweep_by(method: Method, seed: int) -> list[Entry]:
+        return noted(
+            folder / f"{method.replace(' ', '')}-{seed}.json", lambda: run_sweep(method, seed)
+        )
+
+    by_seed = [{method: sweep_by(method, seed) for method in METHODS} for seed in arguments.seeds]
     print_sweeps({method: [found[method] for found in by_seed] for method in METHODS})
-    print_weights(searched, best, compared)
-
-
-def run_sweep(folder: Path, method: Method, seed: int, end: float) -> list[Entry]:
-    """Search for networks until the trial-epochs are spent."""
-    file = folder / f"{method.replace(' ', '')}-{seed}.jsonl"
-    entries = read(file)
-    while (left := TRIAL_EPOCHS - sum(entry.epochs for entry in entries)) >= RUNG:
-        draw, trial, run = draw_run(folder, method, seed, entries, network_settings)
-        budgets = [budget for budget in BUDGETS if budget >= mult_adds(run.model)[0]]
-        rung = [entry.values[0] for entry in entries] if method == "TPE + ASHA" else None
-        stop_at = min(left, EPOCHS)
-        note(file, entries, train(run, draw, trial.params, budgets, rung, stop_at, end))
-    return entries
-
-
-def search_weights(folder: Path, end: float) -> list[Entry]:
-    """Search for exit loss weights of one network."""
-    file = folder / "weights.jsonl"
-    entries = read(file)
-    while len(entries) < WEIGHT_TRIALS:
-        draw, trial, run = draw_run(folder, "TPE", 0, entries, weight_settings)
-        note(file, entries, train(run, draw, trial.params, shares(run), None, EPOCHS, end))
-    return entries
-
-
-def compare_weights(folder: Path, best: Entry, end: float) -> dict[tuple[str, int], Entry]:
-    """Train with uniform and with the best weights, with seeds that were not searched with."""
-    compared = {}
-    for seed in WEIGHT_SEEDS:
-        for name, params in (
-            ("uniform", {f"weight{k}": 1.0 for k in range(4)}),
-            ("best", best.params),
-        ):
-            file = folder / f"{name}-{seed}.jsonl"
-            entries = read(file)
-            if not entries:
-                settings = weight_settings(FixedTrial(params)) | {"train.seed": seed}
-                run = make_run(folder, settings)
-                note(
-                    file, entries, train(run, 0, params, shares(run), None, EPOCHS, end, test=True)
-                )
-            compared[name, seed] = entries[0]
-    return compared
-
-
-def shares(run: Run) -> list[float]:
-    """Budgets of a network at `SHARES` of its last exit, none below its first."""
-    costs = mult_adds(run.model)
-    return [max(costs[0], share * costs[-1]) for share in SHARES]
-
-
-def network_settings(trial: Trial | FixedTrial) -> dict[str, Any]:
-    """Draw the shape of a network, its exit loss weights and its optimizer."""
-    scales, factors = SCALES[trial.suggest_categorical("scales", list(SCALES))]
-    num_blocks = trial.suggest_int("num_blocks", 1, 2)
-    extra_blocks = trial.suggest_int("extra_blocks", 1, 2)
-    num_exits = num_blocks + extra_blocks * (len(scales) - 1)
-    slope = trial.suggest_float("weight_slope", -0.9, 0.9)
-    return {
-        "model.scales": scales,
-        "model.growth_factors": factors,
-        "model.bottleneck_factors": factors,
-        "model.num_blocks": num_blocks,
-        "model.extra_blocks": extra_blocks,
-        "model.growth_rate": trial.suggest_int("growth_rate", 2, 8),
-        "model.stem_channels": trial.suggest_categorical("stem_channels", [4, 6, 8, 12]),
-        "model.compress_factor": trial.suggest_categorical("compress_factor", [0.25, 0.5]),
-        "train.exit_loss_weights": (1 + slope * np.linspace(-1, 1, num_exits)).tolist(),
-        "train.label_smoothing": trial.suggest_float("label_smoothing", 0.0, 0.2),
-        "train.optim.lr": trial.suggest_float("lr", 0.005, 1.0, log=True),
-        "train.optim.weight_decay": trial.suggest_float("weight_decay", 1e-5, 1e-2, log=True),
+    searched = noted(folder / "weights.json", search_weights)
+    best = max(searched, key=lambda entry: entry.value)
+    compared = {
+        name: [
+            noted(folder / f"{name}-{seed}.json", lambda s=seed, d=draw: [train_weighted(d, s)])[0]
+            for seed in WEIGHT_SEEDS
+        ]
+        for name, draw in (("uniform", dict(best.draw) | {FREE: [1.0] * 4}), ("best", best.draw))
     }
+    print_weights(len(searched), best.draw[FREE], compared)
 
 
-def weight_settings(trial: Trial | FixedTrial) -> dict[str, Any]:
-    """Draw a weight for each exit of one network; they are scaled to a mean of 1."""
-    weights = [trial.suggest_float(f"weight{k}", 0.1, 10.0, log=True) for k in range(4)]
-    return WEIGHTED | {"train.exit_loss_weights": [w * 4 / sum(weights) for w in weights]}
+def noted(file: Path, make: Callable[[], list[Entry]]) -> list[Entry]:
+    """Read entries, or make and write them."""
+    if not file.exists():
+        file.write_text(json.dumps([asdict(entry) for entry in make()], indent=1))
+    return [Entry(**entry) for entry in json.loads(file.read_text())]
 
 
-def draw_run(
-    folder: Path,
-    method: Method,
-    seed: int,
-    entries: Sequence[Entry],
-    settings: Callable[[Trial], dict[str, Any]],
-) -> tuple[int, Trial, Run]:
-    """Draw samples, knowing all entries, until one is a network of the right cost."""
-    first = entries[-1].draw + 1 if entries else 0
-    study = optuna.create_study(direction="maximize")
-    distributions = {}
-    for draw in range(first, first + 1000):
-        study.sampler = make_sampler(method, 10_000 * seed + draw)
-        if not distributions:  # those of a sample that is thrown away
-            probe = study.ask()
-            settings(probe)
-            distributions = probe.distributions
-            study.tell(probe, state=TrialState.FAIL)
-            study.add_trials(told(entries, distributions))
-            study.sampler = make_sampler(method, 10_000 * seed + draw)
-        trial = study.ask()
-        try:
-            run = make_run(folder, settings(trial))
-        except ValueError:
-            continue
-        costs = mult_adds(run.model)
-        if costs[0] <= BUDGETS[-1] and costs[-1] <= MOST_MULT_ADDS:
-            return draw, trial, run
-    raise RuntimeError("the space gives no network of the right cost")
-
-
-def told(entries: Iterable[Entry], distributions: Mapping[str, Any]) -> list[FrozenTrial]:
-    """Give entries as Optuna's trials; of a stopped one the last value, as Ray tells it."""
-    return [
-        create_trial(params=entry.params, distributions=dict(distributions), value=entry.values[-1])
-        for entry in entries
-    ]
-
-
-def make_sampler(method: Method, seed: int) -> BaseSampler:
-    """Return the sampler for one draw."""
-    if method == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-
-
-def make_run(folder: Path, settings: Mapping[str, Any]) -> Run:
-    """Make the run of a sample, with its images prepared."""
-    everything = COMMON | {"data.folder": str(folder / "digits")} | dict(settings)
-    run = parse_settings(Run, as_arguments(everything))
+def read_sweep(**changes: Any) -> tuple[Sweep, Run]:
+    """Read the sweep with some of its fields changed, and the run that its trials start from."""
+    sweep = replace(parse_settings(Sweep, ["--config", SWEEP]), **changes)
+    run = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
     prepare(run.data, run.model.image_size)
-    return run
+    return sweep, run
+
+
+def run_sweep(method: Method, seed: int) -> list[Entry]:
+    """Search until the epochs of `TRIALS` whole trials are spent, or too few are left for one."""
+    sweep, run = read_sweep(
+        search="random" if method == "random" else "tpe", num_trials=TRIALS, seed=seed
+    )
+    if method != "TPE + ASHA":
+        sweep = replace(sweep, stopping=Stopping())
+    return search(sweep, run, TRIALS * run.train.epochs)
+
+
+def search(sweep: Sweep, run: Run, num_epochs: int) -> list[Entry]:
+    """Draw and train, telling the search what became of it, while there are epochs for a trial."""
+    draws = make_draws(sweep, run)
+    scheduler = make_scheduler(sweep.stopping, ACCURACY, "max", run.train.epochs)
+    entries: list[Entry] = []
+    while num_epochs >= run.train.epochs:
+        candidate, number = draws.next()
+        entry = train(candidate, sweep.objective, scheduler)
+        num_epochs -= entry.epochs
+        entries.append(entry)
+        state = TrialState.PRUNED if entry.is_stopped else TrialState.COMPLETE
+        draws.tell(number, state, [entry.value], entry.epochs)
+    return entries
+
+
+def weights_sweep() -> tuple[Sweep, Run]:
+    """Return the search for exit loss weights of one network."""
+    space = {
+        "exit_weights.family": Dimension(choice=("free",)),
+        FREE: Dimension(log_uniform=(0.1, 10.0), length=4),
+    }
+    sweep, run = read_sweep(
+        space=space, window=Window(), stopping=Stopping(), num_trials=WEIGHT_TRIALS
+    )
+    run = parse_settings(
+        Run, ["--config", sweep.run, *as_arguments({**sweep.settings, **WEIGHTED})]
+    )
+    costs = mult_adds(run.model)
+    budgets = tuple(max(costs[0], share * costs[-1]) for share in SHARES)
+    return replace(sweep, objective=Objective(budgets=budgets)), run
+
+
+def search_weights() -> list[Entry]:
+    """Search for exit loss weights."""
+    sweep, run = weights_sweep()
+    return search(sweep, run, WEIGHT_TRIALS * run.train.epochs)
+
+
+def train_weighted(draw: Mapping[str, Any], seed: int) -> Entry:
+    """Train with some weights and a seed that was not searched with."""
+    sweep, run = weights_sweep()
+    candidate, _ = make_draws(sweep, run).again(draw)
+    candidate = replace(
+        candidate, run=replace(candidate.run, train=replace(candidate.run.train, seed=seed))
+    )
+    return train(candidate, sweep.objective, FIFOScheduler(), test=True)
+
+
+class StoppedEarly(Exception):  # noqa: N818 - no error
+    """The scheduler gives a trial up."""
+
+
+class Judged(LogReporter):
+    """Asks the scheduler after every epoch whether the training goes on."""
+
+    def __init__(self, scheduler: TrialScheduler) -> None:
+        """Introduce a new trial to the scheduler."""
+        self.scheduler = scheduler
+        self.trial: Any = SimpleNamespace(trial_id=str(id(self)))
+        self.history: list[Metrics] = []
+        scheduler.on_trial_add(None, self.trial)  # pyright: ignore[reportArgumentType]
+
+    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
+        """Keep the metrics.
+
+        Raises:
+            StoppedEarly: the trial is given up.
+        """
+        self.history.append(metrics)
+        told = {EPOCH: metrics[EPOCH], ACCURACY: metrics[ACCURACY]}
+        decision = self.scheduler.on_trial_result(
+            None,  # pyright: ignore[reportArgumentType]
+            self.trial,
+            told,
+        )
+        if decision == TrialScheduler.STOP:
+            raise StoppedEarly
 
 
 def train(
-    run: Run,
-    draw: int,
-    params: Mapping[str, Any],
-    budgets: Sequence[float],
-    rung: Sequence[float] | None,
-    most_epochs: int,
-    end: float,
-    *,
-    test: bool = False,
+    candidate: Candidate, objective: Objective, scheduler: TrialScheduler, *, test: bool = False
 ) -> Entry:
-    """Train a network, and score it.
+    """Train a draw as a trial is trained, and score it.
 
     Args:
-        run: what to train.
-        draw: place of the sample.
-        params: the sample.
-        budgets: mean mult-adds to score at.
-        rung: values that earlier trials had at the rung, to stop a worse one; None: stop none.
-        most_epochs: stop after so many.
-        end: start nothing after this time.
-        test: score on the test images as well, after the last epoch.
-
-    Raises:
-        TimeoutError: the time is over.
+        candidate: what to train.
+        objective: what is measured after every epoch.
+        scheduler: says when to stop.
+        test: score the best weights on the test images as well.
     """
-    if time.monotonic() > end:
-        raise TimeoutError
     start = time.monotonic()
+    run, cost = candidate.run, candidate.cost
     torch.manual_seed(run.train.seed)
-    model = RANet(run.model)
-    scorer = Scorer(run, model, budgets, rung, most_epochs)
-    with contextlib.suppress(StoppedEarly):
-        fit(
-            run.train, model, scorer.open("train"), scorer.open("val"), scorer,
-            normalize=scorer.normalize, device=torch.device("cpu"),
+    model, judged = RANet(run.model), Judged(scheduler)
+
+    def measure(network: nn.Module) -> Metrics:
+        return objective.measure(answers(run, network, "val"), cost, None)
+
+    scored: list[float] = []
+    is_stopped = False
+    try:
+        snapshot = fit(
+            run.train, model, open_split(run, "train"), open_split(run, "val"), judged,
+            normalize=Normalize(run.data.mean, run.data.std), device=torch.device("cpu"),
+            measure=measure,
         )  # fmt: skip
+        told = snapshot["history"][snapshot["best"]["epoch"] - 1]
+        if test:
+            model.load_state_dict(snapshot["best"]["model"])
+            scored = score_test(run, model, cost, objective.budgets)
+    except StoppedEarly:
+        told, is_stopped = judged.history[-1], True
     return Entry(
-        draw=draw,
-        params=dict(params),
-        values=scorer.values,
-        accuracies=scorer.accuracies,
-        test=scorer.score_test() if test else [],
-        epochs=scorer.epochs,
+        draw=dict(candidate.draw),
+        is_stopped=is_stopped,
+        epochs=len(judged.history),
+        value=told[ACCURACY],
+        accuracies=[told[budget_metric(k)] for k in range(len(objective.budgets))],
+        test=scored,
         seconds=time.monotonic() - start,
     )
 
 
-class StoppedEarly(Exception):  # noqa: N818 - no error
-    """A trial is given up, or has used up the epochs that were left."""
+def score_test(
+    run: Run, model: RANet, cost: Sequence[int], budgets: Sequence[float]
+) -> list[float]:
+    """Accuracies in percent at the budgets, thresholds fitted on the validation images."""
+    val, test = (answers(run, model, split) for split in ("val", "test"))
+    return [
+        score_budget(test.confidences, test.correct, cost, thresholds).top1
+        for thresholds in fit_budgets(val.confidences, val.correct, cost, budgets)
+    ]
 
 
-class Scorer(LogReporter):
-    """Scores a network after the rung and after its last epoch, and stops it where it is due."""
-
-    def __init__(
-        self,
-        run: Run,
-        model: RANet,
-        budgets: Sequence[float],
-        rung: Sequence[float] | None,
-        most_epochs: int,
-    ) -> None:
-        """Take what `train` does."""
-        self.run, self.model, self.budgets = run, model, budgets
-        self.rung, self.most_epochs = rung, most_epochs
-        self.normalize = Normalize(run.data.mean, run.data.std)
-        self.values: list[float] = []
-        self.accuracies: list[float] = []
-        self.epochs = 0
-
-    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
-        """Score where it is time to, and stop a trial by the rule of Ray Tune's ASHAScheduler."""
-        self.epochs = int(metrics["epoch"])
-        at_rung = self.epochs == RUNG and self.rung is not None
-        if at_rung or self.epochs == self.most_epochs:
-            self.accuracies = self.score_val()
-            self.values.append(sum(self.accuracies) / len(BUDGETS))
-        if at_rung and self.rung and self.values[-1] < np.percentile(self.rung, 100 * 2 / 3):
-            raise StoppedEarly
-        if self.epochs == self.most_epochs:
-            raise StoppedEarly
-
-    def score_val(self) -> list[float]:
-        """Accuracies in percent at the budgets, thresholds fitted on the other half each time."""
-        return list(cross_fitted(self.answers("val"), mult_adds(self.run.model), self.budgets))
-
-    def score_test(self) -> list[float]:
-        """Accuracies in percent at the budgets, thresholds fitted on the validation images."""
-        costs = mult_adds(self.run.model)
-        val, test = self.answers("val"), self.answers("test")
-        return [
-            score_budget(test.confidences, test.correct, costs, thresholds).top1
-            for thresholds in fit_budgets(val.confidences, val.correct, costs, self.budgets)
-        ]
-
-    def answers(self, split: Split) -> Scores:
-        """Answer the images of a split, every exit by itself."""
-        return collect_answers(
-            self.model, self.open(split), normalize=self.normalize, device=torch.device("cpu")
-        ).alone
-
-    def open(self, split: Split) -> Any:
-        """Open the batches of a split."""
-        return open_batches(
-            self.run.data,
-            split,
-            image_size=self.run.model.image_size,
-            batch_size=self.run.train.batch_size,
-            rank=0,
-            num_workers=1,
-            seed=self.run.train.seed,
-            device=torch.device("cpu"),
-        )
+def answers(run: Run, network: nn.Module, split: Split) -> Scores:
+    """Answer the images of a split, every exit by itself."""
+    normalize = Normalize(run.data.mean, run.data.std)
+    return collect_answers(
+        network, open_split(run, split), normalize=normalize, device=torch.device("cpu")
+    ).alone
 
 
-def read(file: Path) -> list[Entry]:
-    """Read what was noted."""
-    if not file.exists():
-        return []
-    return [Entry(**json.loads(line)) for line in file.read_text().splitlines()]
-
-
-def note(file: Path, entries: list[Entry], entry: Entry) -> None:
-    """Add an entry to the file and to those at hand."""
-    with file.open("a") as stream:
-        stream.write(json.dumps(asdict(entry)) + "\n")
-    entries.append(entry)
+def open_split(run: Run, split: Split) -> Any:
+    """Open the batches of a split."""
+    return open_batches(
+        run.data, split, image_size=run.model.image_size, batch_size=run.train.batch_size,
+        rank=0, num_workers=1, seed=run.train.seed, device=torch.device("cpu"),
+    )  # fmt: skip
 
 
 def print_sweeps(sweeps: Mapping[Method, Sequence[Sequence[Entry]]]) -> None:
-    """Print what each method found, mean and standard deviation over the seeds."""
-    print(f"\n| {TRIAL_EPOCHS} trial-epochs | trials | hypervolume, % | best objective, % | "
-          + " | ".join(f"best at {budget / 1e6:g} M" for budget in BUDGETS) + " |")  # fmt: skip
-    print("|---" * (4 + len(BUDGETS)) + "|")
+    """Print what each method found, by seed, and mean and standard deviation."""
+    budgets = read_sweep()[0].objective.budgets
+    heads = ["search", "trials", "stopped", "hypervolume, %", "best objective, %"]
+    print(table_row([*heads, *(f"best at {budget / 1e6:g} M" for budget in budgets)]))
+    print("|---" * (len(heads) + len(budgets)) + "|")
     for method, runs in sweeps.items():
-        rows = [[len(entries), covered(entries), max(entry.values[-1] for entry in entries),
-                 *(top1 for _, top1 in best_points(entries))] for entries in runs]  # fmt: skip
-        print(
-            f"| {method} | "
-            + " | ".join(spread(column) for column in zip(*rows, strict=True))
-            + " |"
-        )
-        seconds = sum(entry.seconds for entries in runs for entry in entries)
-        print(f"<!-- {method}: {seconds:.0f} s, hypervolumes "
-              f"{' '.join(f'{covered(entries):.2f}' for entries in runs)} -->")  # fmt: skip
+        trials = ", ".join(str(len(entries)) for entries in runs)
+        stopped = ", ".join(str(sum(entry.is_stopped for entry in entries)) for entries in runs)
+        columns = zip(*(found(entries, budgets) for entries in runs), strict=True)
+        print(table_row([method, trials, stopped, *(by_seed(column) for column in columns)]))
+    seconds = [sum(entry.seconds for entry in entries) for r in sweeps.values() for entries in r]
+    print(f"\nSeconds a sweep: {min(seconds):.0f} to {max(seconds):.0f}\n")
 
 
-def best_points(entries: Sequence[Entry]) -> list[tuple[float, float]]:
-    """Budget and the best accuracy found at it."""
-    points = []
-    for k in range(1, len(BUDGETS) + 1):  # from the dearest: a network may not meet the cheapest
-        found = [entry.accuracies[-k] for entry in entries if len(entry.accuracies) >= k]
-        points.append((BUDGETS[-k], max(found, default=0.0)))
-    return points[::-1]
+def found(entries: Sequence[Entry], budgets: Sequence[float]) -> list[float]:
+    """Return hypervolume, best objective and best accuracies of the trials that were not stopped.
 
-
-def covered(entries: Sequence[Entry]) -> float:
-    """Hypervolume of the front, in percent of that of full accuracy at the smallest budget."""
-    whole = (REFERENCE[0] - BUDGETS[0]) * (100 - REFERENCE[1])
-    return 100 * hypervolume(best_points(entries), ("minimize", "maximize"), REFERENCE) / whole
+    The hypervolume is that of the front of budget and accuracy, in percent of that of full accuracy
+    at the smallest budget.
+    """
+    whole = [entry for entry in entries if not entry.is_stopped]
+    best = [max(column) for column in zip(*(entry.accuracies for entry in whole), strict=True)]
+    volume = hypervolume(list(zip(budgets, best, strict=True)), ("minimize", "maximize"), WORST)
+    full = (WORST[0] - budgets[0]) * (100 - WORST[1])
+    return [100 * volume / full, max(entry.value for entry in whole), *best]
 
 
 def print_weights(
-    searched: Sequence[Entry], best: Entry, compared: Mapping[tuple[str, int], Entry]
+    num_trials: int, best: Sequence[float], compared: Mapping[str, Sequence[Entry]]
 ) -> None:
     """Print the accuracies of both weightings at every share."""
-    scale = 4 / sum(best.params.values())
-    weights = ", ".join(f"{scale * best.params[f'weight{k}']:.2f}" for k in range(4))
-    print(f"\nBest of {len(searched)}: weights {weights}")
+    weights = ", ".join(f"{weight * len(best) / sum(best):.2f}" for weight in best)
+    print(f"Best weights of {num_trials} trials: {weights}\n")
     heads = [f"{split} {share:.0%}" for split in ("validation", "test") for share in SHARES]
-    print(f"\n| weights | {' | '.join(heads)} |\n{'|---' * (1 + len(heads))}|")
-    rows = {name: np.array([[*compared[name, seed].accuracies, *compared[name, seed].test]
-                            for seed in WEIGHT_SEEDS]) for name in ("uniform", "best")}  # fmt: skip
+    print(table_row(["weights", *heads]))
+    print("|---" * (1 + len(heads)) + "|")
+    rows = {
+        name: np.array([[*entry.accuracies, *entry.test] for entry in entries])
+        for name, entries in compared.items()
+    }
     rows["best - uniform"] = rows["best"] - rows["uniform"]
     for name, values in rows.items():
-        print(f"| {name} | {' | '.join(spread(column) for column in values.T)} |")
+        print(table_row([name, *(spread(column) for column in values.T)]))
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """Return a line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def by_seed(values: Sequence[float]) -> str:
+    """Each value, and their mean and standard deviation."""
+    return f"{', '.join(f'{value:.2f}' for value in values)}: {spread(values)}"
 
 
 def spread(values: Sequence[float] | np.ndarray) -> str:
