@@ -99,7 +99,8 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
     written = 0
     heard = time.monotonic()
     while True:
-        written += asyncio.run(_stream(client, job_id, written, write))
+        if new := asyncio.run(_stream(client, job_id, written, write)):
+            written, heard = written + new, time.monotonic()
         try:
             status = _status(client, job_id)
             heard = time.monotonic()
