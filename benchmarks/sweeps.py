@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,7 @@ from ranet.inference.anytime import Scores, collect_answers
 from ranet.inference.budgeted import fit_budgets, score_budget
 from ranet.model.normalize import Normalize
 from ranet.training.loop import fit
-from ranet.training.reporter import LogReporter, Metrics, Snapshot
+from ranet.training.reporter import LogReporter, Metrics, Reporter, Snapshot
 from tuning.draws import Candidate
 from tuning.front import hypervolume
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
@@ -120,10 +120,17 @@ def noted(file: Path, make: Callable[[], list[Entry]]) -> list[Entry]:
     return [Entry(**entry) for entry in json.loads(file.read_text())]
 
 
-def read_sweep(**changes: Any) -> tuple[Sweep, Run]:
-    """Read the sweep with some of its fields changed, and the run that its trials start from."""
+def read_sweep(
+    network: Mapping[str, Any] = MappingProxyType({}), **changes: Any
+) -> tuple[Sweep, Run]:
+    """Read the sweep with some of its fields changed, and the run that its trials start from.
+
+    Args:
+        network: settings of that run, besides those of the sweep.
+        changes: fields of the sweep.
+    """
     sweep = replace(parse_settings(Sweep, ["--config", SWEEP]), **changes)
-    run = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
+    run = parse_settings(Run, ["--config", sweep.run, *as_arguments({**sweep.settings, **network})])
     prepare(run.data, run.model.image_size)
     return sweep, run
 
@@ -160,10 +167,7 @@ def weights_sweep() -> tuple[Sweep, Run]:
         FREE: Dimension(log_uniform=(0.1, 10.0), length=4),
     }
     sweep, run = read_sweep(
-        space=space, window=Window(), stopping=Stopping(), num_trials=WEIGHT_TRIALS
-    )
-    run = parse_settings(
-        Run, ["--config", sweep.run, *as_arguments({**sweep.settings, **WEIGHTED})]
+        WEIGHTED, space=space, window=Window(), stopping=Stopping(), num_trials=WEIGHT_TRIALS
     )
     costs = mult_adds(run.model)
     budgets = tuple(max(costs[0], share * costs[-1]) for share in SHARES)
@@ -229,25 +233,14 @@ def train(
         test: score the best weights on the test images as well.
     """
     start = time.monotonic()
-    run, cost = candidate.run, candidate.cost
-    torch.manual_seed(run.train.seed)
-    model, judged = RANet(run.model), Judged(scheduler)
-
-    def measure(network: nn.Module) -> Metrics:
-        return objective.measure(answers(run, network, "val"), cost, None)
-
+    judged = Judged(scheduler)
     scored: list[float] = []
     is_stopped = False
     try:
-        snapshot = fit(
-            run.train, model, open_split(run, "train"), open_split(run, "val"), judged,
-            normalize=Normalize(run.data.mean, run.data.std), device=torch.device("cpu"),
-            measure=measure,
-        )  # fmt: skip
-        told = snapshot["history"][snapshot["best"]["epoch"] - 1]
+        snapshot = fit_trial(candidate, objective, judged)
+        told = best_epoch(snapshot)
         if test:
-            model.load_state_dict(snapshot["best"]["model"])
-            scored = score_test(run, model, cost, objective.budgets)
+            scored = score_test(candidate, snapshot, objective.budgets)
     except StoppedEarly:
         told, is_stopped = judged.history[-1], True
     return Entry(
@@ -261,10 +254,33 @@ def train(
     )
 
 
-def score_test(
-    run: Run, model: RANet, cost: Sequence[int], budgets: Sequence[float]
-) -> list[float]:
-    """Accuracies in percent at the budgets, thresholds fitted on the validation images."""
+def fit_trial(
+    candidate: Candidate, objective: Objective, reporter: Reporter, resume: Snapshot | None = None
+) -> Snapshot:
+    """Train a new network by the settings of a draw, measured after every epoch."""
+    run = candidate.run
+    torch.manual_seed(run.train.seed)
+
+    def measure(network: nn.Module) -> Metrics:
+        return objective.measure(answers(run, network, "val"), candidate.cost, None)
+
+    return fit(
+        run.train, RANet(run.model), open_split(run, "train"), open_split(run, "val"), reporter,
+        normalize=Normalize(run.data.mean, run.data.std), device=torch.device("cpu"),
+        resume=resume, measure=measure,
+    )  # fmt: skip
+
+
+def best_epoch(snapshot: Snapshot) -> Metrics:
+    """Return the metrics of the epoch whose weights would be registered."""
+    return snapshot["history"][snapshot["best"]["epoch"] - 1]
+
+
+def score_test(candidate: Candidate, snapshot: Snapshot, budgets: Sequence[float]) -> list[float]:
+    """Accuracies of the best weights in percent, thresholds fitted on the validation images."""
+    run, cost = candidate.run, candidate.cost
+    model = RANet(run.model)
+    model.load_state_dict(snapshot["best"]["model"])
     val, test = (answers(run, model, split) for split in ("val", "test"))
     return [
         score_budget(test.confidences, test.correct, cost, thresholds).top1
