@@ -1,5 +1,6 @@
 """A real S3 server, SeaweedFS, on an address of this machine; tests may kill and restart it."""
 
+import base64
 import json
 import socket
 import subprocess
@@ -34,6 +35,38 @@ class User:
 
 
 ADMIN = User("admin")
+TRAINER = "arn:aws:iam::role/trainer"
+SESSIONS = {
+    "sts": {
+        "issuer": "tests",
+        "signingKey": base64.b64encode(b"0123456789abcdef" * 2).decode(),
+        "tokenDuration": "1h",
+        "maxSessionLength": "1h",
+    },
+    "policies": [
+        {
+            "name": "all-objects",
+            "document": {
+                "Version": "2012-10-17",
+                "Statement": [{"Effect": "Allow", "Action": ["s3:*"], "Resource": ["*"]}],
+            },
+        }
+    ],
+    "roles": [
+        {
+            "roleName": "trainer",
+            "roleArn": TRAINER,
+            "attachedPolicies": ["all-objects"],
+            "trustPolicy": {
+                "Version": "2012-10-17",
+                "Statement": [
+                    {"Effect": "Allow", "Principal": {"AWS": "*"}, "Action": ["sts:AssumeRole"]}
+                ],
+            },
+        }
+    ],
+}
+"""A role that users may take on for an hour."""
 
 
 @dataclass
@@ -75,6 +108,23 @@ class S3Server:
             config=Config(connect_timeout=2, read_timeout=30, retries={"total_max_attempts": 2}),
         )
 
+    def environment_of_role(self) -> dict[str, str]:
+        """The same with credentials of an hour, as a user signed in to AWS has them."""
+        client = boto3.client(
+            "sts",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=ADMIN.name,
+            aws_secret_access_key=ADMIN.secret,
+            region_name=REGION,
+        )
+        session = client.assume_role(RoleArn=TRAINER, RoleSessionName="tests")["Credentials"]
+        client.close()
+        return self.environment() | {
+            "AWS_ACCESS_KEY_ID": session["AccessKeyId"],
+            "AWS_SECRET_ACCESS_KEY": session["SecretAccessKey"],
+            "AWS_SESSION_TOKEN": session["SessionToken"],
+        }
+
     def start(self) -> None:
         """Start, on the ports of before where there were some, and wait until it stores objects."""
         assert not self.is_running(), "the server runs already"
@@ -90,8 +140,10 @@ class S3Server:
             for user in self.users
         ]
         (self.folder / "s3.json").write_text(json.dumps({"identities": identities}))
+        (self.folder / "sessions.json").write_text(json.dumps(SESSIONS))
         here = Path()  # a socket's whole path may have no more than 107 letters
         command = s3_command(here, here, self.ip, self._ports)
+        command += ["-s3.iam.config=sessions.json"]
         with (self.folder / "log.txt").open("ab") as log:
             self._process = subprocess.Popen(
                 command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True

@@ -22,33 +22,46 @@ SECRETS = {
     "HF_TOKEN": "hub-Zq95-planted",
 }
 """What a user's shell may hold, whether a run needs it or not."""
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""What it needs: credentials of an hour, with which images and checkpoints are read and written."""
 
 
 def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_finds(
-    s3, bucket, tmp_path
+    s3, bucket, tmp_path, tmp_path_factory, monkeypatch
 ):
     arguments = (
         f"--data.folder=s3://{bucket}/digits", f"--cluster.cache_folder={tmp_path / 'cache'}",
-        "--cluster.num_workers=2", "--train.epochs=1",
+        f"--cluster.storage=s3://{bucket}/runs", "--cluster.num_workers=2", "--train.epochs=1",
     )  # fmt: skip
-    with training(tmp_path, *arguments, **SECRETS) as first:
+    credentials = s3.environment_of_role()
+    with training(tmp_path, *arguments, **SECRETS, **credentials) as first:
         assert first.wait() == 0, first.output()
         begun_and_done = 2
         loads = first.output().count(f" loading s3://{bucket}/digits/train.beton:")
         assert loads <= begun_and_done  # the other worker, which says nothing, may have loaded
         assert "classify an image:" in first.output()
-        planted = ["-planted", s3.environment()["AWS_SECRET_ACCESS_KEY"]]
+        planted = ["-planted", *(credentials[name] for name in KEYS[1:])]
         places = chain(files(tmp_path, Path(first.ray_folder)), objects(s3.client(), bucket))
-        looked_for = ("log.txt", "mlflow.db", "snapshot.pt", "MLmodel", "worker-", "s3: digits/")
+        looked_for = (
+            "log.txt", "mlflow.db", "MLmodel", "worker-", "s3: digits/", "s3: runs/", "snapshot.pt",
+        )  # fmt: skip
         assert not findings(planted, places, looked_for)
     with ObjectStore() as store:
         assert len(list(store.names(f"s3://{bucket}/digits"))) == 6
     (copies,) = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
     assert len(list(copies.iterdir())) == 6
     assert [run.info.status for run in runs(client(tmp_path))] == ["FINISHED"]
-    with training(tmp_path, *arguments, "--name=second") as second:
+    file = tmp_path_factory.mktemp("aws") / "credentials"
+    other = s3.environment_of_role()
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    file.write_text("\n".join(["[default]", *(f"{name.lower()} = {other[name]}" for name in KEYS)]))
+    environment = {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
+    with training(tmp_path, *arguments, "--name=second", **environment) as second:
         second.wait_until(lambda: "validation top-1" in second.output())
         assert " loading s3://" not in second.output()
+        places = files(tmp_path, Path(second.ray_folder))
+        assert not findings([other[name] for name in KEYS[1:]], places, ("log.txt", "worker-"))
 
 
 def test_an_object_that_was_damaged_ends_a_run_with_its_address_and_leaves_no_copy(
