@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Literal
 
 import boto3
 import psutil
@@ -386,14 +386,7 @@ class LocalCluster:
 
     def living_nodes(self) -> dict[str, str]:
         """Return the ids of Ray's living nodes; each has its member's name as a resource."""
-        answer = requests.get(
-            f"{self._url('head', 'dashboard')}/api/v0/nodes?detail=true",
-            headers=self.ray_headers, timeout=10,
-        )  # fmt: skip
-        answer.raise_for_status()
-        living = [
-            node for node in answer.json()["data"]["result"]["result"] if node["state"] == "ALIVE"
-        ]
+        living = [node for node in self.ray_state("nodes") if node["state"] == "ALIVE"]
         living.sort(key=lambda node: node["start_time_ms"])
         return {
             member: node["node_id"]
@@ -401,6 +394,15 @@ class LocalCluster:
             for member in self.members
             if member in node["resources_total"]
         }
+
+    def ray_state(self, kind: Literal["nodes", "placement_groups"]) -> list[dict[str, Any]]:
+        """Return all that Ray's head knows of its nodes, or of the places that it gave away."""
+        answer = requests.get(
+            f"{self._url('head', 'dashboard')}/api/v0/{kind}",
+            params={"detail": "true"}, headers=self.ray_headers, timeout=20,
+        )  # fmt: skip
+        answer.raise_for_status()
+        return answer.json()["data"]["result"]["result"]
 
     def _signal(self, members: Sequence[str], number: signal.Signals) -> None:
         for process in self.processes(*members):

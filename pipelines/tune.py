@@ -119,8 +119,13 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
 
 def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
     """Return the settings of a sweep that a start must share to go on with it."""
-    settings = asdict(replace(sweep, fresh=False))
+    settings = _settings_of(sweep)
     return _about(sweep, run) | {f"sweep.{k}": json.dumps(value) for k, value in settings.items()}
+
+
+def _settings_of(sweep: Sweep) -> dict[str, Any]:
+    """Return all that a sweep is, as lists and mappings, but whether it starts afresh."""
+    return json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
 
 
 def classes_in(info: DatasetInfo) -> tuple[str, ...]:
@@ -143,13 +148,12 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
     """
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
-    settings = json.loads(json.dumps(asdict(replace(sweep, fresh=False))))  # lists, for YAML
     with tracking.start(
         sweep.name,
         settings=identity_of(sweep, run),
         parameters={},
         tags=tracking.provenance(),
-        config_text=yaml.safe_dump(settings, sort_keys=False),
+        config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         fresh=sweep.fresh,
     ) as record:
         with Book(record, describe) as book:

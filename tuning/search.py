@@ -49,6 +49,8 @@ class _Live:
     """Ray's name of its training."""
     before: dict[int, float]
     """Its objective by epoch, as an earlier start measured it."""
+    seconds_before: float
+    """What its workers had worked by then."""
     history: list[Metrics] = field(default_factory=list)
     best: Metrics | None = None
 
@@ -127,13 +129,16 @@ class Trials(Searcher):
         number = self._opened + 1 if before is None else before.number
         try:
             record, run = self._book.open(number, candidate, before)
-            history = {} if before is None else self._measured(record.run_id)
+            measured = self._measured(record.run_id)  # by an earlier start
+            worked = tracking.history(self._book.uri, record.run_id, SECONDS)
         except tracking.FAILURES as error:
             logger.warning("MLflow does not answer, no trial is begun until it does: %s", error)
             return None
         self._drawn = None
         self._opened = max(self._opened, number)
-        self._live[trial_id] = _Live(number, candidate, asked, record.storage_name, history)
+        self._live[trial_id] = _Live(
+            number, candidate, asked, record.storage_name, measured, max(worked.values(), default=0)
+        )
         self._book.note_rejected(self.rejected)
         logger.info(
             "trial %d %s, %.4g M mult-adds: %s", number, "goes on" if before else "begins",
@@ -182,7 +187,7 @@ class Trials(Searcher):
             settings={},
             state=state,
             epochs=num_epochs,
-            seconds=live.history[-1][SECONDS] if live.history else 0.0,
+            seconds=live.history[-1][SECONDS] if live.history else live.seconds_before,
             cost=(),
             parameters=0,
             memory=0,

@@ -28,18 +28,11 @@ def check_copies(cluster: LocalCluster) -> None:
 def check_nothing_is_held(cluster: LocalCluster) -> None:
     """Runs that have ended keep no place in the cluster, for whatever they asked Ray last."""
     deadline = time.monotonic() + 30
-    while held := _held(cluster):
+    while held := [
+        place for place in cluster.ray_state("placement_groups") if place["state"] != "REMOVED"
+    ]:
         assert time.monotonic() < deadline, held
         time.sleep(0.5)
-
-
-def _held(cluster: LocalCluster) -> list[Any]:
-    answer = requests.get(
-        f"{cluster.environment['RAY_API_SERVER_ADDRESS']}/api/v0/placement_groups",
-        params={"detail": 1}, headers=cluster.ray_headers, timeout=20,
-    )  # fmt: skip
-    groups = answer.json()["data"]["result"]["result"]
-    return [group for group in groups if group["state"] != "REMOVED"]
 
 
 def from_a_page(server: str, origin: str, **more: Any) -> int:

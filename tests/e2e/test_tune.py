@@ -119,6 +119,9 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
     run = parse_settings(Run, ["--config", str(best)])
     assert run.train.optim.lr == 0.1
     assert run.name == "small-sweep-best"
+    with training(tmp_path, config=str(best)) as trained:
+        assert trained.wait() == 0, trained.output()
+    assert database.get_registered_model("small").aliases.keys() >= {"champion"}
 
 
 CASES = """

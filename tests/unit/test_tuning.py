@@ -31,7 +31,7 @@ from tuning.book import Book, Described, read_trials
 from tuning.draws import Candidate, Draws, NothingLeftError
 from tuning.front import pareto_front
 from tuning.objective import Objective, cross_fitted
-from tuning.search import make_scheduler, replay
+from tuning.search import Trials, make_scheduler, replay
 from tuning.space import (
     Dimension,
     RejectedError,
@@ -494,6 +494,24 @@ def small_ray(tmp_path, ray_folder, monkeypatch) -> Iterator[ClusterConfig]:
     )
     with connected(cluster):
         yield cluster
+
+
+def test_what_a_trial_worked_before_it_was_cut_short_is_counted(parent, small_ray):
+    candidate = accept({"x": 1})
+    with Book(parent, described) as book:
+        record, _ = book.open(1, candidate)
+        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer.put({"epoch": 1.0, "sweep/seconds": 7.0, "objective/accuracy": 50.0})
+        assert writer.flush(30)
+    with Book(replace(parent, resumed=True), described) as book:
+        trials = Trials(
+            draws_of({"x": Dimension(integers=(1, 3))}), book,
+            cluster=small_ray, objective=Objective(), num_trials=1, num_epochs=2,
+        )  # fmt: skip
+        assert trials.suggest("again") is not None
+        trials.ended("again", UntrainableError("worker 0 failed: the loss is infinite"))
+        [result] = book.results
+    assert (result.state, result.epochs, result.seconds) == ("failed", 1, 7.0)
 
 
 @pytest.mark.timeout(300)
