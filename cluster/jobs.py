@@ -1,10 +1,11 @@
 """Jobs on a Ray cluster: only code travels, and what is followed tells the truth in the end."""
 
 import asyncio
+import re
 import tempfile
 import time
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 
 import aiohttp
@@ -23,6 +24,13 @@ REFUSED = (
     "the cluster refuses us: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
     "its own (docs/operating.md says where from)"
 )
+
+
+_SECRET_VARIABLE = re.compile(r"secret|passw|token|key", re.IGNORECASE)
+_SECRET_SETTING = re.compile(
+    r"(secret|passw|token|access_?key|api_?key)[\w.-]*\s*[=:]\s*\S", re.IGNORECASE
+)
+_USER_IN_ADDRESS = re.compile(r"://[^/\s@]*@")
 
 
 class JobError(RuntimeError):
@@ -48,6 +56,30 @@ def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
         f"{folder} has {size / 1e6:.1f} MB to travel, more than {limit / 1e6:.0f}; name in "
         f".rayignore what is no code: {named}"
     )
+
+
+def check_public(command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Refuse what looks like a secret: Ray shows a job's command and variables on its dashboard.
+
+    Args:
+        command: words of the job's command.
+        environment: variables that it would get.
+
+    Raises:
+        JobError: it names the place and not the secret.
+    """
+    places = [f"--env {name}" for name in environment if _SECRET_VARIABLE.search(name)]
+    texts = {f"--env {name}": value for name, value in environment.items()}
+    texts |= {f"word {number} of the command": word for number, word in enumerate(command, start=1)}
+    for place, text in texts.items():
+        if _USER_IN_ADDRESS.search(text) or _SECRET_SETTING.search(text):
+            places.append(place)
+    if places:
+        raise JobError(
+            f"{places[0]} looks like a secret, and Ray shows a job's command and variables to "
+            "whoever sees its dashboard; nothing was sent: give the nodes a role, or the secret to "
+            "the head before the job (docs/operating.md)"
+        )
 
 
 def connect(address: str) -> JobSubmissionClient:

@@ -75,7 +75,8 @@ def check_address(setting: str, address: str) -> None:
         )
     fits = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#\x00-\x1f\x7f]+)+", address)
     if not fits or {".", ".."} & set(address.split("/")):
-        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {address!r}")
+        shown = address.partition("?")[0]  # what follows may be a key
+        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {shown!r}")
 
 
 def check_writable(setting: str, folder: str) -> None:

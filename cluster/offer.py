@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import yaml
+from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.config import ClusterConfig
 from cluster.machines import MACHINES, SPOT_SHARE, Machine
@@ -67,8 +69,9 @@ class Offer:
             cache_bytes: bytes of images that each machine copies to its disk.
         """
         places = list(self.places(cluster, gpus=gpus))
+        fits = any(group.room(cluster.cpus_per_worker, gpus) for group in self.workers)
         each = f"{cluster.cpus_per_worker} CPUs" + (f" and {gpus} GPU" if gpus else "")
-        if not places:
+        if not fits:
             return [
                 f"cluster.cpus_per_worker: no machine of {self.path} takes a worker of {each}; "
                 "lower it, or name larger machines there"
@@ -114,9 +117,11 @@ def read_offer(path: Path = CLUSTER_FILE) -> Offer:
             for name, node in content["available_node_types"].items()
         }
         workers = tuple(group for name, group in groups.items() if name != head)
-        return Offer(
+        offer = Offer(
             path=path, head=groups[head], workers=workers, max_workers=content["max_workers"]
         )
+        _check_by_ray(path, content)
+        return offer
     except OSError as error:
         raise ValueError(f"{path}: no such cluster file ({error.strerror})") from None
     except yaml.YAMLError as error:
@@ -125,6 +130,17 @@ def read_offer(path: Path = CLUSTER_FILE) -> Offer:
         raise ValueError(f"{path} has no {error}; see Ray's description of cluster files") from None
     except (TypeError, AttributeError) as error:  # a list where names are asked for, or nothing
         raise ValueError(f"{path} is no cluster file as Ray describes them: {error}") from None
+
+
+def _check_by_ray(path: Path, content: dict[str, Any]) -> None:
+    """Refuse what `ray up` would refuse."""
+    try:
+        validate_config(prepare_config(content))
+    except jsonschema.ValidationError as error:
+        place = ".".join(str(part) for part in error.absolute_path) or "its first level"
+        raise ValueError(f"{path} is refused by Ray, {place}: {error.message}") from None
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is refused by Ray: {error}") from None
 
 
 def _group(where: str, name: str, node: dict[str, Any]) -> Group:

@@ -208,12 +208,14 @@ def check_startable(name: str, *, settings: Mapping[str, str], fresh: bool = Fal
         TrackingError: MLflow fails, another driver runs this name, or its unfinished attempt has
             other settings.
     """
+    uri = tracking_uri()
+    file = uri.removeprefix("sqlite:///")
+    if file != uri and not Path(file).exists():
+        return  # nothing was tracked there yet, and asking would make the file
     try:
         _check_startable(name, last_attempt(name), settings, fresh)
     except FAILURES as error:
-        raise TrackingError(
-            f"MLflow at {masked(tracking_uri())} cannot be used: {explain(error)}"
-        ) from error
+        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
 
 
 def explain(error: Exception) -> str:

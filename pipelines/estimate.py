@@ -1,11 +1,12 @@
 """What a run would take, and what it would lack: said before anything starts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import ray
 import torch
 import yaml
@@ -16,11 +17,13 @@ from cluster.errors import RunError, TrackingError
 from cluster.launch import connected, resolve_storage, wants_gpu
 from cluster.objects import check_writable, is_address
 from cluster.offer import CLUSTER_FILE, Offer, read_offer
-from pipelines.data.config import LOCAL_SOURCES
+from pipelines.data.config import LOCAL_SOURCES, Split
 from pipelines.data.sidecar import read_info
+from pipelines.data.sources import DOWNLOADS, check_source, open_source
+from pipelines.data.splits import hold_out
 from pipelines.data.staged import remote_files
 from pipelines.evaluation import check_budgets
-from pipelines.run import Run
+from pipelines.run import Run, identity
 from ranet import RANet, mult_adds
 from ranet.config import TrainConfig
 
@@ -30,6 +33,12 @@ RATES = Path(__file__).parents[1] / "benchmarks" / "rates.yaml"
 IMAGENET_CLASSES, IMAGENET_TRAIN = 1000, 1_281_167
 """Image folders of so many classes that are not prepared yet are supposed to be ImageNet's, which
 has so many training images; some of them are held out."""
+IMAGENET_QUALITY = 90
+IMAGENET_BYTES = {256: 16_370, 320: 23_622, 500: 43_240}
+"""Bytes an image, stored as JPEG of that quality, by `data.stored_size`: means of a thousand
+photographs (docs/operating.md)."""
+CIFAR = {"cifar10": (10, 5000), "cifar100": (100, 500)}
+"""Classes, and training images of each."""
 
 
 @dataclass
@@ -88,87 +97,168 @@ def estimate(run: Run) -> Estimate:
         check_budgets(costs, run.registry.budgets)
     with found.checking():
         tracking.check_reachable()
+        tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
     with found.checking():
         resolve_storage(run.cluster.storage)
-    num_images, cache_bytes = _images(run, found)
+    hand = None
     with found.checking():
-        place = _place(run.cluster, cache_bytes, found)
-        if num_images:
-            _time(run, num_images, costs[-1], place, found)
+        hand = _at_hand(run.cluster, found)
+    num_images, cache_bytes = _images(run, found, is_here=hand is not None and hand.suffices)
+    if hand is not None:
+        with found.checking():
+            place = _place(run.cluster, hand, cache_bytes, found)
+            if num_images:
+                _time(run, num_images, costs[-1], place, found)
     _checkpoints(run, model, num_images, found)
     return found
 
 
-def _images(run: Run, found: Estimate) -> tuple[int, int]:
-    """Tell of the images; return those to train on, 0 where unknown, and the bytes to copy."""
+def _images(run: Run, found: Estimate, *, is_here: bool) -> tuple[int, int]:
+    """Tell of the images; return those to train on, 0 where unknown, and the bytes to copy.
+
+    Args:
+        run: names them.
+        found: is told of them.
+        is_here: the run would be where this process is, and not on machines that are rented.
+    """
     try:
         info = read_info(run.data, run.model.image_size)
     except FileNotFoundError as error:
-        if run.data.source in LOCAL_SOURCES and not run.data.root:
-            found.lacks.append(str(error))
-        elif is_address(run.data.folder):
-            with found.checking():
-                check_writable("data.folder", run.data.folder)
-        supposed = 0
-        if run.data.source == "imagefolder" and run.model.num_classes == IMAGENET_CLASSES:
-            supposed = round(IMAGENET_TRAIN * (1 - run.data.validation_share))
-        number = (
-            f"{supposed:,} train supposed, as of ImageNet"
-            if supposed
-            else "their number is unknown"
-        )
-        found.lines.append(("images", f"not prepared yet: that comes first, {number}"))
-        return supposed, 0
+        return _unprepared(run, found, str(error), is_here=is_here)
     except (ValueError, OSError) as error:
         found.lacks.append(str(error))
-        return 0, 0
+        return _suppose(run, found, "cannot be read")
     if len(info.class_names) != run.model.num_classes:
         found.lacks.append(
             f"model.num_classes must be {len(info.class_names)}, the classes of data.source "
             f"{run.data.source}, got {run.model.num_classes}"
         )
-    counts = info.num_samples
-    found.lines.append(("images", ", ".join(f"{counts[split]:,} {split}" for split in counts)))
+    found.lines.append(("images", _counted(info.num_samples)))
     cache_bytes = 0
     if is_address(info.folder):
         cache_bytes = sum(file.bytes for file in remote_files(info.folder))
     copied = f"{_size(cache_bytes)} from S3 to each node" if cache_bytes else "none: read in place"
     found.lines.append(("to stage", copied))
-    return counts["train"], cache_bytes
+    return info.num_samples["train"], cache_bytes
 
 
-def _place(cluster: ClusterConfig, cache_bytes: int, found: Estimate) -> Place:
-    """Look for room for the workers: at hand, or in the cluster file."""
+def _unprepared(run: Run, found: Estimate, missing: str, *, is_here: bool) -> tuple[int, int]:
+    """Tell of images that a start would prepare first, as far as it could."""
+    data = run.data
+    told = "not prepared yet: that comes first"
+    if data.source in LOCAL_SOURCES and not data.root:
+        found.lacks.append(missing)
+    elif data.source in LOCAL_SOURCES and not is_here and not is_address(data.root):
+        told += f", from {data.root} of the machines to rent, which was not looked for"
+    else:
+        with found.checking():
+            check_source(data)
+    if data.source in CIFAR:
+        told += f", with a download where {data.root or DOWNLOADS} lacks them"
+    if is_address(data.folder):
+        with found.checking():
+            check_writable("data.folder", data.folder)
+    return _suppose(run, found, told)
+
+
+def _suppose(run: Run, found: Estimate, told: str) -> tuple[int, int]:
+    is_remote = is_address(run.data.folder)
+    counts, stored_bytes = _supposed(run)
+    if counts is None:
+        found.lines.append(("images", f"{told}; their number is unknown"))
+        return 0, 0
+    found.lines.append(("images", f"{told}; {_counted(counts)} supposed"))
+    if not is_remote:
+        found.lines.append(("to stage", "none: read in place"))
+    else:
+        size = f"about {_size(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
+        found.lines.append(("to stage", f"{size} from S3 to each node"))
+    return counts["train"], stored_bytes if is_remote else 0
+
+
+def _supposed(run: Run) -> tuple[dict[Split, int] | None, int]:
+    """Return how many images each split should have, and their bytes, 0 where unknown."""
+    data = run.data
+    if data.source == "digits":
+        source = open_source(data, run.model.image_size)
+        labels, test, pixels = source.train.labels, len(source.test.labels), run.model.image_size
+    elif data.source in CIFAR:
+        num_classes, each = CIFAR[data.source]
+        labels, test, pixels = np.repeat(np.arange(num_classes), each), 10_000, 32
+    elif data.source == "imagefolder" and run.model.num_classes == IMAGENET_CLASSES:
+        held = round(IMAGENET_TRAIN * data.validation_share)
+        counts: dict[Split, int] = {"train": IMAGENET_TRAIN - held, "val": held, "test": 50_000}
+        known = data.storage == "jpeg" and data.jpeg_quality == IMAGENET_QUALITY
+        return counts, IMAGENET_BYTES.get(data.stored_size, 0) * sum(counts.values()) * known
+    else:
+        return None, 0
+    names = [str(label) for label in range(int(labels.max()) + 1)]
+    kept, held_out = hold_out(labels, data.validation_share, data.split_seed, names)
+    counts = {"train": len(kept), "val": len(held_out), "test": test}
+    return counts, sum(counts.values()) * 3 * pixels**2 * (data.storage == "raw")
+
+
+def _counted(counts: Mapping[Split, int]) -> str:
+    return ", ".join(f"{counts[split]:,} {split}" for split in counts)
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """The cluster that a run would find without renting, or this machine."""
+
+    where: str
+    resources: Mapping[str, float]
+    """As Ray names them."""
+    gpus: int
+    """GPUs of each worker."""
+    room: int
+    """Workers that fit."""
+    suffices: bool
+    """Whether the run would be there: it fits, or has no use for a GPU."""
+
+
+def _at_hand(cluster: ClusterConfig, found: Estimate) -> AtHand:
+    """Look at the cluster that is here, or at this machine."""
+    told = ""
     if address := os.environ.get("RAY_ADDRESS"):
         with connected(cluster):
             gpus, has = int(wants_gpu(cluster)), ray.cluster_resources()
-        where = f"the cluster at {address}"
+        where, cores = f"the cluster at {address}", has.get("CPU", 0)
     else:
         here = torch.cuda.device_count()
         enough = cluster.device == "auto" and here >= cluster.min_workers
         gpus = int(cluster.device == "gpu" or enough)
         cores = os.cpu_count() or 1
-        if not gpus:  # a local cluster is told of as many as its workers ask for
-            cores = max(cores, cluster.max_workers * cluster.cpus_per_worker)
-        has = {"CPU": cores, "GPU": here}
-        where = "this machine"
+        has, where = {"CPU": cores, "GPU": here}, "this machine"
+        asked = cluster.max_workers * cluster.cpus_per_worker
+        if not gpus and asked > cores:  # a local cluster is told of as many as its workers ask for
+            cores, told = asked, ", which share its CPUs"
     room = int(min(
-        has.get("CPU", 0) // cluster.cpus_per_worker,
-        has.get("GPU", 0) // gpus if gpus else float("inf"),
+        cores // cluster.cpus_per_worker, has.get("GPU", 0) // gpus if gpus else float("inf")
     ))  # fmt: skip
     found.lines.append((
         "cluster",
         f"{where} has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs: room for {room} "
-        f"of {cluster.min_workers} to {cluster.max_workers} workers",
+        f"of {cluster.min_workers} to {cluster.max_workers} workers{told}",
     ))  # fmt: skip
-    if room >= cluster.min_workers or not gpus:
+    return AtHand(where, has, gpus, room, room >= cluster.min_workers or not gpus)
+
+
+def _place(cluster: ClusterConfig, hand: AtHand, cache_bytes: int, found: Estimate) -> Place:
+    """Find room for the workers: at hand, or in the cluster file."""
+    gpus, room = hand.gpus, hand.room
+    if hand.suffices:
         if room < cluster.min_workers:
             found.lacks.append(
                 f"cluster.num_workers asks for {cluster.min_workers} workers of "
-                f"{cluster.cpus_per_worker} CPUs, but {where} has room for {room}; ask for less or "
-                "add nodes"
+                f"{cluster.cpus_per_worker} CPUs, but {hand.where} has room for {room}; ask for "
+                "less or add nodes"
             )
-        kinds = [name.partition(":")[2] for name in has if name.startswith("accelerator_type:")]
+        kinds = [
+            name.partition(":")[2]
+            for name in hand.resources
+            if name.startswith("accelerator_type:")
+        ]
         device = ", ".join(kinds) or "unknown" if gpus else "cpu"
         return Place(gpus, device, min(room, cluster.max_workers), None)
     offer = read_offer(CLUSTER_FILE)

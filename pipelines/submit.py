@@ -10,14 +10,14 @@ the following alone.
 import argparse
 import logging
 import os
-import re
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.jobs import JobError, check_code, connect, follow, submit
+from cluster.jobs import JobError, check_code, check_public, connect, follow, submit
 
 STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
@@ -27,9 +27,12 @@ def main() -> None:
     arguments = read_arguments()
     logging.disable(logging.WARNING)  # Ray's tale of packing; what is sent is told by us
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    names = {"MLFLOW_TRACKING_URI", *arguments.env} & os.environ.keys()
+    environment = {name: os.environ[name] for name in sorted(names)}
     try:
+        check_public(arguments.command, environment)
         client = connect(address)
-        job_id = arguments.follow or send(client, arguments)
+        job_id = arguments.follow or send(client, arguments.command, environment)
         if arguments.detach:
             return
         status = follow(client, job_id, write)
@@ -49,27 +52,27 @@ def read_arguments() -> argparse.Namespace:
                                            "       submit.py --follow JOB")  # fmt: skip
     parser.add_argument("--detach", action="store_true", help="do not wait for the job's end")
     parser.add_argument("--follow", metavar="JOB", help="come back to a job, from its first line")
-    parser.add_argument("--env", metavar="NAME", action="append", default=["MLFLOW_TRACKING_URI"],
-                        help="a variable of this environment that the job gets too")  # fmt: skip
+    parser.add_argument("--env", metavar="NAME", action="append", default=[],
+                        help="a variable of this environment that the job gets too, as it does "
+                             "MLFLOW_TRACKING_URI")  # fmt: skip
     parser.add_argument("command", nargs="*", help="what to run, after --")
     arguments = parser.parse_args()
     if bool(arguments.follow) == bool(arguments.command):
         parser.error("give either a command after --, or --follow JOB")
-    for name in arguments.env:
-        if re.search("SECRET|PASSWORD|TOKEN|KEY", name):
-            parser.error(
-                f"--env {name}: Ray shows a job's variables to whoever sees its dashboard; give "
-                "the nodes a role, or the secret to the head before the job (docs/operating.md)"
-            )
+    if arguments.follow and arguments.detach:
+        parser.error("--follow is to wait for a job, --detach is not to")
+    if unset := [name for name in arguments.env if name not in os.environ]:
+        parser.error(f"--env {unset[0]}: there is no such variable in this environment")
     return arguments
 
 
-def send(client: JobSubmissionClient, arguments: argparse.Namespace) -> str:
+def send(
+    client: JobSubmissionClient, command: Sequence[str], environment: Mapping[str, str]
+) -> str:
     """Send the code of this folder and start the command; say how to come back."""
     folder = Path.cwd()
     print(f"{check_code(folder) / 1e6:.2f} MB of code to send", file=sys.stderr)
-    environment = {name: os.environ[name] for name in arguments.env if name in os.environ}
-    job_id = submit(client, shlex.join(arguments.command), folder, environment)
+    job_id = submit(client, shlex.join(command), folder, environment)
     print(f"submitted {job_id}; come back: python pipelines/submit.py --follow {job_id}",
           file=sys.stderr)  # fmt: skip
     return job_id

@@ -62,6 +62,8 @@ def main() -> None:
             expected = estimate(run)
             print(expected)
             sys.exit(0 if expected.starts else 1)
+        tracking.check_reachable()
+        tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
         info = make_ready(run)
         with track(run) as record:
             trained = train(run, record)
@@ -70,7 +72,6 @@ def main() -> None:
 
 def make_ready(run: Run) -> DatasetInfo:
     """Prepare the images, and refuse what cannot work before a run is opened."""
-    tracking.check_reachable()
     resolve_storage(run.cluster.storage)
     check_budgets(mult_adds(run.model), run.registry.budgets)
     info = prepare(run.data, run.model.image_size, spread=partial(on_every_cpu, run.cluster))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image
 
-from cluster.objects import ObjectStore, is_address
+from cluster.objects import START_PATIENCE_SECONDS, ObjectStore, is_address
 from pipelines.data.config import DataConfig
 from pipelines.data.images import Picture, decode_picture
 from pipelines.data.splits import hold_out
@@ -155,6 +155,30 @@ class Subset:
         return self.images.read(int(self.indices[index]))
 
 
+def check_source(config: DataConfig) -> None:
+    """Refuse a folder that does not hold what its source asks for; no image is looked for.
+
+    Raises:
+        FileNotFoundError: a folder or file is missing.
+        PermissionError: S3 does not let us look.
+        ValueError: `data.root` is empty.
+    """
+    if config.source == "parquet":
+        for part in ("train", "test"):
+            _parquet_file(_existing_folder(config.root), part)
+    elif config.source == "imagefolder" and is_address(config.root):
+        with ObjectStore(connections=1, patience_seconds=START_PATIENCE_SECONDS) as store:
+            for part in ("train", "val"):
+                address = f"{config.root.rstrip('/')}/{part}"
+                if next(iter(store.names(address)), None) is None:
+                    raise FileNotFoundError(
+                        f"data.root must hold train and val: {address} is empty or does not exist"
+                    )
+    elif config.source == "imagefolder":
+        for part in ("train", "val"):
+            _existing_part(_existing_folder(config.root) / part)
+
+
 def open_source(config: DataConfig, image_size: int) -> Source:
     """Find the images that `config` names.
 
@@ -252,11 +276,15 @@ def _imagefolder(config: DataConfig) -> Source:
     return Source(train, test, class_names)
 
 
-def _file_names(folder: Path) -> list[str]:
+def _existing_part(folder: Path) -> Path:
     if not folder.is_dir():
         raise FileNotFoundError(f"data.root must hold train and val: {folder} does not exist")
+    return folder
+
+
+def _file_names(folder: Path) -> list[str]:
     names = []
-    for class_folder in folder.iterdir():
+    for class_folder in _existing_part(folder).iterdir():
         if class_folder.is_dir():
             names.append(f"{class_folder.name}/")
             for at, _, files in os.walk(class_folder):
@@ -353,19 +381,14 @@ def _parquet(root: Path) -> Source:
 
     tables = {}
     for part in ("train", "test"):
-        found = sorted(root.glob(f"*-{part}.parquet"))
-        if len(found) != 1:
-            raise FileNotFoundError(
-                f"data.root {root} must hold exactly one *-{part}.parquet, found "
-                + (", ".join(path.name for path in found) or "none")
-            )
-        columns = parquet.read_schema(found[0]).names
+        found = _parquet_file(root, part)
+        columns = parquet.read_schema(found).names
         for column in ("image", "label"):
             if column not in columns:
                 raise ValueError(
-                    f"{found[0]} has no column {column!r}; its columns are {', '.join(columns)}"
+                    f"{found} has no column {column!r}; its columns are {', '.join(columns)}"
                 )
-        tables[part] = (found[0], parquet.read_table(found[0], columns=["image", "label"]))
+        tables[part] = (found, parquet.read_table(found, columns=["image", "label"]))
     metadata = tables["train"][1].schema.metadata or {}
     train, test = (_encoded_images(path, table) for path, table in tables.values())
     if b"classes" in metadata:
@@ -380,6 +403,16 @@ def _parquet(root: Path) -> Source:
                 f"but labels must be 0 to {len(class_names) - 1}, one per class of the training set"
             )
     return Source(train, test, class_names)
+
+
+def _parquet_file(root: Path, part: str) -> Path:
+    found = sorted(root.glob(f"*-{part}.parquet"))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"data.root {root} must hold exactly one *-{part}.parquet, found "
+            + (", ".join(path.name for path in found) or "none")
+        )
+    return found[0]
 
 
 def _encoded_images(path: Path, table: "pyarrow.Table") -> EncodedImages:

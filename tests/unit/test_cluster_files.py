@@ -4,6 +4,7 @@ import copy
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import kubernetes_validate
@@ -19,7 +20,7 @@ from cluster.offer import read_offer
 from pipelines.run import Run, parse_settings
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
 
-GPU_CONFIGS = ("cifar10", "imagenet", "imagenet_paper")
+GPU_CONFIGS = ("cifar10", "imagenet", "imagenet_paper", "sweeps/cifar10")
 IMAGENET_TRAIN = 1_281_167
 IMAGENET_BYTES = 1_331_167 * 58_000
 """What nodes copy of ImageNet: JPEG 90 of 421 px is 43 KB (docs/results.md), here scaled to the
@@ -77,9 +78,9 @@ def test_ray_accepts_the_cluster_file(aws):
 def test_all_nodes_run_one_image_of_the_pinned_ray(aws):
     image = aws["docker"]["image"]
     version = pinned_versions()["ray"]
-    assert image == f"REGISTRY/ranet:ray{version}"
+    assert re.fullmatch(rf"[\w.:/-]+/ranet:ray{re.escape(version)}", image)  # with any registry
     dockerfile = (ROOT / "Dockerfile").read_text()
-    assert dockerfile.count(image) == 2  # the commands that build and push it
+    assert dockerfile.count(f"REGISTRY/ranet:ray{version}") == 2  # commands that build and push it
     base = re.search(r"^FROM rayproject/ray:([\d.]+)-py3(\d+)-gpu$", dockerfile, re.MULTILINE)
     assert base
     assert base[1] == version
@@ -228,6 +229,21 @@ def test_an_unknown_machine_a_missing_file_and_a_missing_part_are_named(aws, tmp
         read_offer(tmp_path / "other.yaml")
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"max_workers": "two"}, "max_workers: 'two' is not of type 'integer'"),
+        ({"max_worker": 2}, "its first level: .*'max_worker' was unexpected"),
+        ({"max_workers": 1}, "`max_workers` is smaller than the sum of `min_workers`"),
+    ],
+)
+def test_what_ray_would_refuse_is_refused_before_it_is_started(aws, tmp_path, change, sentence):
+    aws["available_node_types"]["gpu_worker"]["min_workers"] = 2
+    with pytest.raises(ValueError, match=f"ray_cluster.yaml is refused by Ray.*: .*{sentence}|"
+                                         f"ray_cluster.yaml is refused by Ray, {sentence}"):  # fmt: skip
+        read_offer(written(tmp_path, aws | change))
+
+
 def test_what_a_run_would_lack_is_said_before_anything_is_rented():
     offer = read_offer(ROOT / "ray_cluster.yaml")
 
@@ -239,6 +255,8 @@ def test_what_a_run_would_lack_is_said_before_anything_is_rented():
     [many] = lacks("--cluster.num_workers=[2,9]")
     assert "asks for up to 9 workers of 1 CPUs and 1 GPU, but" in many
     assert "has room for 8; raise max_workers there" in many
+    few = replace(offer, max_workers=0).lacks(read_config("imagenet").cluster, gpus=1)
+    assert ["has room for 0; raise max_workers there" in sentence for sentence in few] == [True]
     [wide] = lacks("--cluster.cpus_per_worker=49")
     assert "no machine of" in wide
     [large] = lacks("--cluster.num_workers=2", cache_bytes=10**12)

@@ -1,6 +1,7 @@
 """What a run would take, known before anything starts."""
 
 import io
+import os
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ import yaml
 from pipelines.data import prepare
 from pipelines.estimate import RATES, checkpoint_bytes, estimate, stored_rate
 from pipelines.run import Run, parse_settings
+from pipelines.train import track
 from ranet import RANet, mult_adds
 from ranet.training.state import Training
 from tests.unit.test_project import ROOT
+
+DIGITS = "1,252 train, 276 val, 269 test"
 
 
 @pytest.fixture
@@ -37,7 +41,7 @@ def test_a_run_on_this_machine_is_told_with_its_measured_rate(at_home, tmp_path)
     assert told.starts
     lines = dict(told.lines)
     assert lines["network"].startswith("2.55 M parameters, 6 exits, 8.32 to 58.61 M mult-adds")
-    assert lines["images"] == "1,252 train, 276 val, 269 test"
+    assert lines["images"] == DIGITS
     assert lines["to stage"] == "none: read in place"
     assert lines["steps"].startswith("10 epochs of 19, 190 in all; 12,160 images to train on")
     assert lines["images/s"].startswith("140 with 2 workers, 70 each")
@@ -75,7 +79,7 @@ def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypat
         assert any(sentence.startswith(start) for sentence in told.lacks), told
     assert any("run pipelines/prepare_data.py" in sentence for sentence in told.lacks)
     lines = dict(told.lines)
-    assert lines["images"].endswith("1,255,544 train supposed, as of ImageNet")
+    assert lines["images"].endswith("; 1,255,544 train, 25,623 val, 50,000 test supposed")
     assert lines["steps"].startswith("100 epochs of 1,226, 122,600 in all; 125,542,400 images")
     assert lines["checkpoints"].startswith("2.39 GB each, 2 kept; 501 in all, 1.20 TB to ")
     assert str(told).endswith("\nwould not start")
@@ -85,9 +89,9 @@ def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("num_classes", "images", "time"),
     [
-        (1000, "not prepared yet: that comes first, 1,255,544 train supposed, as of ImageNet",
+        (1000, "; 1,255,544 train, 25,623 val, 50,000 test supposed",
          "were it 100 images/s a worker: 43.59 h"),
-        (100, "not prepared yet: that comes first, their number is unknown", ""),
+        (100, "which was not looked for; their number is unknown", ""),
     ],
 )  # fmt: skip
 def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
@@ -98,9 +102,67 @@ def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
     told = estimate(run)
     assert told.starts, told
     lines = dict(told.lines)
-    assert lines["images"] == images
+    assert lines["images"].endswith(images)
+    assert "machines to rent" in lines["images"]
     assert lines.get("time", "").startswith(time)
     assert ("price" in lines) == bool(time)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lack"),
+    [
+        (["--data.root={folder}/nowhere"], "data.root is {folder}/nowhere: no such folder"),
+        (["--data.root={folder}/tree"], "data.root must hold train and val: {folder}/tree/val"),
+        (["--data.root={folder}/tree", "--data.source=parquet", "--data.class_index="],
+         "must hold exactly one *-train."),
+    ],
+)  # fmt: skip
+def test_what_should_be_here_and_is_not_keeps_a_run_from_starting(
+    at_home, tmp_path, arguments, lack
+):
+    (tmp_path / "tree" / "train").mkdir(parents=True)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    told = estimate(read("imagenet", tmp_path, "--cluster.device=cpu", *arguments))
+    [sentence] = told.lacks
+    assert lack.format(folder=tmp_path) in sentence
+
+
+def test_digits_are_counted_before_they_are_prepared(at_home, tmp_path):
+    run = read("digits", tmp_path, "--cluster.device=cpu", "--cluster.num_workers=64")
+    first = estimate(run)
+    assert first.starts, first
+    images = dict(first.lines)["images"]
+    assert images == f"not prepared yet: that comes first; {DIGITS} supposed"
+    prepare(run.data, run.model.image_size)
+    second = estimate(run)
+    assert dict(second.lines)["images"] == DIGITS
+    for line in ("steps", "time", "checkpoints", "to stage"):
+        assert dict(first.lines)[line] == dict(second.lines)[line]
+    cores = os.cpu_count()
+    assert dict(first.lines)["cluster"] == (
+        f"this machine has {cores} CPUs and 0 GPUs: room for 64 of 64 to 64 workers, which share "
+        "its CPUs"
+    )
+
+
+def test_a_download_is_told_of_and_its_images_are_counted(at_home, tmp_path):
+    told = estimate(read("cifar10", tmp_path, "--cluster.device=cpu", f"--data.root={tmp_path}"))
+    assert told.starts, told
+    assert dict(told.lines)["images"] == (
+        f"not prepared yet: that comes first, with a download where {tmp_path} lacks them; "
+        "45,000 train, 5,000 val, 10,000 test supposed"
+    )
+
+
+def test_a_name_that_is_unfinished_with_other_settings_would_not_start(at_home, tmp_path):
+    run = read("digits", tmp_path)
+    with pytest.raises(KeyboardInterrupt), track(run):
+        raise KeyboardInterrupt
+    assert estimate(run).starts
+    told = estimate(read("digits", tmp_path, "--train.epochs=3"))
+    [sentence] = told.lacks
+    assert "is unfinished and its settings have changed: train.epochs: 10 -> 3" in sentence
+    assert estimate(read("digits", tmp_path, "--train.epochs=3", "--fresh=true")).starts
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 31), (95, 3), (60, 4)])

@@ -116,6 +116,7 @@ def test_a_wrong_setting_is_named_in_one_line_with_status_2(arguments, sentence,
         ("--cluster.storage=s3://AKIAPLANTED:zq-planted@team/runs", "cluster.storage"),
         ("--cluster.storage=s3://team/runs?secret_key=zq-planted", "cluster.storage"),
         ("--data.folder=s3://AKIAPLANTED:zq-planted@team/images", "data.folder"),
+        ("--data.folder=s3://team/images?secret_key=zq-planted", "data.folder"),
         ("--data.root=s3://AKIAPLANTED:zq-planted@team/images", "data.root"),
     ],
 )
