@@ -68,15 +68,14 @@ def check_address(setting: str, address: str) -> None:
     Raises:
         ValueError: it names the setting.
     """
-    if "@" in address:
+    if "@" in address or "?" in address:
         raise ValueError(
             f"{setting} must be s3://bucket/folder without keys: AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY of the environment, or the role of the nodes, are used"
         )
     fits = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#\x00-\x1f\x7f]+)+", address)
     if not fits or {".", ".."} & set(address.split("/")):
-        shown = address.partition("?")[0]  # what follows may be a key
-        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {shown!r}")
+        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {address!r}")
 
 
 def check_writable(setting: str, folder: str) -> None:

@@ -4,7 +4,7 @@ from argparse import Namespace
 
 import pytest
 
-from benchmarks.spot import best, useful_share, young
+from benchmarks.spot import best, daly, useful_share, young
 
 
 def given(**changes):
@@ -29,6 +29,15 @@ def test_the_optimum_is_near_youngs():
     at_young = useful_share(8, young(8, settings), settings)
     assert at_young > useful_share(8, young(8, settings) / 6, settings)
     assert at_young > useful_share(8, young(8, settings) * 6, settings)
+    found = useful_share(8, best(8, settings), settings)
+    for formula in (young, daly):
+        assert found - 0.02 < useful_share(8, formula(8, settings), settings) <= found
+
+
+def test_dalys_formula_is_youngs_less_the_write_where_losses_are_rare():
+    rare = given(write=5.0)
+    assert daly(1, rare) == pytest.approx(young(1, rare) - 5.0, rel=0.1)
+    assert daly(1, rare) > young(1, rare) - 5.0  # of higher order
 
 
 def test_growing_at_a_checkpoint_alone_saves_the_work_between():
