@@ -93,10 +93,15 @@ def resolve_storage(storage: str) -> str:
 
 
 @contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[None]:
+def connected(cluster: ClusterConfig, *, crowded: bool = True) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, or start a local one for this context.
 
     Where Ray is connected already, as inside a Tune trial, nothing is done.
+
+    Args:
+        cluster: what a run asks for.
+        crowded: a local cluster is told of as many CPUs as the workers ask for, who share those
+            of this machine; otherwise of these alone.
 
     Raises:
         RunError: nobody answers at that address.
@@ -109,7 +114,7 @@ def connected(cluster: ClusterConfig) -> Iterator[None]:
         _check_answers(address)
         ray.init(logging_level=logging.ERROR)
     else:
-        needed = cluster.max_workers * cluster.cpus_per_worker
+        needed = cluster.max_workers * cluster.cpus_per_worker if crowded else 1
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
         ray.init(
             address="local",

@@ -218,6 +218,17 @@ def _readable(message: str, kind: type) -> str:
         return message
     group = f"{unknown['group']}." if unknown["group"] else ""
     name = unknown["option"] or f"{group}{unknown['key']}"
-    similar = difflib.get_close_matches(name, flatten(kind()), n=1)
+    similar = difflib.get_close_matches(name, _names(kind), n=1)
     hint = f"did you mean {similar[0]}?" if similar else "see --help"
     return f"{name} is not a setting; {hint}"
+
+
+def _names(kind: type, prefix: str = "") -> list[str]:
+    """Dotted names of all settings of a kind, and of its sections."""
+    names: list[str] = []
+    for entry in fields(kind):
+        names.append(f"{prefix}{entry.name}")
+        if is_dataclass(entry.type):
+            assert isinstance(entry.type, type)
+            names += _names(entry.type, f"{prefix}{entry.name}.")
+    return names

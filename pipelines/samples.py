@@ -1,24 +1,52 @@
 """What a sample of a sweep means: a run that can be trained, and what it costs before it is."""
 
+import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pipelines.data.config import prepared_settings
 from pipelines.run import Run, config_text, flatten, parse_settings
 from ranet import mult_adds
 from ranet.training.memory import Footprint, footprint
 from tuning.book import Described
 from tuning.draws import Candidate
 from tuning.space import (
+    SHORTHANDS,
     RejectedError,
     Sweep,
     as_arguments,
     expand_model,
     expand_weights,
+    names_in,
 )
 
 _WEIGHTS = "train.exit_loss_weights"
+
+
+def check_space(sweep: Sweep, base: Run) -> None:
+    """Refuse a space that sets what is no property of a network and its training.
+
+    Args:
+        sweep: its space.
+        base: the run that all trials start from.
+
+    Raises:
+        ValueError: it names the entry and what to do.
+    """
+    known = flatten(base)
+    for name in sorted(names_in(sweep.space).difference(SHORTHANDS)):
+        if name not in known:
+            similar = difflib.get_close_matches(name, [*known, *SHORTHANDS], n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "see pipelines/train.py --help"
+            raise ValueError(f"space has {name}, which is not a setting; {hint}")
+        if name in prepared_settings(base.data, base.model.image_size):
+            raise ValueError(f"space has {name}: all trials of a sweep read the same images")
+        if name == "train.epochs" or not name.startswith(("model.", "train.", "data.")):
+            raise ValueError(
+                f"space has {name}: it is the same for all trials of a sweep; give it in settings"
+            )
 
 
 def check_sample(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candidate:
@@ -52,13 +80,15 @@ def check_sample(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candidate:
             f"mult-adds, the first exit of a drawn network costs {cost[0]:.4g}",
         )
     if (weights := expand_weights(draw, cost)) is not None:
-        settings[_WEIGHTS] = weights
+        settings[_WEIGHTS] = weights if set(weights) != {1.0} else []
     run = _parse(base, settings)
     if sweep.window.parameters is not None or sweep.window.memory is not None:
         size = _footprint(run)
         sweep.window.check("parameters", size.parameters)
         sweep.window.check("memory", size.memory)
-    return Candidate(run=run, draw=draw, settings=settings, cost=cost)
+    before = flatten(base)
+    meant = {name: value for name, value in flatten(run).items() if value != before[name]}
+    return Candidate(run=run, draw=draw, settings=meant, cost=cost)
 
 
 def describe(candidate: Candidate, name: str) -> Described:

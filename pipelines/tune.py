@@ -21,7 +21,7 @@ from cluster.errors import RunError
 from cluster.launch import check_room, connected, resolve_storage, wants_gpu
 from cluster.tracking import Record
 from pipelines.data import DatasetInfo
-from pipelines.data.config import prepared_folder, prepared_settings
+from pipelines.data.config import prepared_folder
 from pipelines.run import (
     Run,
     configure_logging,
@@ -30,7 +30,7 @@ from pipelines.run import (
     parse_settings,
     read_settings,
 )
-from pipelines.samples import best_config, check_sample, describe
+from pipelines.samples import best_config, check_sample, check_space, describe
 from pipelines.train import make_ready, train_trial
 from tuning.book import Book, read_trials
 from tuning.draws import Draws
@@ -54,7 +54,7 @@ def main() -> None:
         tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
         draws = make_draws(sweep, run)
         draws.check_ahead(sweep.num_trials)
-        with connected(run.cluster):
+        with connected(run.cluster, crowded=False):
             check_room(run.cluster)
             # Budgets are those of the best configs, not of the network that trials start from.
             info = make_ready(replace(run, registry=replace(run.registry, budgets=(1.0,))))
@@ -64,9 +64,7 @@ def main() -> None:
 def common_run(sweep: Sweep) -> Run:
     """Read the run that all trials start from, with paths that hold on every node."""
     run = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
-    for name in prepared_settings(run.data, run.model.image_size):
-        if name in sweep.space:
-            raise ValueError(f"space has {name}: all trials of a sweep read the same images")
+    check_space(sweep, run)
     return replace(
         run,
         data=replace(run.data, folder=prepared_folder(run.data, run.model.image_size)),

@@ -27,6 +27,8 @@ MOST_DRAWS = 300
 PROPOSED_DRAWS = 30
 """The first of them are proposed by the search; what it proposes may be taken already or refused
 again and again, so the others are left to chance."""
+_ASKED = ("window.", "objective.")
+"""What bounds of networks begin with; all others refuse what is no network."""
 MOST_CHECKED_AHEAD = 20
 """Trials for which samples are looked for before a sweep starts."""
 
@@ -40,7 +42,7 @@ class Candidate:
     draw: Mapping[str, Any]
     """Values by the names of the space."""
     settings: Mapping[str, Any]
-    """The settings of a run that they mean."""
+    """What they change in the run that all trials start from."""
     cost: tuple[int, ...]
     """Cumulative mult-adds of every exit."""
 
@@ -187,7 +189,12 @@ class Draws:
             return "nothing was refused, but all that was drawn had been drawn before"
         counts = ", ".join(f"{bound} {count}" for bound, count in self.rejected.most_common())
         most = self.rejected.most_common(1)[0][0]
-        return f"refused by {counts}; most by {most}: {self._sentences[most]}"
+        reasons = f"refused by {counts}; most by {most}: {self._sentences[most]}"
+        asked = [name for name, _ in self.rejected.most_common() if name.startswith(_ASKED)]
+        if asked and asked[0] != most and not self._taken:
+            reasons += f"; of the networks, all by {' and '.join(asked)}: "
+            reasons += self._sentences[asked[0]]
+        return reasons
 
     def _give(self, candidate: Candidate, trial: optuna.Trial) -> int:
         self._taken.add(candidate.key)

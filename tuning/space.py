@@ -12,6 +12,8 @@ from tuning.objective import Objective
 WEIGHTS = "exit_weights"
 FACTORS = "scale_factors"
 FAMILIES = ("uniform", "linear", "power", "cost", "free")
+SHORTHANDS = (FACTORS, f"{WEIGHTS}.family", f"{WEIGHTS}.strength", f"{WEIGHTS}.free")
+"""Names of a space that are no settings of a run, and stand for several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,15 +54,15 @@ class Dimension:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """What a network of the sweep may cost: [least, most], or null for no bound."""
+    """What a network of the sweep may cost: [least, most], null where there is no bound."""
 
-    mult_adds: tuple[float, float] | None = None
+    mult_adds: tuple[float | None, float | None] | None = None
     """Mult-adds of the last exit, per image."""
-    first_exit: tuple[float, float] | None = None
+    first_exit: tuple[float | None, float | None] | None = None
     """Mult-adds of the first exit, per image."""
-    parameters: tuple[float, float] | None = None
+    parameters: tuple[float | None, float | None] | None = None
     """Weights of the network."""
-    memory: tuple[float, float] | None = None
+    memory: tuple[float | None, float | None] | None = None
     """Bytes that a training step takes on one worker, as computed from the network's tensors."""
 
     def __post_init__(self) -> None:
@@ -68,7 +70,8 @@ class Window:
             bounds = getattr(self, name)
             if bounds is not None:
                 object.__setattr__(self, name, tuple(bounds))
-                if not 0 <= bounds[0] <= bounds[1] or math.isnan(bounds[1]):
+                least, most = _filled(bounds)
+                if not 0 <= least <= most or math.isnan(most):
                     raise ValueError(
                         f"window.{name} must be [least, most] with least no larger than most, "
                         f"got {list(bounds)}: no network lies in it"
@@ -81,12 +84,19 @@ class Window:
             RejectedError: it is.
         """
         bounds = getattr(self, name)
-        if bounds is not None and not bounds[0] <= value <= bounds[1]:
+        if bounds is None:
+            return
+        least, most = _filled(bounds)
+        if not least <= value <= most:
             raise RejectedError(
                 f"window.{name}",
-                f"window.{name} is [{bounds[0]:.4g}, {bounds[1]:.4g}], a drawn network has "
-                f"{value:.4g}",
+                f"window.{name} is [{least:.4g}, {most:.4g}], a drawn network has {value:.4g}",
             )
+
+
+def _filled(bounds: tuple[float | None, float | None]) -> tuple[float, float]:
+    least, most = bounds
+    return 0.0 if least is None else least, math.inf if most is None else most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +187,18 @@ class RejectedError(ValueError):
     def __init__(self, bound: str, sentence: str) -> None:
         super().__init__(sentence)
         self.bound = bound
+
+
+def names_in(space: Mapping[str, Dimension]) -> set[str]:
+    """Return all that a space may set, by the names of settings and those that stand for several.
+
+    A choice that is a mapping sets what is in it, under whatever name it stands.
+    """
+    names: set[str] = set()
+    for name, dimension in space.items():
+        for choice in dimension.choice or (None,):
+            names |= set(choice) if isinstance(choice, Mapping) else {name}
+    return names
 
 
 def expand_model(draw: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str, Any]:

@@ -5,6 +5,8 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ from cluster.launch import connected
 from cluster.tracking import Record, children
 from pipelines import tune
 from pipelines.run import Run, flatten, parse_settings
-from pipelines.samples import best_config, check_sample
+from pipelines.samples import best_config, check_sample, check_space
 from ranet import ModelConfig, RANet, mult_adds
 from ranet.inference.anytime import Scores
 from ranet.training.memory import footprint
@@ -115,6 +117,10 @@ def test_every_choice_comes_and_nothing_else():
             r"each name in warm_start must be letters, .* got \"a' OR name = 'b\"",
         ),
         ({"search": "grid"}, "grid"),
+        ({"windw": {"mult_adds": [1, 2]}}, "windw is not a setting; did you mean window"),
+        ({"num_trails": 3}, "num_trails is not a setting; did you mean num_trials"),
+        ({"objective.nmes": ["area"]}, "objective.nmes is not a setting; did you mean objective.n"),
+        ({"cluster.num_workers": 2}, "cluster.num_workers is not a setting; "),
     ],
 )
 def test_a_wrong_sweep_is_refused(settings: dict, message: str):
@@ -188,7 +194,6 @@ def test_a_sample_becomes_a_run_by_the_door_of_a_file():
     ("draw", "settings", "bound"),
     [
         ({"model.scales": [3, 2, 1]}, {}, "model.scales"),
-        ({"model.growht_rate": 3}, {}, "model.growht_rate"),
         ({"train.optim.lr": -1.0}, {}, "train.optim.lr"),
         ({}, {"window": Window(mult_adds=(1, 2))}, "window.mult_adds"),
         ({}, {"window": Window(first_exit=(1, 2))}, "window.first_exit"),
@@ -201,6 +206,69 @@ def test_a_sample_outside_is_rejected_by_the_name_of_its_bound(draw, settings, b
     with pytest.raises(RejectedError) as caught:
         check_sample(sweep_of(**settings), BASE, draw)
     assert caught.value.bound == bound
+
+
+def test_windows_may_be_open_on_either_side():
+    (mult_adds,) = {check_sample(sweep_of(), BASE, {}).cost[-1]}
+    for bounds, fits in (((None, mult_adds), True), ((None, mult_adds - 1), False),
+                         ((mult_adds, None), True), ((mult_adds + 1, None), False)):  # fmt: skip
+        sweep = sweep_of(window=Window(mult_adds=bounds))
+        if fits:
+            check_sample(sweep, BASE, {})
+        else:
+            with pytest.raises(RejectedError, match=r"window\.mult_adds is"):
+                check_sample(sweep, BASE, {})
+    with pytest.raises(ValueError, match=r"window.memory must be .*got \[-1, None\]"):
+        Window(memory=(-1, None))
+
+
+def test_draws_that_mean_one_training_are_one():
+    same = (
+        {"train.optim.lr": 0.1}, {"train.optim.lr": 0.1, "train.seed": 0},
+        {"train.optim.lr": 0.1, "exit_weights.family": "uniform"},
+        {"train.optim.lr": 0.1, "exit_weights.family": "power", "exit_weights.strength": 0.0},
+    )  # fmt: skip
+    assert len({check_sample(sweep_of(), BASE, draw).key for draw in same}) == 1
+    ones = {check_sample(sweep_of(), BASE, {"train.optim.lr": lr}).key for lr in (1, 1.0, 0.1)}
+    assert len(ones) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"model.growht_rate": [3]}, "model.growht_rate, which is not a setting; did you mean "
+                                     "model.growth_rate"),
+        ({"exit_weights.strenght": [3]}, "exit_weights.strenght, .*did you mean exit_weights.str"),
+        ({"pair": [{"train.optim.lr": 0.1}, {"modle.scales": [1]}]}, "modle.scales, which is not"),
+        ({"registry.model": ["a", "b"]}, "registry.model: it is the same for all trials"),
+        ({"name": ["a", "b"]}, "name: it is the same for all trials of a sweep"),
+        ({"cluster.num_workers": [1, 64]}, "cluster.num_workers: it is the same for all"),
+        ({"train.epochs": [1, 2]}, "train.epochs: it is the same for all trials"),
+        ({"data.split_seed": [1, 2]}, "data.split_seed: all trials of a sweep read the same"),
+    ],
+)  # fmt: skip
+def test_a_space_sets_networks_and_their_training_alone(space, message):
+    sweep = sweep_of({name: Dimension(choice=choices) for name, choices in space.items()})
+    with pytest.raises(ValueError, match=f"^space has {message}"):
+        check_space(sweep, BASE)
+
+
+def test_shorthands_and_groups_of_settings_are_part_of_a_space():
+    names = ("scale_factors", "exit_weights.family", "exit_weights.strength", "exit_weights.free")
+    space: dict[str, Any] = {name: Dimension(choice=(1,)) for name in names}
+    space["shape"] = Dimension(choice=({"model.scales": [1]}, {"model.growth_rate": 4}))
+    space["data.crop"] = Dimension(choice=("none", "pad4"))
+    check_space(sweep_of(space), BASE)
+
+
+def test_the_bound_that_refuses_all_networks_is_named_besides_what_makes_none(tmp_path):
+    space = {"model.scales": Dimension(choice=([2, 1], [3, 1], [3, 2], [1, 2, 3]))}
+    sweep = sweep_of(space, window=Window(mult_adds=(1, 2)))
+    draws = draws_of(space, partial(check_sample, sweep, BASE))
+    with pytest.raises(NothingLeftError) as caught:
+        draws.next()
+    assert "most by model.scales: " in str(caught.value)
+    assert "; of the networks, all by window.mult_adds: window.mult_adds is" in str(caught.value)
 
 
 def test_a_best_config_trains_as_it_is_and_is_evaluated_at_its_budget(tmp_path):
@@ -512,6 +580,37 @@ def test_what_a_trial_worked_before_it_was_cut_short_is_counted(parent, small_ra
         trials.ended("again", UntrainableError("worker 0 failed: the loss is infinite"))
         [result] = book.results
     assert (result.state, result.epochs, result.seconds) == ("failed", 1, 7.0)
+
+
+def test_as_many_trials_are_under_way_as_the_cluster_has_room_for_and_one_more(parent, monkeypatch):
+    room = [2]
+    monkeypatch.setattr("tuning.search.room_for", lambda cluster: room[0])
+    with Book(parent, described) as book:
+        trials = Trials(
+            draws_of({"x": Dimension(integers=(1, 100))}), book,
+            cluster=ClusterConfig(), objective=Objective(), num_trials=50, num_epochs=2,
+        )  # fmt: skip
+        names = (str(number) for number in count())
+
+        def begun() -> list[str]:
+            """Ask for trials until there are no more now."""
+            found = []
+            while trials.suggest(name := next(names)) is not None:
+                found.append(name)
+            return found
+
+        running = begun()
+        assert len(running) == 3
+        room[0] = 4  # two hosts have come
+        running += (more := begun())
+        assert len(more) == 2
+        room[0] = 1  # three have gone
+        assert begun() == []
+        for name in running[:3]:
+            trials.ended(name, UntrainableError("worker 0 failed: the loss is infinite"))
+            assert begun() == []
+        trials.ended(running[3], UntrainableError("worker 0 failed: the loss is infinite"))
+        assert len(begun()) == 1
 
 
 @pytest.mark.timeout(300)
