@@ -1,6 +1,7 @@
 """Pictures of a sweep: its front, what was varied against what came of it, what mattered."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Affine2D
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
@@ -17,32 +20,31 @@ from optuna.trial import create_trial
 from tuning.front import pareto_front
 from tuning.outcome import Outcome, shown
 from tuning.published import RANET_CURVES
+from tuning.trials import TrialResult
 
 FEWEST_FOR_IMPORTANCES = 8
 """Measured trials below which importances are not computed."""
 _ENOUGH_FOR_IMPORTANCES = 30  # with fewer, settings of no effect came out first now and then
 _LABELS_SHOWN = 14
+_STANDING = MarkerStyle("v", transform=Affine2D().translate(0, 0.5))  # on its tip
 _LOG_RATIO = 20.0  # values above 0 that differ by such a factor get a logarithmic axis
 
 
 def plot_front(outcome: Outcome) -> Figure | None:
-    """Draw accuracy against mult-adds: one point a trial and budget, and the front."""
+    """Draw accuracy against mult-adds: one point a trial and budget, and the front.
+
+    Points far below the front would squeeze it: they are triangles at the lower edge.
+    """
     points = outcome.points()
     if not points:
         return None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for state, color, face in (("finished", "tab:blue", "tab:blue"), ("stopped", "gray", "none")):
-        some = [(cost / 1e6, top1) for cost, top1, result in points if result.state == state]
-        if some:
-            label = "a trial at a budget" + (", stopped early" if state == "stopped" else "")
-            axes.scatter(
-                *zip(*some, strict=True),
-                s=28, facecolors=face, edgecolors=color, alpha=0.7, label=label,
-            )  # fmt: skip
     places = pareto_front([point[:2] for point in points], ("minimize", "maximize"))
     front = sorted({points[place][:2]: points[place][2] for place in reversed(places)}.items())
     costs, top1s = zip(*((cost / 1e6, top1) for (cost, top1), _ in front), strict=True)
+    published = RANET_CURVES.get(outcome.published, ())
+    _scatter(axes, points, [*top1s, *(top1 for _, top1 in published)])
     axes.step(
         [*costs, max(cost / 1e6 for cost, *_ in points)], [*top1s, top1s[-1]],
         where="post", color="tab:orange", label="front, by trial number",
@@ -53,7 +55,6 @@ def plot_front(outcome: Outcome) -> Figure | None:
             str(result.number), (cost, top1), xytext=(0, 7), textcoords="offset points",
             ha="center", color="tab:orange", fontsize=9,
         )  # fmt: skip
-    published = RANET_CURVES.get(outcome.published, ())
     if published:
         axes.plot(
             [cost / 1e6 for cost, _ in published], [top1 for _, top1 in published],
@@ -64,9 +65,6 @@ def plot_front(outcome: Outcome) -> Figure | None:
     if max(shown) > _LOG_RATIO * min(shown):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    _leave_out_the_worst(
-        axes, [top1 for _, top1, _ in points], [*top1s, *(y for _, y in published)]
-    )
     axes.set_title(f"{outcome.name}: accuracy within a budget")
     axes.set_xlabel("mult-adds per image, mean (millions)")
     axes.set_ylabel("top-1 on held-out validation images (%)")
@@ -75,18 +73,35 @@ def plot_front(outcome: Outcome) -> Figure | None:
     return figure
 
 
-def _leave_out_the_worst(axes: Axes, every: Sequence[float], front: Sequence[float]) -> None:
-    """Keep networks that learned nothing from squeezing the front, and say how many they are."""
-    room = max(10.0, 2 * (max(front) - min(front)))
-    bottom = min(front) - room
-    left_out = sum(top1 < bottom for top1 in every)
-    if left_out:
+def _scatter(
+    axes: Axes, points: Sequence[tuple[float, float, TrialResult]], front: Sequence[float]
+) -> None:
+    """Draw a circle for each point, or a triangle at the lower edge, with the number of these."""
+    bottom = math.floor(min(front) - max(10.0, 2 * (max(front) - min(front))))
+    for state, color, face in (("finished", "tab:blue", "tab:blue"), ("stopped", "gray", "none")):
+        for is_below in (False, True):
+            some = [
+                (cost / 1e6, max(top1, bottom))
+                for cost, top1, result in points
+                if result.state == state and (top1 < bottom) == is_below
+            ]
+            if some:
+                label = "a trial at a budget" + (", stopped early" if state == "stopped" else "")
+                axes.scatter(
+                    *zip(*some, strict=True),
+                    s=40 if is_below else 28, marker=_STANDING if is_below else "o",
+                    facecolors=face, edgecolors=color, alpha=0.7,
+                    label=f"{label}, below {bottom} %" if is_below else label,
+                )  # fmt: skip
+    below = Counter(cost / 1e6 for cost, top1, _ in points if top1 < bottom)
+    for cost, count in below.items():
+        if count > 1:
+            axes.annotate(
+                f"{count} x", (cost, bottom), xytext=(0, 9), textcoords="offset points",
+                ha="center", color="gray", fontsize=8,
+            )  # fmt: skip
+    if below:
         axes.set_ylim(bottom, max(front) + 0.12 * (max(front) - bottom))
-        axes.annotate(
-            f"{left_out} points below {bottom:.0f} % not shown", (0.01, 0.015),
-            xycoords="axes fraction", fontsize=8, color="gray",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-        )  # fmt: skip
     else:
         axes.margins(y=0.12)
 

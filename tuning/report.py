@@ -8,11 +8,12 @@ from pathlib import Path
 
 from tuning.front import gaps
 from tuning.outcome import Outcome, accuracy_at, millions, shown
-from tuning.plots import plot_front, plot_importances, plot_parallel
+from tuning.plots import FEWEST_FOR_IMPORTANCES, plot_front, plot_importances, plot_parallel
 from tuning.trials import TrialResult
 
 _ROWS_SHOWN = 20
 _GAPS_SHOWN = 2
+_UNITS = {"accuracy": "%", "area": "%", "latency": "ms"}
 
 
 def write_report(
@@ -51,7 +52,11 @@ def write_report(
 
 
 def _winners(outcome: Outcome) -> dict[str, tuple[TrialResult, float | None, str]]:
-    """Name the file of each best config: its trial, its budget, and what it says of itself."""
+    """Name the file of each best config: its trial, its budget, and what it says of itself.
+
+    Each budget has its best, several objectives have the trials of their front, whether there are
+    budgets or not.
+    """
     found: dict[str, tuple[TrialResult, float | None, str]] = {}
     for budget in outcome.budgets:
         if (result := outcome.best(budget)) is not None:
@@ -61,9 +66,9 @@ def _winners(outcome: Outcome) -> dict[str, tuple[TrialResult, float | None, str
                 f"{result.epochs} epochs, trial {result.number}"
             )
             found[f"best-{budget / 1e6:g}M.yaml"] = result, budget, title
-    if outcome.budgets:
-        return found
     several = len(outcome.objectives) > 1
+    if outcome.budgets and not several:
+        return found
     # Of one objective a single trial is on the front, or equal ones, of which the first counts.
     for result in outcome.ranking[: len(outcome.front) if several else 1]:
         title = (
@@ -82,6 +87,12 @@ def summarize(outcome: Outcome) -> str:
         lines += ["", *(f"trial {each.number} failed: {each.error}" for each in failed)]
     if outcome.ranking:
         lines += ["", *_bests(outcome), "", *_thin(outcome)]
+    if 0 < len(outcome.ranking) < FEWEST_FOR_IMPORTANCES:
+        lines += [
+            "",
+            f"importances.png is left out: it needs {FEWEST_FOR_IMPORTANCES} measured trials "
+            f"and has {len(outcome.ranking)}",
+        ]
     return "\n".join(lines)
 
 
@@ -113,7 +124,7 @@ def _table(outcome: Outcome) -> list[str]:
         return ["no trial was measured"]
     several = len(outcome.objectives) > 1
     headings = ["rank", "trial", "state", "epochs", "last exit", "weights"]
-    headings += [name.replace("_", "-") for name in outcome.objectives]
+    headings += [_with_unit(name.replace("_", "-"), name) for name in outcome.objectives]
     headings += [f"% at {millions(budget)}" for budget in outcome.budgets]
     rows = []
     on_front = outcome.front
@@ -143,11 +154,13 @@ def _bests(outcome: Outcome) -> list[str]:
     lines = []
     winners = _winners(outcome)
     for file, (result, budget, _) in winners.items():
-        place = "" if budget is None else f" at {millions(budget)}"
-        value = (
-            _values(outcome, result) if budget is None else f"{accuracy_at(result, budget):.2f} %"
-        )
-        lines.append(f"best{place}: {value}, trial {result.number}, {file}")
+        if budget is None:
+            place = "on the front" if len(outcome.objectives) > 1 else "best"
+            value = _values(outcome, result)
+        else:
+            place = f"best at {millions(budget)}"
+            value = f"{accuracy_at(result, budget):.2f} %"
+        lines.append(f"{place}: {value}, trial {result.number}, {file}")
     cheapest = min(result.cost[0] for result in outcome.ranking)
     lines += [
         f"best at {millions(budget)}: no trial, the cheapest first exit costs {millions(cheapest)}"
@@ -214,7 +227,11 @@ def _number(value: float) -> str:
 
 def _values(outcome: Outcome, result: TrialResult) -> str:
     pairs = zip(outcome.objectives, result.values, strict=True)
-    return ", ".join(f"{name} {_number(value)}" for name, value in pairs)
+    return ", ".join(_with_unit(f"{name} {_number(value)}", name) for name, value in pairs)
+
+
+def _with_unit(text: str, objective: str) -> str:
+    return f"{text} {_UNITS[objective]}" if objective in _UNITS else text
 
 
 def _duration(seconds: float) -> str:

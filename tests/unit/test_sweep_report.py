@@ -118,7 +118,7 @@ def test_without_budgets_there_is_one_best_config(tmp_path):
     summary = write_report(tmp_path, outcome(*results, budgets=()), config_of)
     (file,) = tmp_path.glob("*.yaml")
     assert yaml.safe_load(file.read_text())["trial"] == 2
-    assert "best: accuracy 90.00, trial 2, best.yaml" in summary
+    assert "best: accuracy 90.00 %, trial 2, best.yaml" in summary
 
 
 def test_of_several_objectives_every_trial_of_the_front_has_its_config(tmp_path):
@@ -132,8 +132,45 @@ def test_of_several_objectives_every_trial_of_the_front_has_its_config(tmp_path)
         for number in (1, 2)
     }  # fmt: skip
     first = (tmp_path / "best-trial2.yaml").read_text().splitlines()[0]
-    assert first.startswith("# On the front of sweep digits-sweep: accuracy 80.00, mult_adds 10 M")
-    assert "best: accuracy 80.00, mult_adds 10 M, trial 2, best-trial2.yaml" in summary
+    assert first.startswith(
+        "# On the front of sweep digits-sweep: accuracy 80.00 %, mult_adds 10 M"
+    )
+    assert "on the front: accuracy 80.00 %, mult_adds 10 M, trial 2, best-trial2.yaml" in summary
+
+
+def test_of_several_objectives_and_budgets_both_kinds_of_best_have_their_configs(tmp_path):
+    found = outcome(
+        trial(1, 70, 80, 81, values=(77.0, 1.25)),
+        trial(2, 60, 85, 90, values=(78.3, 3.5)),
+        trial(3, 72, 73, 74, values=(73.0, 1.5)),
+        objectives=("accuracy", "latency"),
+        directions=("maximize", "minimize"),
+    )
+    summary = write_report(tmp_path, found, config_of)
+    files = {path.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("*.yaml")}
+    expected = {
+        "best-5M": (3, 5e6), "best-10M": (2, 10e6), "best-20M": (2, 20e6),
+        "best-trial1": (1, None), "best-trial2": (2, None),
+    }  # fmt: skip
+    assert files == {
+        f"{name}.yaml": {"name": f"digits-sweep-{name}", "trial": number, "budget": budget}
+        for name, (number, budget) in expected.items()
+    }
+    lines = summary.splitlines()
+    start = lines.index("best at 5 M: 72.00 %, trial 3, best-5M.yaml")
+    # "The best within 2 ms" is the first of the front that takes no longer.
+    assert lines[start + 1 : start + 5] == [
+        "best at 10 M: 85.00 %, trial 2, best-10M.yaml",
+        "best at 20 M: 90.00 %, trial 2, best-20M.yaml",
+        "on the front: accuracy 78.30 %, latency 3.50 ms, trial 2, best-trial2.yaml",
+        "on the front: accuracy 77.00 %, latency 1.25 ms, trial 1, best-trial1.yaml",
+    ]
+    headings, *rows = lines[lines.index("") + 1 :][:4]
+    assert "accuracy %  latency ms" in headings
+    assert [row.split()[8:10] for row in rows] == [
+        ["78.30", "3.50"], ["77.00", "1.25"], ["73.00", "1.50"]
+    ]  # fmt: skip
+    assert [line.split()[1].rstrip(":") for line in lines if "growth_rate=" in line] == [*"321"]
 
 
 def test_the_summary_counts_states_rejections_time_and_devices():
@@ -164,8 +201,8 @@ def test_the_summary_tells_what_differs_between_trials_and_where_the_front_is_th
     assert "trial 1: growth_rate=5\n" in text
     assert "lr=" not in text
     assert "front: 3 points from 5 M (70.00 %) to 20 M (90.00 %)" in text
-    between = text.splitlines()[-2:]
-    assert between[0].strip() == "between 10 M (80.00 %) and 20 M (90.00 %)"
+    between = [line.strip() for line in text.splitlines() if "between " in line]
+    assert between[0] == "between 10 M (80.00 %) and 20 M (90.00 %)"
 
 
 def test_a_budget_that_no_trial_meets_is_named():
@@ -211,6 +248,39 @@ def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_cur
     ]  # fmt: skip
     expected = [[cost / 1e6, top1] for cost, top1 in RANET_CURVES["cifar10"]]
     assert np.asarray(published.get_xydata()).tolist() == expected
+
+
+def test_points_far_below_the_front_are_counted_at_the_lower_edge_of_the_picture():
+    budgets = (0.45e6, 0.6e6, 1.2e6)
+    good = [trial(k, 93 + k, 93.5 + k, 93 + k, budgets=budgets) for k in (1, 2, 3)]
+    poor = trial(4, 60, 70, 86, budgets=budgets)
+    stopped = [
+        trial(k, 6 * k, 6 * k, 6 * k, budgets=budgets, state="stopped") for k in (5, 6, 7, 8, 11)
+    ]
+    figure = plot_front(outcome(*good, poor, *stopped, budgets=budgets))
+    assert figure is not None
+    (axes,) = figure.axes
+    bottom, top = axes.get_ylim()
+    assert (bottom, top > 96.5) == (86, True)  # 10 below the least accurate of the front
+    drawn = {
+        str(points.get_label()): np.asarray(points.get_offsets()).tolist()
+        for points in axes.collections
+    }
+    assert drawn["a trial at a budget"][-1] == [1.2, 86]
+    assert drawn["a trial at a budget, below 86 %"] == [[0.45, 86], [0.6, 86]]
+    edge = [[0.45, 86], [0.6, 86], [1.2, 86]]
+    assert drawn["a trial at a budget, stopped early, below 86 %"] == edge * 5
+    assert "a trial at a budget, stopped early" not in drawn
+    counts = {
+        note.xy: note.get_text()
+        for note in axes.texts
+        if isinstance(note, Annotation) and note.xy[1] == 86
+    }
+    assert counts == {(0.45, 86): "6 x", (0.6, 86): "6 x", (1.2, 86): "5 x"}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *(label for label in drawn if label.startswith("a trial")), "front, by trial number"
+    ]  # fmt: skip
 
 
 def test_the_published_curve_is_that_of_the_classes_wherever_the_images_come_from():
@@ -296,3 +366,15 @@ def test_the_setting_that_decides_is_the_most_important():
 def test_few_trials_have_no_importances():
     assert importances(outcome(*(trial(k, 70 + k) for k in range(1, 8)))) == {}
     assert importances(outcome(*(trial(k, 70 + k) for k in range(1, 9)))) != {}
+
+
+def test_the_summary_says_why_importances_are_absent(tmp_path):
+    results = [trial(k, 70 + k) for k in range(1, 9)]
+    picture = tmp_path / "importances.png"
+    summary = write_report(tmp_path, outcome(*results[:7], trial(9, state="failed")), config_of)
+    assert not picture.exists()
+    told = "importances.png is left out: it needs 8 measured trials and has 7"
+    assert summary.splitlines()[-1] == told
+    summary = write_report(tmp_path, outcome(*results), config_of)
+    assert picture.exists()
+    assert "importances" not in summary
