@@ -3,7 +3,6 @@ SHELL := bash
 PORT ?= 5000
 HOSTS ?= 2
 ADDRESS ?= 127.0.0.1
-NODES ?= /tmp/ray/prom_metrics_service_discovery.json
 
 .PHONY: help setup train sweep test check lint types arch format ui cluster mlflow-server watch
 
@@ -55,7 +54,4 @@ mlflow-server: setup ## a team's MLflow: PostgreSQL, S3, users; ADDRESS=0.0.0.0 
 	.venv/bin/python -m cluster.mlflow_server serve --host $(ADDRESS) --port $(PORT)
 
 watch: ## Prometheus on a cluster's head; NODES=FILE where Ray keeps its list of nodes elsewhere
-	@cluster/packages.sh prometheus
-	@mkdir -p outputs/watch && ln -sfn $(NODES) outputs/watch/nodes.json
-	prometheus --config.file=cluster/monitoring/prometheus.yml \
-		--storage.tsdb.path=outputs/watch/data --web.listen-address=127.0.0.1:9090
+	@NODES="$(NODES)" cluster/watch.sh

@@ -44,6 +44,8 @@ METHODS: tuple[Method, ...] = ("random", "TPE", "TPE + ASHA")
 SWEEP = "configs/sweeps/digits.yaml"
 TRIALS = 16
 """Of a sweep that stops none; the others have as many epochs."""
+BUDGETS = (0.45e6, 0.6e6, 1.2e6)
+"""In mult-adds, at whose accuracies networks are compared."""
 WORST = (2.4e6, 50.0)
 """Mult-adds and accuracy that the hypervolume is counted from."""
 ACCURACY = objective_metric("accuracy")
@@ -125,11 +127,14 @@ def read_sweep(
 ) -> tuple[Sweep, Run]:
     """Read the sweep with some of its fields changed, and the run that its trials start from.
 
+    Its objective has `BUDGETS`, whatever the file has, so that tables of several days compare.
+
     Args:
         network: settings of that run, besides those of the sweep.
         changes: fields of the sweep.
     """
-    sweep = replace(parse_settings(Sweep, ["--config", SWEEP]), **changes)
+    sweep = parse_settings(Sweep, ["--config", SWEEP])
+    sweep = replace(sweep, **{"objective": Objective(budgets=BUDGETS)} | changes)
     run = parse_settings(Run, ["--config", sweep.run, *as_arguments({**sweep.settings, **network})])
     prepare(run.data, run.model.image_size)
     return sweep, run
@@ -306,20 +311,19 @@ def open_split(run: Run, split: Split) -> Any:
 
 def print_sweeps(sweeps: Mapping[Method, Sequence[Sequence[Entry]]]) -> None:
     """Print what each method found, by seed, and mean and standard deviation."""
-    budgets = read_sweep()[0].objective.budgets
     heads = ["search", "trials", "stopped", "hypervolume, %", "best objective, %"]
-    print(table_row([*heads, *(f"best at {budget / 1e6:g} M" for budget in budgets)]))
-    print("|---" * (len(heads) + len(budgets)) + "|")
+    print(table_row([*heads, *(f"best at {budget / 1e6:g} M" for budget in BUDGETS)]))
+    print("|---" * (len(heads) + len(BUDGETS)) + "|")
     for method, runs in sweeps.items():
         trials = ", ".join(str(len(entries)) for entries in runs)
         stopped = ", ".join(str(sum(entry.is_stopped for entry in entries)) for entries in runs)
-        columns = zip(*(found(entries, budgets) for entries in runs), strict=True)
+        columns = zip(*(found(entries) for entries in runs), strict=True)
         print(table_row([method, trials, stopped, *(by_seed(column) for column in columns)]))
     seconds = [sum(entry.seconds for entry in entries) for r in sweeps.values() for entries in r]
     print(f"\nSeconds a sweep: {min(seconds):.0f} to {max(seconds):.0f}\n")
 
 
-def found(entries: Sequence[Entry], budgets: Sequence[float]) -> list[float]:
+def found(entries: Sequence[Entry]) -> list[float]:
     """Return hypervolume, best objective and best accuracies of the trials that were not stopped.
 
     The hypervolume is that of the front of budget and accuracy, in percent of that of full accuracy
@@ -327,8 +331,8 @@ def found(entries: Sequence[Entry], budgets: Sequence[float]) -> list[float]:
     """
     whole = [entry for entry in entries if not entry.is_stopped]
     best = [max(column) for column in zip(*(entry.accuracies for entry in whole), strict=True)]
-    volume = hypervolume(list(zip(budgets, best, strict=True)), ("minimize", "maximize"), WORST)
-    full = (WORST[0] - budgets[0]) * (100 - WORST[1])
+    volume = hypervolume(list(zip(BUDGETS, best, strict=True)), ("minimize", "maximize"), WORST)
+    full = (WORST[0] - BUDGETS[0]) * (100 - WORST[1])
     return [100 * volume / full, max(entry.value for entry in whole), *best]
 
 

@@ -66,10 +66,13 @@ class Outcome:
         )
 
     def points(self) -> list[tuple[float, float, TrialResult]]:
-        """Return cost, accuracy and trial of every measurement; a network costs its all at most."""
+        """Return cost, accuracy and trial of every measurement, those of cheap networks first.
+
+        Within a larger budget a network costs its all.
+        """
         return [
             (min(budget, float(result.cost[-1])), top1, result)
-            for result in self.measured
+            for result in sorted(self.measured, key=lambda each: (each.cost[-1], each.number))
             for budget, top1 in zip(result.budgets, result.accuracies, strict=True)
         ]
 
