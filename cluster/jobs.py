@@ -24,8 +24,6 @@ REFUSED = (
     "the cluster refuses us: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
     "its own (docs/operating.md says where from)"
 )
-
-
 _SECRET_VARIABLE = re.compile(r"secret|passw|token|key", re.IGNORECASE)
 _SECRET_SETTING = re.compile(
     r"(secret|passw|token|access_?key|api_?key)[\w.-]*\s*[=:]\s*\S", re.IGNORECASE
@@ -68,8 +66,8 @@ def check_public(command: Sequence[str], environment: Mapping[str, str]) -> None
     Raises:
         JobError: it names the place and not the secret.
     """
-    places = [f"--env {name}" for name in environment if _SECRET_VARIABLE.search(name)]
-    texts = {f"--env {name}": value for name, value in environment.items()}
+    places = [f"variable {name}" for name in environment if _SECRET_VARIABLE.search(name)]
+    texts = {f"variable {name}": value for name, value in environment.items()}
     texts |= {f"word {number} of the command": word for number, word in enumerate(command, start=1)}
     for place, text in texts.items():
         if _USER_IN_ADDRESS.search(text) or _SECRET_SETTING.search(text):

@@ -107,6 +107,10 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
         assert (result["state"] == "failed") == diverges
         assert ("infinite" in result["error"]) == diverges
         assert run.data.params["model.scales"] == "[1, 2]"
+        if result["epochs"]:
+            assert run.data.metrics.keys() >= {
+                "val/exit1/top1", "val/exit2/top1", "objective/accuracy", "objective/budget1_top1",
+            }  # fmt: skip
     check_every_epoch_once(database)
     rejected = json.loads(parent.data.tags["sweep.rejected"])
     assert set(rejected) <= {"model.scales", "window.mult_adds"}

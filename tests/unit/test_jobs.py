@@ -56,10 +56,10 @@ def test_a_cluster_that_stays_away_is_given_up(line):
 @pytest.mark.parametrize(
     ("command", "environment", "place"),
     [
-        ([], {"AWS_SECRET_ACCESS_KEY": "zq-planted"}, "--env AWS_SECRET_ACCESS_KEY"),
-        ([], {"hf_token": "zq-planted"}, "--env hf_token"),
-        ([], {"DATABASE_URL": "postgresql://ada:zq-planted@db/x"}, "--env DATABASE_URL"),
-        ([], {"MLFLOW_TRACKING_URI": "https://ada:zq-planted@m/"}, "--env MLFLOW_TRACKING_URI"),
+        ([], {"AWS_SECRET_ACCESS_KEY": "zq-planted"}, "variable AWS_SECRET_ACCESS_KEY"),
+        ([], {"hf_token": "zq-planted"}, "variable hf_token"),
+        ([], {"DATABASE_URL": "postgresql://ada:zq-planted@db/x"}, "variable DATABASE_URL"),
+        ([], {"MLFLOW_TRACKING_URI": "https://ada:zq-planted@m/"}, "variable MLFLOW_TRACKING_URI"),
         (["train.py", "--cluster.storage=s3://AKIA:zq-planted@team/runs"], {}, "word 2 of the"),
         (["train.py", "--data.folder=s3://team/x?secret_key=zq-planted"], {}, "word 2 of the"),
         (["env", "AWS_SESSION_TOKEN=zq-planted", "python"], {}, "word 2 of the"),
