@@ -74,9 +74,9 @@ def check_public(command: Sequence[str], environment: Mapping[str, str]) -> None
             places.append(place)
     if places:
         raise JobError(
-            f"{places[0]} looks like a secret, and Ray shows a job's command and variables to "
-            "whoever sees its dashboard; nothing was sent: give the nodes a role, or the secret to "
-            "the head before the job (docs/operating.md)"
+            f"{places[0]} looks like a secret. Ray shows a job's variables to whoever sees its "
+            "dashboard, and its command as well; nothing was sent: give the nodes a role, or the "
+            "secret to the head before the job (docs/operating.md)"
         )
 
 

@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -27,12 +26,9 @@ def main() -> None:
     arguments = read_arguments()
     logging.disable(logging.WARNING)  # Ray's tale of packing; what is sent is told by us
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    names = {"MLFLOW_TRACKING_URI", *arguments.env} & os.environ.keys()
-    environment = {name: os.environ[name] for name in sorted(names)}
     try:
-        check_public(arguments.command, environment)
         client = connect(address)
-        job_id = arguments.follow or send(client, arguments.command, environment)
+        job_id = arguments.follow or send(client, arguments)
         if arguments.detach:
             return
         status = follow(client, job_id, write)
@@ -63,16 +59,25 @@ def read_arguments() -> argparse.Namespace:
         parser.error("--follow is to wait for a job, --detach is not to")
     if unset := [name for name in arguments.env if name not in os.environ]:
         parser.error(f"--env {unset[0]}: there is no such variable in this environment")
+    if arguments.command:
+        try:
+            check_public(arguments.command, handed_on(arguments))
+        except JobError as error:
+            parser.error(str(error))
     return arguments
 
 
-def send(
-    client: JobSubmissionClient, command: Sequence[str], environment: Mapping[str, str]
-) -> str:
+def handed_on(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the variables that the job gets of this environment."""
+    names = ("MLFLOW_TRACKING_URI", *arguments.env)
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
+def send(client: JobSubmissionClient, arguments: argparse.Namespace) -> str:
     """Send the code of this folder and start the command; say how to come back."""
     folder = Path.cwd()
     print(f"{check_code(folder) / 1e6:.2f} MB of code to send", file=sys.stderr)
-    job_id = submit(client, shlex.join(command), folder, environment)
+    job_id = submit(client, shlex.join(arguments.command), folder, handed_on(arguments))
     print(f"submitted {job_id}; come back: python pipelines/submit.py --follow {job_id}",
           file=sys.stderr)  # fmt: skip
     return job_id

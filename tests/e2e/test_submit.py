@@ -117,12 +117,15 @@ def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
 
 def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(cluster, folder):
     shown = submit(cluster, folder, "--env", "AWS_SECRET_ACCESS_KEY", "--", "python", "job.py")
-    assert shown.returncode == 1
+    assert shown.returncode == 2
+    assert "Ray shows a job's variables to whoever sees its dashboard" in shown.stderr
     assert "error: variable AWS_SECRET_ACCESS_KEY looks like a secret" in shown.stderr
     unset = submit(cluster, folder, "--env", "NOT_THERE", "--", "python", "job.py")
     assert unset.returncode == 2
     assert "--env NOT_THERE: there is no such variable" in unset.stderr
-    missing = submit(cluster, folder, "--follow", "raysubmit_none")
+    unsent = {**environment(cluster), "MLFLOW_TRACKING_URI": "http://ada:zq@127.0.0.1:9"}
+    missing = subprocess.run([*SUBMIT, "--follow", "raysubmit_none"], env=unsent,
+                             capture_output=True, text=True, timeout=60)  # fmt: skip
     assert missing.returncode == 1
     assert "no job raysubmit_none on this cluster" in missing.stderr
     for token in ({}, {"RAY_AUTH_TOKEN": "0" * 32}):

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -244,6 +245,20 @@ def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submi
     assert job.wait() is JobStatus.FAILED
     check_nothing_is_held(cluster)
 
+    again = submit()
+    again.wait_until(lambda: len(ended(database)) > len(before))
+    again.stop()
+    assert again.wait() is JobStatus.STOPPED
+    check_nothing_is_held(cluster)
+    deadline = time.monotonic() + 30
+    while any(run.info.status == "RUNNING" for run in runs(database) if is_trial(run)):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    for number in cut:
+        assert f"trial {number} goes on" in again.output()
+    assert "going on after" in again.output()
+    before = ended(database)
+
     last = submit()
     assert last.wait(240) is JobStatus.SUCCEEDED, last.output()
     results = ended(database)
@@ -254,9 +269,6 @@ def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submi
         assert 0 < accuracy <= 100
         assert 0.1 < milliseconds < 1000
     check_copies(cluster)
-    for number in cut:
-        assert f"trial {number} goes on" in last.output()
-    assert "going on after" in last.output()
     assert reached.keys() <= results.keys()
     check_every_epoch_once(database)
     assert last.run().info.status == "FINISHED"

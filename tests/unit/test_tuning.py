@@ -194,6 +194,7 @@ def test_a_sample_becomes_a_run_by_the_door_of_a_file():
     ("draw", "settings", "bound"),
     [
         ({"model.scales": [3, 2, 1]}, {}, "model.scales"),
+        ({"model.growht_rate": 3}, {}, "model.growht_rate"),
         ({"train.optim.lr": -1.0}, {}, "train.optim.lr"),
         ({}, {"window": Window(mult_adds=(1, 2))}, "window.mult_adds"),
         ({}, {"window": Window(first_exit=(1, 2))}, "window.first_exit"),
