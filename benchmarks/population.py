@@ -16,26 +16,28 @@ validation is scored on the test images. Three times, with the same initial weig
 import argparse
 import json
 import logging
+import math
 import random
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 
 from benchmarks.sweeps import (
     ACCURACY,
     FREE,
-    SHARES,
+    LEAST,
+    MOST,
+    UNIFORM,
+    WEIGHTED_EXITS,
     StoppedEarly,
     best_epoch,
     fit_trial,
+    normalized,
+    print_weights,
     score_test,
-    spread,
-    table_row,
     weights_sweep,
 )
 from pipelines.run import Run
@@ -53,7 +55,6 @@ FIRST_LOOK = 2
 QUARTER = MEMBERS // 4
 FACTORS = (0.8, 1.2)
 DRAWN_ANEW = 0.25
-NUM_EXITS = 4
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Member:
         self.free = [
             draw_weight(chance)
             if chance.random() < DRAWN_ANEW
-            else min(10.0, max(0.1, weight * chance.choice(FACTORS)))
+            else min(MOST, max(LEAST, weight * chance.choice(FACTORS)))
             for weight in other.free
         ]
 
@@ -138,14 +139,17 @@ def main() -> None:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
-    winners: dict[Method, list[Winner]] = {method: [] for method in METHODS}
+    winners: dict[str, list[Winner]] = {method: [] for method in METHODS}
     for seed in arguments.seeds:
         for method in METHODS:
             file = arguments.folder / f"{method}-{seed}.json"
             if not file.exists():
                 file.write_text(json.dumps(asdict(train_population(method, seed))))
             winners[method].append(Winner(**json.loads(file.read_text())))
-    print_winners(winners)
+    print_weights(winners, ("population", "uniform"), ("population", "constant"))
+    print("\nWeights of the populations' winners, first and last epoch:\n")
+    for winner in winners["population"]:
+        print(f"- {normalized(winner.weights[0])} -> {normalized(winner.weights[-1])}")
 
 
 def train_population(method: Method, seed: int) -> Winner:
@@ -153,12 +157,12 @@ def train_population(method: Method, seed: int) -> Winner:
     sweep, run = weights_sweep()
     chance = random.Random(seed)
     members = [
-        Member(seed * MEMBERS + number, [draw_weight(chance) for _ in range(NUM_EXITS)], [])
+        Member(seed * MEMBERS + number, [draw_weight(chance) for _ in range(WEIGHTED_EXITS)], [])
         for number in range(MEMBERS)
     ]
     if method == "uniform":
         for member in members:
-            member.free = [1.0] * NUM_EXITS
+            member.free = UNIFORM
     for epoch in range(run.train.epochs):
         if method == "population" and epoch >= FIRST_LOOK:
             ranked = sorted(members, key=Member.reached)
@@ -178,31 +182,8 @@ def train_population(method: Method, seed: int) -> Winner:
 
 
 def draw_weight(chance: random.Random) -> float:
-    """Draw a weight of 0.1 to 10, whose logarithms are equally likely."""
-    return 10 ** chance.uniform(-1, 1)
-
-
-def print_winners(winners: dict[Method, list[Winner]]) -> None:
-    """Print the accuracies of each method, mean and standard deviation over the populations."""
-    heads = [f"{split} {share:.0%}" for split in ("validation", "test") for share in SHARES]
-    print(table_row(["weights", *heads]))
-    print("|---" * (1 + len(heads)) + "|")
-    rows: dict[str, np.ndarray] = {
-        method: np.array([[*each.accuracies, *each.test] for each in found])
-        for method, found in winners.items()
-    }
-    rows["population - uniform"] = rows["population"] - rows["uniform"]
-    rows["population - constant"] = rows["population"] - rows["constant"]
-    for name, values in rows.items():
-        print(table_row([name, *(spread(column) for column in values.T)]))
-    print("\nWeights of the populations' winners, first and last epoch:\n")
-    for winner in winners["population"]:
-        print(f"- {normalized(winner.weights[0])} -> {normalized(winner.weights[-1])}")
-
-
-def normalized(weights: Sequence[float]) -> str:
-    """Weights whose mean is 1, as text."""
-    return ", ".join(f"{weight * len(weights) / sum(weights):.2f}" for weight in weights)
+    """Draw a weight from the space of the comparison: its logarithms are equally likely."""
+    return 10 ** chance.uniform(math.log10(LEAST), math.log10(MOST))
 
 
 if __name__ == "__main__":

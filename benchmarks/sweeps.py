@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -64,6 +64,10 @@ WEIGHTED = {
 }
 """The network whose exit loss weights are searched; it has 4 exits."""
 FREE = "exit_weights.free"
+WEIGHTED_EXITS = 4
+LEAST, MOST = 0.1, 10.0
+"""Weight of an exit, of which the logarithm is drawn."""
+UNIFORM = [1.0] * WEIGHTED_EXITS
 
 
 @dataclass(frozen=True)
@@ -110,9 +114,10 @@ def main() -> None:
             noted(folder / f"{name}-{seed}.json", lambda s=seed, d=draw: [train_weighted(d, s)])[0]
             for seed in WEIGHT_SEEDS
         ]
-        for name, draw in (("uniform", dict(best.draw) | {FREE: [1.0] * 4}), ("best", best.draw))
+        for name, draw in (("uniform", dict(best.draw) | {FREE: UNIFORM}), ("best", best.draw))
     }
-    print_weights(len(searched), best.draw[FREE], compared)
+    print(f"Best weights of {len(searched)} trials: {normalized(best.draw[FREE])}\n")
+    print_weights(compared, ("best", "uniform"))
 
 
 def noted(file: Path, make: Callable[[], list[Entry]]) -> list[Entry]:
@@ -169,7 +174,7 @@ def weights_sweep() -> tuple[Sweep, Run]:
     """Return the search for exit loss weights of one network."""
     space = {
         "exit_weights.family": Dimension(choice=("free",)),
-        FREE: Dimension(log_uniform=(0.1, 10.0), length=4),
+        FREE: Dimension(log_uniform=(LEAST, MOST), length=WEIGHTED_EXITS),
     }
     sweep, run = read_sweep(
         WEIGHTED, space=space, window=Window(), stopping=Stopping(), num_trials=WEIGHT_TRIALS
@@ -336,22 +341,42 @@ def found(entries: Sequence[Entry]) -> list[float]:
     return [100 * volume / full, max(entry.value for entry in whole), *best]
 
 
-def print_weights(
-    num_trials: int, best: Sequence[float], compared: Mapping[str, Sequence[Entry]]
-) -> None:
-    """Print the accuracies of both weightings at every share."""
-    weights = ", ".join(f"{weight * len(best) / sum(best):.2f}" for weight in best)
-    print(f"Best weights of {num_trials} trials: {weights}\n")
+class Scored(Protocol):
+    """A training that was scored on test as well; both at `SHARES`, in percent."""
+
+    @property
+    def accuracies(self) -> list[float]:
+        """On validation images that thresholds were not fitted to."""
+        ...
+
+    @property
+    def test(self) -> list[float]:
+        """On the test images, thresholds fitted on validation."""
+        ...
+
+
+def print_weights(compared: Mapping[str, Sequence[Scored]], *pairs: tuple[str, str]) -> None:
+    """Print the accuracies of each weighting at every share, and of pairs what the first is above.
+
+    Args:
+        compared: trainings of each weighting, as many of one as of another.
+        pairs: names of two weightings.
+    """
     heads = [f"{split} {share:.0%}" for split in ("validation", "test") for share in SHARES]
     print(table_row(["weights", *heads]))
     print("|---" * (1 + len(heads)) + "|")
     rows = {
-        name: np.array([[*entry.accuracies, *entry.test] for entry in entries])
-        for name, entries in compared.items()
+        name: np.array([[*each.accuracies, *each.test] for each in trained])
+        for name, trained in compared.items()
     }
-    rows["best - uniform"] = rows["best"] - rows["uniform"]
+    rows |= {f"{first} - {second}": rows[first] - rows[second] for first, second in pairs}
     for name, values in rows.items():
         print(table_row([name, *(spread(column) for column in values.T)]))
+
+
+def normalized(weights: Sequence[float]) -> str:
+    """Weights whose mean is 1, as text."""
+    return ", ".join(f"{weight * len(weights) / sum(weights):.2f}" for weight in weights)
 
 
 def table_row(cells: Sequence[str]) -> str:

@@ -100,8 +100,7 @@ def connected(cluster: ClusterConfig, *, crowded: bool = True) -> Iterator[None]
 
     Args:
         cluster: what a run asks for.
-        crowded: a local cluster is told of as many CPUs as the workers ask for, who share those
-            of this machine; otherwise of these alone.
+        crowded: a local cluster is told of `local_cpus`; otherwise of this machine's alone.
 
     Raises:
         RunError: nobody answers at that address.
@@ -114,11 +113,10 @@ def connected(cluster: ClusterConfig, *, crowded: bool = True) -> Iterator[None]
         _check_answers(address)
         ray.init(logging_level=logging.ERROR)
     else:
-        needed = cluster.max_workers * cluster.cpus_per_worker if crowded else 1
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
         ray.init(
             address="local",
-            num_cpus=max(needed, os.cpu_count() or 1),
+            num_cpus=local_cpus(cluster) if crowded else os.cpu_count(),
             # Ray would claim a third of the memory; only settings pass through the object store.
             object_store_memory=100 << 20,
             include_dashboard=False,
@@ -129,6 +127,14 @@ def connected(cluster: ClusterConfig, *, crowded: bool = True) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+
+
+def local_cpus(cluster: ClusterConfig) -> int:
+    """Return the CPUs that a local cluster is told of.
+
+    They are as many as the workers ask for, who share this machine's where it has fewer.
+    """
+    return max(cluster.max_workers * cluster.cpus_per_worker, os.cpu_count() or 1)
 
 
 def _check_answers(address: str) -> None:

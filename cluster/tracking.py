@@ -145,8 +145,13 @@ class Record:
 def tracking_uri() -> str:
     """Return MLflow's address, with the path of a SQLite file made absolute for other processes."""
     uri = mlflow.get_tracking_uri()
+    file = _sqlite_file(uri)
+    return uri if file is None else f"sqlite:///{file.absolute()}"
+
+
+def _sqlite_file(uri: str) -> Path | None:
     path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
+    return None if path == uri else Path(path)
 
 
 def check_reachable() -> None:
@@ -209,8 +214,7 @@ def check_startable(name: str, *, settings: Mapping[str, str], fresh: bool = Fal
             other settings.
     """
     uri = tracking_uri()
-    file = uri.removeprefix("sqlite:///")
-    if file != uri and not Path(file).exists():
+    if (file := _sqlite_file(uri)) is not None and not file.exists():
         return  # nothing was tracked there yet, and asking would make the file
     try:
         _check_startable(name, last_attempt(name), settings, fresh)

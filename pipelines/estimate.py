@@ -14,7 +14,7 @@ import yaml
 from cluster import tracking
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError
-from cluster.launch import connected, resolve_storage, wants_gpu
+from cluster.launch import connected, local_cpus, resolve_storage, wants_gpu
 from cluster.objects import check_writable, is_address
 from cluster.offer import CLUSTER_FILE, Offer, read_offer
 from pipelines.data.config import LOCAL_SOURCES, Split
@@ -22,7 +22,7 @@ from pipelines.data.sidecar import read_info
 from pipelines.data.sources import DOWNLOADS, check_source, open_source
 from pipelines.data.splits import hold_out
 from pipelines.data.staged import remote_files
-from pipelines.evaluation import check_budgets
+from pipelines.evaluation import check_budgets, check_classes
 from pipelines.run import Run, identity
 from ranet import RANet, mult_adds
 from ranet.config import TrainConfig
@@ -128,17 +128,13 @@ def _images(run: Run, found: Estimate, *, is_here: bool) -> tuple[int, int]:
     except (ValueError, OSError) as error:
         found.lacks.append(str(error))
         return _suppose(run, found, "cannot be read")
-    if len(info.class_names) != run.model.num_classes:
-        found.lacks.append(
-            f"model.num_classes must be {len(info.class_names)}, the classes of data.source "
-            f"{run.data.source}, got {run.model.num_classes}"
-        )
+    with found.checking():
+        check_classes(run, info)
     found.lines.append(("images", _counted(info.num_samples)))
     cache_bytes = 0
     if is_address(info.folder):
         cache_bytes = sum(file.bytes for file in remote_files(info.folder))
-    copied = f"{_size(cache_bytes)} from S3 to each node" if cache_bytes else "none: read in place"
-    found.lines.append(("to stage", copied))
+    _staging(run, found, _size(cache_bytes))
     return info.num_samples["train"], cache_bytes
 
 
@@ -162,18 +158,20 @@ def _unprepared(run: Run, found: Estimate, missing: str, *, is_here: bool) -> tu
 
 
 def _suppose(run: Run, found: Estimate, told: str) -> tuple[int, int]:
-    is_remote = is_address(run.data.folder)
     counts, stored_bytes = _supposed(run)
     if counts is None:
         found.lines.append(("images", f"{told}; their number is unknown"))
         return 0, 0
     found.lines.append(("images", f"{told}; {_counted(counts)} supposed"))
-    if not is_remote:
-        found.lines.append(("to stage", "none: read in place"))
-    else:
-        size = f"about {_size(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
-        found.lines.append(("to stage", f"{size} from S3 to each node"))
-    return counts["train"], stored_bytes if is_remote else 0
+    size = f"about {_size(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
+    _staging(run, found, size)
+    return counts["train"], stored_bytes if is_address(run.data.folder) else 0
+
+
+def _staging(run: Run, found: Estimate, size: str) -> None:
+    is_remote = is_address(run.data.folder)
+    copied = f"{size} from S3 to each node" if is_remote else "none: read in place"
+    found.lines.append(("to stage", copied))
 
 
 def _supposed(run: Run) -> tuple[dict[Split, int] | None, int]:
@@ -219,20 +217,17 @@ class AtHand:
 
 def _at_hand(cluster: ClusterConfig, found: Estimate) -> AtHand:
     """Look at the cluster that is here, or at this machine."""
-    told = ""
     if address := os.environ.get("RAY_ADDRESS"):
         with connected(cluster):
             gpus, has = int(wants_gpu(cluster)), ray.cluster_resources()
-        where, cores = f"the cluster at {address}", has.get("CPU", 0)
+        where, cores, told = f"the cluster at {address}", has.get("CPU", 0), ""
     else:
         here = torch.cuda.device_count()
         enough = cluster.device == "auto" and here >= cluster.min_workers
         gpus = int(cluster.device == "gpu" or enough)
-        cores = os.cpu_count() or 1
-        has, where = {"CPU": cores, "GPU": here}, "this machine"
-        asked = cluster.max_workers * cluster.cpus_per_worker
-        if not gpus and asked > cores:  # a local cluster is told of as many as its workers ask for
-            cores, told = asked, ", which share its CPUs"
+        has, where = {"CPU": os.cpu_count() or 1, "GPU": here}, "this machine"
+        cores = has["CPU"] if gpus else local_cpus(cluster)
+        told = ", which share its CPUs" if cores > has["CPU"] else ""
     room = int(min(
         cores // cluster.cpus_per_worker, has.get("GPU", 0) // gpus if gpus else float("inf")
     ))  # fmt: skip

@@ -103,6 +103,15 @@ def check_budgets(costs: tuple[int, ...], budgets: tuple[float, ...]) -> None:
         )
 
 
+def check_classes(run: Run, info: DatasetInfo) -> None:
+    """Refuse a network that tells apart another number of classes than the images have."""
+    if len(info.class_names) != run.model.num_classes:
+        raise ValueError(
+            f"model.num_classes must be {len(info.class_names)}, the classes of data.source "
+            f"{run.data.source}, got {run.model.num_classes}"
+        )
+
+
 def budget_grid(costs: tuple[int, ...]) -> tuple[float, ...]:
     """Budgets whose thresholds go with a model: the first exit's share, then even steps up to 1.
 

@@ -35,13 +35,13 @@ def check_space(sweep: Sweep, base: Run) -> None:
     Raises:
         ValueError: it names the entry and what to do.
     """
-    known = flatten(base)
+    known, prepared = flatten(base), prepared_settings(base.data, base.model.image_size)
     for name in sorted(names_in(sweep.space).difference(SHORTHANDS)):
         if name not in known:
             similar = difflib.get_close_matches(name, [*known, *SHORTHANDS], n=1)
             hint = f"did you mean {similar[0]}?" if similar else "see pipelines/train.py --help"
             raise ValueError(f"space has {name}, which is not a setting; {hint}")
-        if name in prepared_settings(base.data, base.model.image_size):
+        if name in prepared:
             raise ValueError(f"space has {name}: all trials of a sweep read the same images")
         if name == "train.epochs" or not name.startswith(("model.", "train.", "data.")):
             raise ValueError(

@@ -31,6 +31,7 @@ from pipelines.data.config import prepared_folder
 from pipelines.estimate import estimate
 from pipelines.evaluation import (
     check_budgets,
+    check_classes,
     curve_line,
     evaluate_scores,
     format_tables,
@@ -75,11 +76,7 @@ def make_ready(run: Run) -> DatasetInfo:
     resolve_storage(run.cluster.storage)
     check_budgets(mult_adds(run.model), run.registry.budgets)
     info = prepare(run.data, run.model.image_size, spread=partial(on_every_cpu, run.cluster))
-    if len(info.class_names) != run.model.num_classes:
-        raise ValueError(
-            f"model.num_classes must be {len(info.class_names)}, the classes of data.source "
-            f"{run.data.source}, got {run.model.num_classes}"
-        )
+    check_classes(run, info)
     return info
 
 

@@ -129,16 +129,14 @@ class Trials(Searcher):
         number = self._opened + 1 if before is None else before.number
         try:
             record, run = self._book.open(number, candidate, before)
-            measured = self._measured(record.run_id)  # by an earlier start
-            worked = tracking.history(self._book.uri, record.run_id, SECONDS)
+            history = {} if before is None else self._measured(record.run_id)
         except tracking.FAILURES as error:
             logger.warning("MLflow does not answer, no trial is begun until it does: %s", error)
             return None
         self._drawn = None
         self._opened = max(self._opened, number)
-        self._live[trial_id] = _Live(
-            number, candidate, asked, record.storage_name, measured, max(worked.values(), default=0)
-        )
+        worked = 0.0 if before is None else before.run.data.metrics.get(SECONDS, 0.0)
+        self._live[trial_id] = _Live(number, candidate, asked, record.storage_name, history, worked)
         self._book.note_rejected(self.rejected)
         logger.info(
             "trial %d %s, %.4g M mult-adds: %s", number, "goes on" if before else "begins",
