@@ -6,11 +6,11 @@ FROM rayproject/ray:2.60.0-py311-gpu
 WORKDIR /home/ray/ranet
 
 USER 0
-COPY cluster/packages.sh cluster/
-RUN cluster/packages.sh && rm -rf /var/lib/apt/lists/*
+COPY cluster/provisioning/packages.sh cluster/provisioning/
+RUN cluster/provisioning/packages.sh && rm -rf /var/lib/apt/lists/*
 
 USER 1000
 ENV PIP_NO_CACHE_DIR=1
-COPY --chown=1000:100 cluster/requirements.sh cluster/
+COPY --chown=1000:100 cluster/provisioning/requirements.sh cluster/provisioning/
 COPY --chown=1000:100 pyproject.toml constraints.txt ./
-RUN cluster/requirements.sh python '.[train]' && rm -rf build ./*.egg-info
+RUN cluster/provisioning/requirements.sh python '.[train]' && rm -rf build ./*.egg-info

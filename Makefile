@@ -4,13 +4,13 @@ PORT ?= 5000
 HOSTS ?= 2
 ADDRESS ?= 127.0.0.1
 
-.PHONY: help setup train sweep test check lint types arch format ui cluster mlflow-server watch
+.PHONY: help setup train sweep test check lint types arch format ui cluster mlflow-server prometheus
 
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 15
 
 setup: ## system packages and .venv; seconds where they are there
-	@PYTHON="$(PYTHON)" cluster/setup.sh
+	@PYTHON="$(PYTHON)" cluster/provisioning/setup.sh
 
 train: setup ## train, evaluate and register a network on the built-in digits
 	.venv/bin/python pipelines/train.py --config configs/digits.yaml
@@ -19,7 +19,7 @@ sweep: setup ## search for the best small network for three budgets on the built
 	.venv/bin/python pipelines/tune.py --config configs/sweeps/digits.yaml
 
 test: setup ## all tests; those of servers that cannot be installed are skipped
-	-@cluster/packages.sh iproute2 util-linux postgresql prometheus
+	-@cluster/provisioning/packages.sh iproute2 util-linux postgresql prometheus
 	.venv/bin/python -m pytest
 
 check: lint types arch ## format, lint, types and import directions
@@ -28,8 +28,8 @@ lint: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/hadolint Dockerfile
-	.venv/bin/shellcheck cluster/*.sh .ci/run
-	.venv/bin/cfn-lint cluster/aws.yaml
+	.venv/bin/shellcheck cluster/*/*.sh .ci/run
+	.venv/bin/cfn-lint cluster/provisioning/aws.yaml
 
 types: setup
 	.venv/bin/basedpyright
@@ -47,11 +47,11 @@ ui: setup ## runs, curves and models of this folder in the browser
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui --port $(PORT)
 
 cluster: setup ## Ray hosts, S3 and MLflow on this machine, to try a cloud on; HOSTS=3 for more
-	@cluster/packages.sh iproute2 util-linux
+	@cluster/provisioning/packages.sh iproute2 util-linux
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" python -m cluster.local up --hosts $(HOSTS)
 
 mlflow-server: setup ## a team's MLflow: PostgreSQL, S3, users; ADDRESS=0.0.0.0 for other machines
 	.venv/bin/python -m cluster.mlflow_server serve --host $(ADDRESS) --port $(PORT)
 
-watch: ## Prometheus on a cluster's head; NODES=FILE where Ray keeps its list of nodes elsewhere
-	@NODES="$(NODES)" cluster/watch.sh
+prometheus: ## Prometheus on a cluster's head; NODES=FILE where Ray keeps its list of nodes elsewhere
+	@NODES="$(NODES)" cluster/monitoring/prometheus.sh

@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.data import open_batches
 from pipelines.run import read_run
 from ranet import RANet
-from ranet.model.normalize import Normalize
-from ranet.training.reporter import Batches
+from ranet.model.preprocessing import Normalize
+from ranet.protocols import Batches
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def main() -> None:
             for images, labels in batches:
                 logits = wrapped(normalize(images.contiguous(memory_format=torch.channels_last)))
                 losses = [
-                    F.cross_entropy(each, labels, label_smoothing=run.train.label_smoothing)
+                    F.cross_entropy(each, labels, label_smoothing=run.train.loss.label_smoothing)
                     for each in logits
                 ]
                 optimizer.zero_grad()

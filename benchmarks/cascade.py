@@ -25,11 +25,11 @@ from torch import Tensor
 
 from benchmarks.network import describe_machine
 from benchmarks.plain import PlainRANet
-from benchmarks.trained import Trained
+from benchmarks.trained import TrainOutput
 from ranet import (
     PRESETS,
     Cascade,
-    OptimizedRANet,
+    FusedRANet,
     RANet,
     fit_thresholds,
     mult_adds,
@@ -52,7 +52,7 @@ class Case:
 
 def trained_case(config: Path, snapshot: Path, num_images: int) -> Case:
     """Trained network of a run, with its first test images."""
-    trained = Trained.load(config, snapshot)
+    trained = TrainOutput.load(config, snapshot)
     images, _ = trained.images("test", num_images)
     return Case(trained.model, images)
 
@@ -78,7 +78,7 @@ def full_pass(model: Callable[[Tensor], Tensor], images: Tensor) -> None:
 
 
 @torch.inference_mode()
-def full_parts(model: OptimizedRANet, part_size: int, images: Tensor) -> None:
+def full_parts(model: FusedRANet, part_size: int, images: Tensor) -> None:
     """All exits, in parts of a size of our choice."""
     for part in images.split(part_size):
         for _ in model.predictions(part):

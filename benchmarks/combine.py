@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.trained import Trained
+from benchmarks.trained import TrainOutput
 from ranet import fit_budgets, mult_adds
-from ranet.inference.anytime import mean_logits
-from ranet.inference.budgeted import score_budget
+from ranet.inference.ensemble import mean_logits
+from ranet.inference.threshold_search import score_budget
 
 FRACTIONS = (0.3, 0.4, 0.5, 0.75, 1.0)
 
@@ -69,7 +69,7 @@ WAYS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 @torch.inference_mode()
-def all_logits(trained: Trained) -> tuple[Tensor, Tensor]:
+def all_logits(trained: TrainOutput) -> tuple[Tensor, Tensor]:
     """Logits (exits, images, classes) and labels of the validation and test images."""
     model = trained.model.optimized()
     logits, labels = [], []
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    trained = Trained.load(arguments.config, arguments.weights)
+    trained = TrainOutput.load(arguments.config, arguments.weights)
     logits, labels = all_logits(trained)
     costs = [float(cost) for cost in mult_adds(trained.run.model)]
     results: dict[str, list[Tensor]] = {name: [] for name in WAYS}

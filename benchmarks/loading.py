@@ -48,16 +48,17 @@ from torchvision.transforms import v2
 
 from benchmarks.network import describe_machine
 from pipelines.data import DataConfig, open_batches, prepare
-from pipelines.data.beton import Beton, open_beton, write_beton
-from pipelines.data.ffcv_loader import FfcvBatches
-from pipelines.data.memory_loader import MemoryBatches
-from pipelines.data.plan import Planner
-from pipelines.data.sources import FileImages, Images, open_source
+from pipelines.data.config import AugmentConfig
+from pipelines.data.format.beton import Beton, open_beton, write_beton
+from pipelines.data.loading.in_memory import MemoryBatches
+from pipelines.data.loading.sampling import EpochSampler
+from pipelines.data.loading.streaming import StreamingBatches
+from pipelines.data.sources.factory import FileImages, Images, open_source
 from pipelines.run import read_run
 from ranet import RANet
-from ranet.model.normalize import Normalize
+from ranet.model.preprocessing import Normalize
+from ranet.protocols import Batches, LogReporter, Metrics
 from ranet.training.loop import fit
-from ranet.training.reporter import Batches, LogReporter, Metrics
 
 CPU = torch.device("cpu")
 PHOTO_SIZE = 224
@@ -101,14 +102,14 @@ def main() -> None:
             take_turns(contenders, arguments.rounds)
             print_table("Photographs", contenders)
         if arguments.cifar:
-            config = DataConfig(source="parquet", root=str(arguments.cifar))
+            config = DataConfig(source="parquet", source_dir=str(arguments.cifar))
             contenders = small_contenders(config, folder / "cifar.beton", arguments.threads)
             take_turns(contenders, arguments.rounds)
             print_table("CIFAR", contenders)
         if arguments.waiting:
             print_waiting(arguments.waiting, folder)
         if not (arguments.images or arguments.cifar or arguments.waiting):
-            config = DataConfig(source="digits", flip=False)
+            config = DataConfig(source="digits", augment=AugmentConfig(flip=False))
             contenders = small_contenders(config, folder / "digits.beton", arguments.threads)
             take_turns(contenders, arguments.rounds)
             print_table("Digits", contenders)
@@ -137,14 +138,18 @@ def photo_contenders(arguments: argparse.Namespace, folder: Path) -> list[Conten
     images = FileImages(str(root), paths, np.array(found.targets, np.int64))
     bytes_per_image = statistics.mean((root / path).stat().st_size for path in paths)
     contenders = folder_contenders("the files", root, bytes_per_image, threads)
-    raw = DataConfig(source="imagefolder", root=str(root), crop="random_resized")
+    raw = DataConfig(
+        source="imagefolder", source_dir=str(root), augment=AugmentConfig(crop="random_resized")
+    )
     unchanged = write(folder / "raw-0.beton", images, raw)
     for stored_size in arguments.stored_sizes:
         title = f"{stored_size} px" if stored_size else "as they are"
-        jpegs = [replace(raw, storage="jpeg", jpeg_quality=q) for q in arguments.qualities]
-        for config in (replace(each, stored_size=stored_size) for each in [raw, *jpegs]):
-            kind = f"JPEG {config.jpeg_quality}" if config.storage == "jpeg" else "raw"
-            name = f"{config.jpeg_quality if config.storage == 'jpeg' else 'raw'}-{stored_size}"
+        jpegs = [replace(raw, image_format="jpeg", jpeg_quality=q) for q in arguments.qualities]
+        for config in (replace(each, max_side=stored_size) for each in [raw, *jpegs]):
+            kind = f"JPEG {config.jpeg_quality}" if config.image_format == "jpeg" else "raw"
+            name = (
+                f"{config.jpeg_quality if config.image_format == 'jpeg' else 'raw'}-{stored_size}"
+            )
             beton = write(folder / f"{name}.beton", images, config)
             bytes_per_image = float(beton.table[:, 1].mean())
             change = rms_change(beton, unchanged, config)
@@ -154,7 +159,7 @@ def photo_contenders(arguments: argparse.Namespace, folder: Path) -> list[Conten
                 contenders.append(
                     Contender(loader, f"{kind}, {title}", bytes_per_image, opened, change)
                 )
-            if config.storage == "jpeg" and stored_size:
+            if config.image_format == "jpeg" and stored_size:
                 unpack(beton, folder / name)
                 contenders += folder_contenders(
                     f"{kind}, {title}", folder / name, bytes_per_image, threads
@@ -204,9 +209,11 @@ def unpack(beton: Beton, root: Path) -> None:
         path.write_bytes(beton.data[row[0] : row[0] + row[1]].tobytes())
 
 
-def make_planner(beton: Beton, config: DataConfig, size: int, batch: int, train: bool) -> Planner:
+def make_planner(
+    beton: Beton, config: DataConfig, size: int, batch: int, train: bool
+) -> EpochSampler:
     """Plan the epochs of a single worker."""
-    return Planner(
+    return EpochSampler(
         config=config,
         is_training=train,
         sizes=beton.sizes,
@@ -224,7 +231,7 @@ def rms_change(beton: Beton, unchanged: Beton, config: DataConfig) -> float:
     Root of the mean squared difference, in steps of 1/255.
     """
     readers = [
-        FfcvBatches(each, make_planner(each, config, PHOTO_SIZE, PHOTO_BATCH, False), CPU)
+        StreamingBatches(each, make_planner(each, config, PHOTO_SIZE, PHOTO_BATCH, False), CPU)
         for each in (beton, unchanged)
     ]
     with readers[0].epoch(0) as some, readers[1].epoch(0) as others:
@@ -239,7 +246,7 @@ def open_ours(path: Path, config: DataConfig, size: int, batch: int, threads: in
     """Open a file by the loader that `config` names."""
     torch.set_num_threads(threads)
     beton = open_beton(path)
-    loader = MemoryBatches if config.loader == "memory" else FfcvBatches
+    loader = MemoryBatches if config.loader == "memory" else StreamingBatches
     planner = make_planner(beton, config, size, batch, True)
     batches: Batches = loader(beton, planner, CPU, threads)
 
@@ -252,10 +259,10 @@ def open_ours(path: Path, config: DataConfig, size: int, batch: int, threads: in
 
 def open_ffcv(path: Path, config: DataConfig, size: int, batch: int, threads: int) -> ReadEpoch:
     """Open a file by FFCV's own loader with its own augmentation."""
-    if config.crop == "random_resized":
+    if config.augment.crop == "random_resized":
         image = [RandomResizedCropRGBImageDecoder((size, size)), RandomHorizontalFlip()]
     else:
-        flip = [RandomHorizontalFlip()] if config.flip else []
+        flip = [RandomHorizontalFlip()] if config.augment.flip else []
         image = [SimpleRGBImageDecoder(), *flip, RandomTranslate(padding=4)]
     loader = Loader(
         str(path),
@@ -316,7 +323,7 @@ def open_arrays(path: Path, config: DataConfig, to_float: bool, threads: int) ->
     transform = v2.Compose(
         [
             v2.RandomCrop(int(shape[0]), padding=4),
-            *([v2.RandomHorizontalFlip()] if config.flip else []),
+            *([v2.RandomHorizontalFlip()] if config.augment.flip else []),
             *(NORMALIZE if to_float else (v2.PILToTensor(),)),
         ]
     )
@@ -425,8 +432,8 @@ def train_quickly(root: Path, loader: str, threads: int) -> list[Metrics]:
     run = read_run(
         [
             f"--config={Path(__file__).parents[1] / 'configs' / 'cifar10_quick.yaml'}",
-            f"--data.root={root}",
-            f"--data.folder={root / 'prepared'}",
+            f"--data.source_dir={root}",
+            f"--data.prepared_dir={root / 'prepared'}",
             f"--data.loader={loader}",
         ]
     )

@@ -36,7 +36,7 @@ from mlflow.entities import Metric
 from benchmarks.network import describe_machine
 from pipelines.data import prepare
 from pipelines.run import Run, read_run
-from tests.e2e.training import PROJECT, Training, client, runs, training
+from tests.support.training import PROJECT, TrainState, client, runs, training
 
 TIMEOUT_SECONDS = 300.0
 WARM_EPOCHS = 2
@@ -90,7 +90,7 @@ def measure(way: str, workers: int, config: str, settings: Sequence[str]) -> dic
         folder = Path(name)
         settings = [
             f"--train.epochs={EPOCHS}", f"--cluster.num_workers={workers}",
-            f"--data.folder={folder}/images", *settings,
+            f"--data.prepared_dir={folder}/images", *settings,
         ]  # fmt: skip
         run = read_run(["--config", config, *settings])
         if run.train.epochs < WARM_EPOCHS + 2:
@@ -150,7 +150,7 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
 
 
 def start_of(
-    process: Training, submitted: float, opened: float, first_step: float
+    process: TrainState, submitted: float, opened: float, first_step: float
 ) -> dict[str, float]:
     """Seconds of every stage from the command to the beginning of the first step.
 
@@ -179,7 +179,7 @@ def start_of(
 def bare(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[str, Any]:
     """Train by torchrun."""
     log = folder / "log.txt"
-    # What cluster.launch.worker_environment gives to our workers.
+    # What cluster.execution.trainer.worker_environment gives to our workers.
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(run.cluster.cpus_per_worker),

@@ -1,4 +1,4 @@
-"""Reading a file larger than memory in both orders of data.order: time, and bytes from the disk.
+"""Reading a file larger than memory in both orders of data.shuffle: time, and bytes from the disk.
 
     python -m benchmarks.order --folder FOLDER [--images 150000] [--size 96] [--megabytes 2000]
 
@@ -22,11 +22,11 @@ import numpy as np
 
 from benchmarks.loading import CPU, make_planner
 from benchmarks.network import describe_machine
-from pipelines.data.beton import open_beton, write_beton
-from pipelines.data.config import DataConfig
-from pipelines.data.ffcv_loader import FfcvBatches
-from pipelines.data.images import Picture
-from pipelines.data.plan import training_order
+from pipelines.data.config import AugmentConfig, DataConfig
+from pipelines.data.format.beton import open_beton, write_beton
+from pipelines.data.loading.sampling import training_order
+from pipelines.data.loading.streaming import StreamingBatches
+from pipelines.data.sources.images import DecodedImage
 
 BATCH = 256
 CLASSES = 1000
@@ -49,10 +49,10 @@ class Noise:
         """What to call an image."""
         return f"noise {index}"
 
-    def read(self, index: int) -> Picture:
+    def read(self, index: int) -> DecodedImage:
         """One image."""
         noise = np.random.default_rng(index).bytes(self.size**2 * 3)
-        return Picture(np.frombuffer(noise, np.uint8).reshape(self.size, self.size, 3))
+        return DecodedImage(np.frombuffer(noise, np.uint8).reshape(self.size, self.size, 3))
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--read", choices=["random", "blocks"], help="what a measured process does")
+    parser.add_argument("--read", choices=["full", "blocks"], help="what a measured process does")
     arguments = parser.parse_args()
     path = arguments.folder / f"noise-{arguments.images}-{arguments.size}.beton"
     if arguments.read:
@@ -75,7 +75,7 @@ def main() -> None:
     print(describe_machine())
     print(f"{path.stat().st_size / 1e6:.0f} MB in {arguments.images} images, ", end="")
     print(f"{arguments.megabytes} MB of memory, {arguments.seconds:g} s, {arguments.rounds} rounds")
-    found: dict[str, list[dict[str, float]]] = {"random": [], "blocks": []}
+    found: dict[str, list[dict[str, float]]] = {"full": [], "blocks": []}
     for _ in range(arguments.rounds):
         for order, results in found.items():
             forget(path)
@@ -95,9 +95,9 @@ def main() -> None:
 def read(path: Path, order: str, seconds: float) -> dict[str, float]:
     """Read batches for some seconds; bytes from the disk are those of this process."""
     beton = open_beton(path)
-    config = DataConfig(crop="none", flip=False, order=order)  # pyright: ignore[reportArgumentType]
+    config = DataConfig(augment=AugmentConfig(crop="none", flip=False), shuffle=order)  # pyright: ignore[reportArgumentType]
     size = int(beton.sizes[0, 0])
-    batches = FfcvBatches(beton, make_planner(beton, config, size, BATCH, True), CPU)
+    batches = StreamingBatches(beton, make_planner(beton, config, size, BATCH, True), CPU)
     before, begun, done = _bytes_read(), time.perf_counter(), 0
     with batches.epoch(0) as reader:
         for images, _ in reader:

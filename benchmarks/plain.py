@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ranet.architecture import BlockSpec, ExitSpec, LateralSpec, UnitSpec, make_network_spec
 from ranet.config import ModelConfig
-from ranet.plan import BlockPlan, ExitPlan, LowerPlan, UnitPlan, make_plan
 
 
 def resize(features: Tensor, size: int) -> Tensor:
@@ -40,7 +40,7 @@ def conv(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> l
     ]
 
 
-def unit(plan: UnitPlan, stride: int = 1) -> Net:
+def unit(plan: UnitSpec, stride: int = 1) -> Net:
     """Bottleneck unit: 1x1, then 3x3."""
     return Net(
         *conv(plan.in_channels, plan.width, 1), *conv(plan.width, plan.out_channels, 3, stride)
@@ -50,7 +50,7 @@ def unit(plan: UnitPlan, stride: int = 1) -> Net:
 class PlainLayer(nn.Module):
     """One dense layer, with its lateral unit where the block has a lower one."""
 
-    def __init__(self, own: UnitPlan, lateral: UnitPlan | None, stride: int) -> None:
+    def __init__(self, own: UnitSpec, lateral: UnitSpec | None, stride: int) -> None:
         super().__init__()
         if lateral is not None:
             self.conv_up = unit(lateral)
@@ -68,9 +68,9 @@ class PlainLayer(nn.Module):
 class PlainBlock(nn.Module):
     """A block; returns its output and the features before every layer and behind the last."""
 
-    def __init__(self, plan: BlockPlan) -> None:
+    def __init__(self, plan: BlockSpec) -> None:
         super().__init__()
-        lower: LowerPlan | None = plan.lower
+        lower: LateralSpec | None = plan.lower
         last = len(plan.units) - 1
         self.layers = nn.ModuleList(
             PlainLayer(
@@ -99,7 +99,7 @@ class PlainBlock(nn.Module):
 class PlainExit(nn.Module):
     """Two strided convolutions, average pooling, a linear layer."""
 
-    def __init__(self, plan: ExitPlan) -> None:
+    def __init__(self, plan: ExitSpec) -> None:
         super().__init__()
         self.m = nn.Sequential(
             Net(*conv(plan.in_channels, plan.hidden_channels, 3, 2)),
@@ -119,7 +119,7 @@ class PlainStem(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         steps: list[nn.Module] = []
-        for step in reversed(make_plan(config).stem):
+        for step in reversed(make_network_spec(config).stem):
             if step.is_large:
                 steps.append(
                     nn.Sequential(
@@ -147,7 +147,7 @@ class PlainRANet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        plan = make_plan(config)
+        plan = make_network_spec(config)
         self.scale_flows = nn.ModuleList(
             nn.ModuleList(PlainBlock(block) for block in blocks) for blocks in plan.subnetworks
         )

@@ -41,10 +41,10 @@ from benchmarks.sweeps import (
     weights_sweep,
 )
 from pipelines.run import Run
-from pipelines.tune import check_sample
-from ranet.training.reporter import LogReporter, Metrics, Snapshot
-from tuning.draws import Candidate
+from pipelines.tune import check_candidate
+from ranet.protocols import LogReporter, Metrics, Snapshot
 from tuning.objective import budget_metric
+from tuning.sampler import Candidate
 from tuning.space import Sweep
 
 Method = Literal["uniform", "constant", "population"]
@@ -91,7 +91,7 @@ class Member:
 
     def candidate(self, sweep: Sweep, run: Run) -> Candidate:
         """Return what is trained."""
-        found = check_sample(sweep, run, {"exit_weights.family": "free", FREE: self.free})
+        found = check_candidate(sweep, run, {"exit_weights.family": "free", FREE: self.free})
         return replace(
             found, run=replace(found.run, train=replace(found.run.train, seed=self.seed))
         )

@@ -1,6 +1,6 @@
 """Images that are prepared in a second, with one CPU and with two, in turns.
 
-    python -m benchmarks.preparation --images FOLDER [--rounds 3] [--data.storage=jpeg ...]
+    python -m benchmarks.preparation --images FOLDER [--rounds 3] [--data.image_format=jpeg ...]
 
 FOLDER holds train and val as ImageNet does. Times are from the first task to the last file;
 Ray's start is left out.
@@ -20,9 +20,9 @@ import ray
 
 from benchmarks.network import describe_machine
 from cluster.config import ClusterConfig
-from cluster.tasks import on_every_cpu
+from cluster.execution.parallel_map import parallel_map
 from pipelines.data import prepare
-from pipelines.data.beton import open_beton
+from pipelines.data.format.beton import open_beton
 from pipelines.run import read_run
 
 
@@ -51,8 +51,8 @@ def measure(images: Path, settings: Sequence[str], cpus: int) -> tuple[float, fl
     """Images a second with so many CPUs, and bytes that each takes."""
     with tempfile.TemporaryDirectory() as folder:
         run = read_run(
-            ["--data.source=imagefolder", f"--data.root={images}", f"--data.folder={folder}",
-             "--data.crop=random_resized", *settings]
+            ["--data.source=imagefolder", f"--data.source_dir={images}", f"--data.prepared_dir={folder}",
+             "--data.augment.crop=random_resized", *settings]
         )  # fmt: skip
         ray.init(
             address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=100 << 20,
@@ -68,9 +68,9 @@ def measure(images: Path, settings: Sequence[str], cpus: int) -> tuple[float, fl
                 replace(item, place=f"{folder}/trial{number}.npz")
                 for number, item in enumerate(items[:cpus])
             ]
-            list(on_every_cpu(ClusterConfig(), function, trials))
+            list(parallel_map(ClusterConfig(), function, trials))
             begun.append(time.perf_counter())
-            yield from on_every_cpu(ClusterConfig(), function, items)
+            yield from parallel_map(ClusterConfig(), function, items)
 
         info = prepare(run.data, run.model.image_size, spread=spread)
         seconds = time.perf_counter() - begun[0]

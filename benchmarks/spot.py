@@ -15,7 +15,7 @@ import math
 import random
 
 DAY = 86400.0
-MACHINES = (2, 8, 64)
+INSTANCE_TYPES = (2, 8, 64)
 """8 GPUs on 4 a machine; 64 and 512 on 8 a machine."""
 INTERVALS = (30, 60, 120, 240, 480, 900, 1800, 3600, 7200, 14400)
 
@@ -35,13 +35,19 @@ def main() -> None:
         f"growth {growth}; losses a machine a day {given.losses:g}, write {given.write:g} s, "
         f"restart {given.restart:g} s, replacement {given.replace:g} s; {given.days:g} days each\n"
     )
-    print("| checkpoint every | " + " | ".join(f"{n} machines" for n in MACHINES) + " |")
-    print("|---" * (len(MACHINES) + 1) + "|")
-    shares = {n: {every: useful_share(n, every, given) for every in INTERVALS} for n in MACHINES}
+    print("| checkpoint every | " + " | ".join(f"{n} machines" for n in INSTANCE_TYPES) + " |")
+    print("|---" * (len(INSTANCE_TYPES) + 1) + "|")
+    shares = {
+        n: {every: useful_share(n, every, given) for every in INTERVALS} for n in INSTANCE_TYPES
+    }
     for every in INTERVALS:
-        print(f"| {every:,} s | " + " | ".join(f"{shares[n][every]:.1%}" for n in MACHINES) + " |")
-    print("\n| | " + " | ".join(f"{n} machines" for n in MACHINES) + " |")
-    print("|---" * (len(MACHINES) + 1) + "|")
+        print(
+            f"| {every:,} s | "
+            + " | ".join(f"{shares[n][every]:.1%}" for n in INSTANCE_TYPES)
+            + " |"
+        )
+    print("\n| | " + " | ".join(f"{n} machines" for n in INSTANCE_TYPES) + " |")
+    print("|---" * (len(INSTANCE_TYPES) + 1) + "|")
     for name, value in (
         ("losses a day", lambda n: f"{n * given.losses:g}"),
         ("best interval of a finer search", lambda n: f"{best(n, given):,.0f} s"),
@@ -49,7 +55,7 @@ def main() -> None:
         ("Daly", lambda n: f"{daly(n, given):,.0f} s"),
         ("share at Young's", lambda n: f"{useful_share(n, young(n, given), given):.1%}"),
     ):
-        print(f"| {name} | " + " | ".join(value(n) for n in MACHINES) + " |")
+        print(f"| {name} | " + " | ".join(value(n) for n in INSTANCE_TYPES) + " |")
 
 
 def useful_share(machines: int, every: float, given: argparse.Namespace, seed: int = 0) -> float:

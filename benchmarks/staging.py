@@ -19,9 +19,9 @@ from pathlib import Path
 from boto3 import client
 
 from benchmarks.network import describe_machine
-from cluster.objects import ObjectStore
-from cluster.staging import Cache, RemoteFile, staged
-from tests.s3 import Line, s3_server
+from cluster.storage.download import Cache, RemoteFile, staged
+from cluster.storage.s3 import ObjectStore
+from tests.support.s3 import Line, s3_server
 
 
 def main() -> None:

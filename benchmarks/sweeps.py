@@ -26,18 +26,18 @@ from torch import nn
 
 from pipelines.data import Split, open_batches, prepare
 from pipelines.run import Run, parse_settings
-from pipelines.tune import make_draws
+from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds
-from ranet.inference.anytime import Scores, collect_answers
-from ranet.inference.budgeted import fit_budgets, score_budget
-from ranet.model.normalize import Normalize
+from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
+from ranet.inference.threshold_search import fit_budgets, score_budget
+from ranet.model.preprocessing import Normalize
+from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
 from ranet.training.loop import fit
-from ranet.training.reporter import LogReporter, Metrics, Reporter, Snapshot
-from tuning.draws import Candidate
-from tuning.front import hypervolume
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
+from tuning.pareto import hypervolume
+from tuning.sampler import Candidate
 from tuning.search import make_scheduler
-from tuning.space import Dimension, Stopping, Sweep, Window, as_arguments
+from tuning.space import CostLimits, Dimension, EarlyStopping, Sweep, as_arguments
 
 Method = Literal["random", "TPE", "TPE + ASHA"]
 METHODS: tuple[Method, ...] = ("random", "TPE", "TPE + ASHA")
@@ -151,13 +151,13 @@ def run_sweep(method: Method, seed: int) -> list[Entry]:
         search="random" if method == "random" else "tpe", num_trials=TRIALS, seed=seed
     )
     if method != "TPE + ASHA":
-        sweep = replace(sweep, stopping=Stopping())
+        sweep = replace(sweep, stopping=EarlyStopping())
     return search(sweep, run, TRIALS * run.train.epochs)
 
 
 def search(sweep: Sweep, run: Run, num_epochs: int) -> list[Entry]:
     """Draw and train, telling the search what became of it, while there are epochs for a trial."""
-    draws = make_draws(sweep, run)
+    draws = make_sampler(sweep, run)
     scheduler = make_scheduler(sweep.stopping, ACCURACY, "max", run.train.epochs)
     entries: list[Entry] = []
     while num_epochs >= run.train.epochs:
@@ -177,7 +177,11 @@ def weights_sweep() -> tuple[Sweep, Run]:
         FREE: Dimension(log_uniform=(LEAST, MOST), length=WEIGHTED_EXITS),
     }
     sweep, run = read_sweep(
-        WEIGHTED, space=space, window=Window(), stopping=Stopping(), num_trials=WEIGHT_TRIALS
+        WEIGHTED,
+        space=space,
+        window=CostLimits(),
+        stopping=EarlyStopping(),
+        num_trials=WEIGHT_TRIALS,
     )
     costs = mult_adds(run.model)
     budgets = tuple(max(costs[0], share * costs[-1]) for share in SHARES)
@@ -193,7 +197,7 @@ def search_weights() -> list[Entry]:
 def train_weighted(draw: Mapping[str, Any], seed: int) -> Entry:
     """Train with some weights and a seed that was not searched with."""
     sweep, run = weights_sweep()
-    candidate, _ = make_draws(sweep, run).again(draw)
+    candidate, _ = make_sampler(sweep, run).again(draw)
     candidate = replace(
         candidate, run=replace(candidate.run, train=replace(candidate.run.train, seed=seed))
     )
@@ -298,10 +302,10 @@ def score_test(candidate: Candidate, snapshot: Snapshot, budgets: Sequence[float
     ]
 
 
-def answers(run: Run, network: nn.Module, split: Split) -> Scores:
+def answers(run: Run, network: nn.Module, split: Split) -> ExitOutputs:
     """Answer the images of a split, every exit by itself."""
     normalize = Normalize(run.data.mean, run.data.std)
-    return collect_answers(
+    return collect_exit_outputs(
         network, open_split(run, split), normalize=normalize, device=torch.device("cpu")
     ).alone
 

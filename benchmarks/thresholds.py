@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from pipelines.run import read_run
 from ranet import mult_adds
-from ranet.inference.anytime import Answers
-from ranet.inference.budgeted import Rule, fit_budgets, score_budget
+from ranet.evaluation.exit_outputs import SplitOutputs
+from ranet.inference.threshold_search import Rule, fit_budgets, score_budget
 
 RULES: tuple[Rule, ...] = ("geometric", "joint")
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
         "--trained",
         nargs="+",
         default=[],
-        metavar="CONFIG=SCORES",
+        metavar="CONFIG=EXIT_OUTPUTS",
         help="runs, with their scores.pt",
     )
     parser.add_argument("--plot", type=Path, help="file to draw the curves in")
@@ -153,7 +153,7 @@ def trained_net(number: int, config: Path, path: Path) -> Net:
     """Read the scores of a trained RANet."""
     run = read_run([f"--config={config}"])
     saved = torch.load(path, weights_only=True)
-    splits = [Answers.from_state(saved[split]).alone for split in ("val", "test")]
+    splits = [SplitOutputs.from_state(saved[split]).alone for split in ("val", "test")]
     confidences = torch.cat([split.confidences for split in splits], dim=1)
     correct = torch.cat([split.correct for split in splits], dim=1)
     costs = [float(cost) for cost in mult_adds(run.model)]

@@ -9,18 +9,18 @@ from torch import Tensor
 from pipelines.data import Split, open_batches, prepare
 from pipelines.run import Run, read_run
 from ranet import RANet
-from ranet.model.normalize import Normalize
+from ranet.model.preprocessing import Normalize
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainOutput:
     """The best weights of a run, and its prepared images."""
 
     run: Run
     model: RANet
 
     @classmethod
-    def load(cls, config: Path, snapshot: Path) -> "Trained":
+    def load(cls, config: Path, snapshot: Path) -> "TrainOutput":
         """Read a run's config and its snapshot.pt; prepare its images if they are not there."""
         run = read_run([f"--config={config}"])
         model = RANet(run.model)

@@ -23,20 +23,20 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from benchmarks.network import describe_machine
-from cluster import tracking
-from cluster.launch import connected
-from cluster.tracking import Record
-from pipelines.run import Run, parse_settings
-from pipelines.samples import describe
-from pipelines.train import make_ready, train_trial
-from pipelines.tune import common_run, make_draws
-from ranet.training.reporter import Snapshot
-from tuning.book import Book, Unfinished
-from tuning.draws import Candidate
+from cluster.execution.trainer import connected
+from cluster.tracking import runs as tracking
+from cluster.tracking.runs import TrackedRun
+from pipelines.run import EvaluationConfig, Run, parse_settings
+from pipelines.sweep_candidates import describe
+from pipelines.train import prepare_images, train_trial
+from pipelines.tune import common_run, make_sampler
+from ranet.protocols import Snapshot
 from tuning.objective import SECONDS, Objective
+from tuning.sampler import Candidate
 from tuning.search import search
-from tuning.space import Stopping, Sweep
-from tuning.trials import TrialResult
+from tuning.space import EarlyStopping, Sweep
+from tuning.trial_result import TrialResult
+from tuning.trial_store import TrialStore, Unfinished
 
 STAGES = {
     "MLflow run opened": ("asked", "opened"),
@@ -72,18 +72,18 @@ def measure(folder: Path, num_trials: int, epochs: int, cpus: int) -> list[dict[
     """Run a sweep; give the moments of every trial, in the order in which they began."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     sweep = parse_settings(Sweep, ["--config", "configs/sweeps/digits.yaml"])
-    places = {"data.folder": f"{folder}/images", "cluster.storage": f"{folder}/runs"}
+    places = {"data.prepared_dir": f"{folder}/images", "cluster.storage_path": f"{folder}/runs"}
     sweep = replace(
         sweep,
         settings=sweep.settings
         | {"train.epochs": epochs, "cluster.cpus_per_worker": cpus}
         | places,
-        stopping=Stopping(),
+        stopping=EarlyStopping(),
         num_trials=num_trials,
     )
     run = common_run(sweep)
-    draws = make_draws(sweep, run)
-    make_ready(replace(run, registry=replace(run.registry, budgets=(1.0,))))
+    draws = make_sampler(sweep, run)
+    prepare_images(replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,))))
     notes = folder / "notes"
     notes.mkdir()
     with (
@@ -111,17 +111,17 @@ def note(notes: Path, trial: str, **moments: float) -> None:
     (notes / name).write_text(json.dumps((trial, moments)))
 
 
-class TimedBook(Book):
+class TimedBook(TrialStore):
     """Notes when trials are opened and closed."""
 
-    def __init__(self, parent: Record, notes: Path) -> None:
+    def __init__(self, parent: TrackedRun, notes: Path) -> None:
         """Take what `measure` has."""
         super().__init__(parent, describe)
         self._notes = notes
 
     def open(
         self, number: int, candidate: Candidate, before: Unfinished | None = None
-    ) -> tuple[Record, Any]:
+    ) -> tuple[TrackedRun, Any]:
         """Open the run of a trial."""
         asked = time.time()
         record, run = super().open(number, candidate, before)
@@ -154,7 +154,7 @@ def timed_train(
     notes: Path,
     objective: Objective,
     run: Run,
-    record: Record,
+    record: TrackedRun,
     callbacks: Sequence[UserCallback],
     watch: Any,
 ) -> Snapshot:

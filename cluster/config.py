@@ -1,6 +1,5 @@
 """Settings of the workers, of the place of their checkpoints, and of the registry."""
 
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -21,21 +20,21 @@ class ClusterConfig:
     gpus_per_worker: float = 1.0
     """GPUs of a worker, where it has any; a part of one, such as 0.25, for a run of one worker with
     a small network, so that several runs share a GPU."""
-    storage: str = "outputs/runs"
+    storage_path: str = "outputs/runs"
     """Folder of the checkpoints, seen by every node: a path, or an address such as s3://bucket/runs."""
-    cache_folder: str = "~/.cache/ranet"
+    cache_dir: str = "~/.cache/ranet"
     """Folder on every node's own disk for copies of prepared images that lie in S3."""
-    cache_bytes: int = 0
+    cache_max_bytes: int = 0
     """Bytes that a node's copies may take together; 0: what the disk holds."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep; each one also holds the best weights so far."""
-    max_failures: int = 3
+    max_consecutive_failures: int = 3
     """Failures in a row, lost nodes among them, after which workers are started again; a report
     from the workers in between, and the count begins anew."""
     start_timeout_seconds: float = 900.0
     """How long a run may be without workers, at its start or after a loss, in seconds; after that
     it fails."""
-    resize_seconds: float = 60.0
+    elastic_check_seconds: float = 60.0
     """How often to look whether there is room for more workers, in seconds. They all start again
     then, from the last checkpoint."""
 
@@ -71,45 +70,32 @@ class ClusterConfig:
                 f"(workers that train together cannot share a GPU), got {self.gpus_per_worker} "
                 f"with {self.max_workers} workers"
             )
-        if not self.storage:
-            raise ValueError("cluster.storage must name a folder, got an empty string")
-        _check_storage(self.storage)
-        for name in ("max_failures", "cache_bytes"):
+        if not self.storage_path:
+            raise ValueError("cluster.storage_path must name a folder, got an empty string")
+        _check_storage(self.storage_path)
+        for name in ("max_consecutive_failures", "cache_max_bytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cluster.{name} must be 0 or more, got {getattr(self, name)}")
-        if not self.cache_folder:
-            raise ValueError("cluster.cache_folder must name a folder, got an empty string")
-        for name in ("start_timeout_seconds", "resize_seconds"):
+        if not self.cache_dir:
+            raise ValueError("cluster.cache_dir must name a folder, got an empty string")
+        for name in ("start_timeout_seconds", "elastic_check_seconds"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"cluster.{name} must be above 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryConfig:
-    """Where a trained model is registered, and the budgets it is judged by."""
+    """MLflow's model registry."""
 
-    model: str = "ranet"
+    model_name: str = "ranet"
     """Registered name of the model; its versions compete for the alias champion."""
-    budgets: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
-    """Budgets to report and to compare versions by, as shares of the last exit's mult-adds."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "budgets", tuple(self.budgets))
-        if not self.model.strip() or any(mark in self.model for mark in "/:'\""):
+        if not self.model_name.strip() or any(mark in self.model_name for mark in "/:'\""):
             raise ValueError(
-                "registry.model must be a name without slashes, colons and quotes, "
-                f"got {self.model!r}"
+                "registry.model_name must be a name without slashes, colons and quotes, "
+                f"got {self.model_name!r}"
             )
-        if not self.budgets or any(
-            not 0 < budget <= 1 or not math.isclose(budget, round(budget, 2), abs_tol=1e-9)
-            for budget in self.budgets
-        ):
-            raise ValueError(
-                "registry.budgets must be shares above 0 and up to 1 in steps of 0.01, "
-                f"got {self.budgets}"
-            )
-        if self.budgets != tuple(sorted(set(self.budgets))):
-            raise ValueError(f"registry.budgets must rise, got {self.budgets}")
 
 
 def check_name(name: str, setting: str = "name") -> None:
@@ -136,12 +122,14 @@ def _check_storage(storage: str) -> None:
     place, _, options = storage.partition("?")
     if "@" in place or re.search("key|secret|token|password", options, re.IGNORECASE):
         raise ValueError(
-            "cluster.storage has a key or a password in it, and MLflow, checkpoints and logs keep "
+            "cluster.storage_path has a key or a password in it, and MLflow, checkpoints and logs keep "
             "it: leave it out; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or "
             "the role of the nodes, are used"
         )
     if {".", ".."} & set(place.split("/")):
-        raise ValueError(f"cluster.storage must have no . or .. between its slashes, got {storage}")
+        raise ValueError(
+            f"cluster.storage_path must have no . or .. between its slashes, got {storage}"
+        )
 
 
 def in_submitted_job() -> bool:

@@ -21,8 +21,8 @@ from mlflow import MlflowException
 from mlflow.server import get_app_client
 
 from cluster.errors import TrackingError
-from cluster.objects import ObjectStore, check_address
-from cluster.tracking import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
+from cluster.storage.s3 import ObjectStore, check_uri
+from cluster.tracking.runs import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
 
 DATABASE = "postgresql+psycopg2://"
 """PostgreSQL as the PG... variables say; that of SQLAlchemy alone would be another driver."""
@@ -79,7 +79,7 @@ def check_settings(environment: Mapping[str, str]) -> None:
         ValueError: names the variable.
     """
     destination = environment.get("MLFLOW_ARTIFACTS_DESTINATION", "")
-    check_address("MLFLOW_ARTIFACTS_DESTINATION", destination)
+    check_uri("MLFLOW_ARTIFACTS_DESTINATION", destination)
     hosts = _allowed_hosts(environment)
     if "" in hosts or "*" in hosts:
         raise ValueError(

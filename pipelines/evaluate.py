@@ -14,14 +14,15 @@ from typing import Any
 
 from torch import Tensor
 
-from cluster import registry, tracking
-from cluster.launch import connected, launch, resolve_storage
-from cluster.reporter import load_checkpoint
+from cluster.execution.reporter import load_checkpoint
+from cluster.execution.trainer import connected, launch, resolve_storage
+from cluster.tracking import registry
+from cluster.tracking import runs as tracking
 from pipelines.data import prepare
-from pipelines.evaluation import (
+from pipelines.evaluation.report import (
     check_budgets,
     curve_line,
-    evaluate_scores,
+    evaluate_outputs,
     format_tables,
     log_evaluation,
 )
@@ -31,22 +32,22 @@ from pipelines.run import (
     configure_logging,
     flatten,
     identity,
-    one_sentence,
+    main_guard,
     read_run,
 )
-from pipelines.scoring import score_worker
-from pipelines.worker import scores_in
+from pipelines.scoring import evaluate_worker
+from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
-from ranet.inference.anytime import Answers
+from ranet.evaluation.exit_outputs import SplitOutputs
 
 
 def main() -> None:
     """Load the model, score it, and print, draw and log what it is worth."""
     model_uri, run = read_arguments(sys.argv[1:])
     configure_logging()
-    with one_sentence():
+    with main_guard():
         tracking.check_reachable()
-        resolve_storage(run.cluster.storage)
+        resolve_storage(run.cluster.storage_path)
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)
         name = f"{run.name}-evaluation"
@@ -59,8 +60,8 @@ def main() -> None:
             fresh=True,
         ) as record:
             scores = score(run, classifier.weights, record.storage_name)
-            evaluation = evaluate_scores(
-                mult_adds(run.model), scores["val"], scores["test"], run.registry.budgets
+            evaluation = evaluate_outputs(
+                mult_adds(run.model), scores["val"], scores["test"], run.evaluation.budget_fractions
             )
             plot = log_evaluation(
                 evaluation,
@@ -84,7 +85,7 @@ def with_model(run: Run, classifier: Any) -> Run:
     """Prepare the images of a run, and give it the network and normalisation of a loaded model."""
     settings = classifier.settings
     model = ModelConfig(**settings["model"])
-    check_budgets(mult_adds(model), run.registry.budgets)
+    check_budgets(mult_adds(model), run.evaluation.budget_fractions)
     info = prepare(run.data, model.image_size)
     if list(info.class_names) != settings["class_names"]:
         raise ValueError(
@@ -108,17 +109,17 @@ def with_model(run: Run, classifier: Any) -> Run:
     return replace(run, model=model, data=data)
 
 
-def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, Answers]:
+def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, SplitOutputs]:
     """Score weights on the workers of a run; gives the answers of `val` and `test`."""
     with connected(run.cluster):
         checkpoint = launch(
-            score_worker,
+            evaluate_worker,
             {"run": run, "weights": {name: value.cpu() for name, value in weights.items()}},
             name=storage_name,
-            storage=run.cluster.storage,
+            storage=run.cluster.storage_path,
             cluster=run.cluster,
         )
-    return scores_in(load_checkpoint(checkpoint))
+    return exit_outputs_in(load_checkpoint(checkpoint))
 
 
 if __name__ == "__main__":

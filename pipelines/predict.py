@@ -13,17 +13,17 @@ import pandas as pd
 from mlflow import MlflowException
 from PIL import Image
 
-from cluster import registry
+from cluster.tracking import registry
 from pipelines.data import decode_rgb
-from pipelines.data.augment import evaluation_boxes
-from pipelines.run import configure_logging, one_sentence
+from pipelines.data.loading.augmentation import evaluation_boxes
+from pipelines.run import configure_logging, main_guard
 
 
 def main() -> None:
     """Load the model, classify the files, and print a table."""
     arguments = read_arguments()
     configure_logging()
-    with one_sentence():
+    with main_guard():
         model = registry.load(arguments.model_uri)
         size = model.metadata.signature.inputs.inputs[0].shape[-1]
         images = np.stack([read_image(path, size) for path in arguments.images])

@@ -1,6 +1,6 @@
 """Write the FFCV files of a run's images, from its source.
 
-    python pipelines/prepare_data.py --config configs/cifar10.yaml [--data.root=FOLDER ...]
+    python pipelines/prepare_data.py --config configs/cifar10.yaml [--data.source_dir=FOLDER ...]
 
 Takes the same settings as training, which does this by itself where files are missing. Images in
 folders are encoded on all CPUs of the Ray cluster that RAY_ADDRESS names, or of this machine.
@@ -12,12 +12,12 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from cluster.objects import is_address
-from cluster.tasks import on_every_cpu
+from cluster.execution.parallel_map import parallel_map
+from cluster.storage.s3 import is_uri
 from pipelines.data import DatasetInfo, prepare, verify
 from pipelines.data.config import SPLITS
-from pipelines.data.sidecar import split_path
-from pipelines.run import configure_logging, one_sentence, read_run
+from pipelines.data.format.metadata import split_path
+from pipelines.run import configure_logging, main_guard, read_run
 
 SKIP_UNREADABLE = "--skip-unreadable"
 
@@ -27,14 +27,14 @@ def main() -> None:
     arguments = sys.argv[1:]
     run = read_run([argument for argument in arguments if argument != SKIP_UNREADABLE])
     configure_logging()
-    with one_sentence():
+    with main_guard():
         info = prepare(
             run.data,
             run.model.image_size,
             skip_unreadable=SKIP_UNREADABLE in arguments,
-            spread=partial(on_every_cpu, run.cluster),
+            spread=partial(parallel_map, run.cluster),
         )
-        if not is_address(info.folder):
+        if not is_uri(info.folder):
             for split in SPLITS:  # read back from the disk, also where they were there before
                 verify(split_path(Path(info.folder), split))
         print(describe(info))

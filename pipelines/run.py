@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import math
 import re
 import signal
 import sys
@@ -28,6 +29,27 @@ _Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """Evaluation of a trained network."""
+
+    budget_fractions: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
+    """Budgets to report and to compare versions by, as fractions of the last exit's mult-adds."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget_fractions", tuple(self.budget_fractions))
+        if not self.budget_fractions or any(
+            not 0 < budget <= 1 or not math.isclose(budget, round(budget, 2), abs_tol=1e-9)
+            for budget in self.budget_fractions
+        ):
+            raise ValueError(
+                "evaluation.budget_fractions must be above 0 and up to 1 in steps of 0.01, "
+                f"got {self.budget_fractions}"
+            )
+        if self.budget_fractions != tuple(sorted(set(self.budget_fractions))):
+            raise ValueError(f"evaluation.budget_fractions must rise, got {self.budget_fractions}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One training, from images to a registered model."""
 
@@ -45,6 +67,8 @@ class Run:
     """How the network is trained."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers and storage."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Budgets that the network is evaluated at."""
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     """Where the model is registered."""
 
@@ -56,22 +80,22 @@ class Run:
                 f"({self.cluster.max_workers}), got {self.train.batch_size}: "
                 "it counts the images of all workers"
             )
-        for size in self.train.image_sizes:
+        for size in self.train.progressive_sizes:
             try:
                 replace(self.model, image_size=size)
             except ValueError as error:
                 raise ValueError(
-                    f"train.image_sizes has {size}, which this network cannot take: {error}"
+                    f"train.progressive_sizes has {size}, which this network cannot take: {error}"
                 ) from error
-        if self.train.image_sizes and self.data.crop == "pad4":
+        if self.train.progressive_sizes and self.data.augment.crop == "pad4":
             raise ValueError(
-                "train.image_sizes needs data.crop random_resized or none, got pad4, which cuts "
+                "train.progressive_sizes needs data.augment.crop random_resized or none, got pad4, which cuts "
                 "windows of model.image_size"
             )
-        weights = self.train.exit_loss_weights
+        weights = self.train.loss.exit_weights
         if weights and len(weights) != self.model.num_exits:
             raise ValueError(
-                f"train.exit_loss_weights must have one entry per exit, {self.model.num_exits}, "
+                f"train.loss.exit_weights must have one entry per exit, {self.model.num_exits}, "
                 f"got {len(weights)}: {weights}"
             )
 
@@ -133,7 +157,7 @@ def identity(run: Run) -> dict[str, str]:
     return {
         key: value
         for key, value in flatten(run).items()
-        if key == "cluster.storage" or key not in free
+        if key == "cluster.storage_path" or key not in free
     }
 
 
@@ -160,7 +184,7 @@ def configure_logging(*, only_errors: bool = False) -> None:
 
 
 @contextmanager
-def one_sentence() -> Iterator[None]:
+def main_guard() -> Iterator[None]:
     """End the process with one sentence where the user, or the machine, is the cause of an error.
 
     Status 1 for an error, 130 for Ctrl-C and for SIGTERM, which a stopped job gets. An error of

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from cluster.reporter import RayReporter
-from pipelines.worker import SCORES, on_this_node, open_split, score, set_up
+from cluster.execution.reporter import RayReporter
+from pipelines.workers import EXIT_OUTPUTS, on_this_node, open_split, score, set_up
 from ranet import RANet
-from ranet.model.normalize import Normalize
+from ranet.model.preprocessing import Normalize
 
 
-def score_worker(config: dict[str, Any]) -> None:
+def evaluate_worker(config: dict[str, Any]) -> None:
     """Score weights on the validation and the test images.
 
     Args:
@@ -21,4 +21,4 @@ def score_worker(config: dict[str, Any]) -> None:
         model.to(device)
         normalize = Normalize(run.data.mean, run.data.std).to(device)
         splits = {split: open_split(run, split, device) for split in ("val", "test")}
-        RayReporter().save({}, {SCORES: score(model, splits, normalize, device)})
+        RayReporter().save({}, {EXIT_OUTPUTS: score(model, splits, normalize, device)})

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.jobs import JobError, check_code, check_public, connect, follow, submit
+from cluster.execution.jobs import JobError, check_code, check_public, connect, follow, submit
 
 STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 

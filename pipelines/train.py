@@ -18,39 +18,39 @@ from typing import Any
 import torch
 from ray.train import Checkpoint, UserCallback
 
-from cluster import tracking
 from cluster.config import in_submitted_job
-from cluster.delivery import MlflowMetrics
-from cluster.launch import connected, launch, resolve_storage
-from cluster.objects import is_address
-from cluster.reporter import SNAPSHOT, load_checkpoint, location_of
-from cluster.tasks import on_every_cpu
-from cluster.tracking import Record
+from cluster.execution.mlflow_callback import MlflowCallback
+from cluster.execution.parallel_map import parallel_map
+from cluster.execution.reporter import SNAPSHOT, checkpoint_uri, load_checkpoint
+from cluster.execution.trainer import connected, launch, resolve_storage
+from cluster.storage.s3 import is_uri
+from cluster.tracking import runs as tracking
+from cluster.tracking.runs import TrackedRun
 from pipelines.data import DatasetInfo, prepare
-from pipelines.data.config import prepared_folder
-from pipelines.estimate import estimate
-from pipelines.evaluation import (
+from pipelines.data.config import prepared_path
+from pipelines.evaluation.report import (
     check_budgets,
     check_classes,
     curve_line,
-    evaluate_scores,
+    evaluate_outputs,
     format_tables,
     log_evaluation,
     register_model,
     save_examples,
 )
+from pipelines.preflight import preflight
 from pipelines.run import (
     Run,
     config_text,
     configure_logging,
     flatten,
     identity,
-    one_sentence,
+    main_guard,
     read_run,
 )
-from pipelines.worker import Trained, read_trained, train_worker, trial_worker
+from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
-from ranet.training.reporter import Snapshot
+from ranet.protocols import Snapshot
 from tuning.objective import Objective
 
 
@@ -58,29 +58,29 @@ def main() -> None:
     """Read the run, train it, and register the model."""
     run = read_run()
     configure_logging()
-    with one_sentence():
+    with main_guard():
         if run.dry_run:
-            expected = estimate(run)
+            expected = preflight(run)
             print(expected)
             sys.exit(0 if expected.starts else 1)
         tracking.check_reachable()
         tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
-        info = make_ready(run)
+        info = prepare_images(run)
         with track(run) as record:
             trained = train(run, record)
             print(offer(run, record, trained, info))
 
 
-def make_ready(run: Run) -> DatasetInfo:
+def prepare_images(run: Run) -> DatasetInfo:
     """Prepare the images, and refuse what cannot work before a run is opened."""
-    resolve_storage(run.cluster.storage)
-    check_budgets(mult_adds(run.model), run.registry.budgets)
-    info = prepare(run.data, run.model.image_size, spread=partial(on_every_cpu, run.cluster))
+    resolve_storage(run.cluster.storage_path)
+    check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
+    info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
     check_classes(run, info)
     return info
 
 
-def track(run: Run) -> AbstractContextManager[Record]:
+def track(run: Run) -> AbstractContextManager[TrackedRun]:
     """Open the MLflow run that the run's name means."""
     return tracking.start(
         run.name,
@@ -92,7 +92,7 @@ def track(run: Run) -> AbstractContextManager[Record]:
     )
 
 
-def train(run: Run, record: Record) -> Trained:
+def train(run: Run, record: TrackedRun) -> TrainOutput:
     """Train on Ray, going on where an earlier start of this record stopped.
 
     Args:
@@ -104,14 +104,18 @@ def train(run: Run, record: Record) -> Trained:
     # Nothing is lost even where the controller, which sends metrics while training, was killed.
     record.log_history(trained.snapshot["history"])
     record.log_checkpoint(
-        trained.snapshot["history"][-1], location_of(checkpoint), run.cluster.keep_checkpoints
+        trained.snapshot["history"][-1], checkpoint_uri(checkpoint), run.cluster.keep_checkpoints
     )
     _keep_best_and_last(record, trained, checkpoint)
     return trained
 
 
 def train_trial(
-    objective: Objective, run: Run, record: Record, callbacks: Sequence[UserCallback], watch: Any
+    objective: Objective,
+    run: Run,
+    record: TrackedRun,
+    callbacks: Sequence[UserCallback],
+    watch: Any,
 ) -> Snapshot:
     """Train a run of a sweep, going on where an earlier start stopped; test is never read.
 
@@ -134,7 +138,7 @@ def _launch(
     worker: Callable[[dict[str, Any]], None],
     task: dict[str, Any],
     run: Run,
-    record: Record,
+    record: TrackedRun,
     callbacks: Sequence[UserCallback] = (),
     watch: Any = None,
 ) -> Checkpoint:
@@ -144,20 +148,20 @@ def _launch(
             worker,
             task,
             name=record.storage_name,
-            storage=run.cluster.storage,
+            storage=run.cluster.storage_path,
             cluster=run.cluster,
             callbacks=[
-                MlflowMetrics(record, run.cluster.keep_checkpoints, run.train.epochs),
+                MlflowCallback(record, run.cluster.keep_checkpoints, run.train.epochs),
                 *callbacks,
             ],
             watch=watch,
         )
 
 
-def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
+def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo) -> str:
     """Evaluate and register the best weights; return the closing lines for people."""
-    evaluation = evaluate_scores(
-        mult_adds(run.model), trained.val, trained.test, run.registry.budgets
+    evaluation = evaluate_outputs(
+        mult_adds(run.model), trained.val, trained.test, run.evaluation.budget_fractions
     )
     best = trained.snapshot["best"]
     version = register_model(run, best["model"], evaluation, info, record.run_id)
@@ -170,7 +174,7 @@ def offer(run: Run, record: Record, trained: Trained, info: DatasetInfo) -> str:
     )
     example = (
         "IMAGE"  # a job's folder is thrown away, and S3 has copies on the workers' nodes alone
-        if in_submitted_job() or is_address(run.data.folder)
+        if in_submitted_job() or is_uri(run.data.prepared_dir)
         else save_examples(run, plot.parent / "examples")[0]
     )
     pages = record.uri if record.uri.startswith("http") else "make ui"
@@ -195,13 +199,13 @@ def _located(run: Run) -> Run:
     """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
     data = replace(
         run.data,
-        folder=prepared_folder(run.data, run.model.image_size),
+        folder=prepared_path(run.data, run.model.image_size),
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
     )
     return replace(run, data=data)
 
 
-def _keep_best_and_last(record: Record, trained: Trained, checkpoint: Checkpoint) -> None:
+def _keep_best_and_last(record: TrackedRun, trained: TrainOutput, checkpoint: Checkpoint) -> None:
     with checkpoint.as_directory() as folder:
         record.log_folder(folder, "checkpoints/last")
     with tempfile.TemporaryDirectory() as folder:

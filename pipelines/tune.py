@@ -16,30 +16,30 @@ from typing import Any
 
 import yaml
 
-from cluster import tracking
 from cluster.errors import RunError
-from cluster.launch import check_room, connected, resolve_storage, wants_gpu
-from cluster.tracking import Record
+from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
+from cluster.tracking import runs as tracking
+from cluster.tracking.runs import TrackedRun
 from pipelines.data import DatasetInfo
-from pipelines.data.config import prepared_folder
+from pipelines.data.config import prepared_path
 from pipelines.run import (
     Run,
     configure_logging,
     identity,
-    one_sentence,
+    main_guard,
     parse_settings,
     read_settings,
 )
-from pipelines.samples import best_config, check_sample, check_space, describe
-from pipelines.train import make_ready, train_trial
-from tuning.book import Book, read_trials
-from tuning.draws import Draws
-from tuning.outcome import Outcome
-from tuning.published import published_on
+from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
+from pipelines.train import prepare_images, train_trial
+from tuning.reference_curves import reference_curve_for
 from tuning.report import write_report
+from tuning.results import SweepResults
+from tuning.sampler import Sampler
 from tuning.search import search
 from tuning.space import Sweep, as_arguments
-from tuning.trials import TrialResult
+from tuning.trial_result import TrialResult
+from tuning.trial_store import TrialStore, read_trials
 
 _OBJECTIVE = "sweep.objective"
 
@@ -48,17 +48,17 @@ def main() -> None:
     """Read the sweep, run its trials, and tell what came of them."""
     sweep = read_settings(Sweep)
     configure_logging()
-    with one_sentence():
+    with main_guard():
         tracking.check_reachable()
         run = common_run(sweep)
         tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
-        draws = make_draws(sweep, run)
+        draws = make_sampler(sweep, run)
         draws.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
-            check_room(run.cluster)
+            check_capacity(run.cluster)
             # Budgets are those of the best configs, not of the network that trials start from.
-            info = make_ready(replace(run, registry=replace(run.registry, budgets=(1.0,))))
-            run_trials(sweep, run, draws, published_on(classes_in(info)))
+            info = prepare_images(replace(run, registry=replace(run.registry, budgets=(1.0,))))
+            run_trials(sweep, run, draws, reference_curve_for(classes_in(info)))
 
 
 def common_run(sweep: Sweep) -> Run:
@@ -67,25 +67,25 @@ def common_run(sweep: Sweep) -> Run:
     check_space(sweep, run)
     return replace(
         run,
-        data=replace(run.data, folder=prepared_folder(run.data, run.model.image_size)),
-        cluster=replace(run.cluster, storage=resolve_storage(run.cluster.storage)),
+        data=replace(run.data, folder=prepared_path(run.data, run.model.image_size)),
+        cluster=replace(run.cluster, storage=resolve_storage(run.cluster.storage_path)),
     )
 
 
-def make_draws(sweep: Sweep, run: Run) -> Draws:
+def make_sampler(sweep: Sweep, run: Run) -> Sampler:
     """Open the space of a sweep, and tell it what the trials of earlier sweeps showed.
 
     Raises:
         ValueError: a sweep of `warm_start` is not there, or is none to learn from.
     """
     earlier = [result for name in sweep.warm_start for result in earlier_results(name, sweep, run)]
-    draws = Draws(
+    draws = Sampler(
         sweep.space,
         search=sweep.search,
         objective=sweep.objective,
         num_trials=sweep.num_trials,
         seed=sweep.seed,
-        check=partial(check_sample, sweep, run),
+        check=partial(check_candidate, sweep, run),
     )
     if earlier:
         known = sum(draws.learn(result) for result in earlier)
@@ -132,7 +132,7 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
     return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
 
 
-def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
+def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
     """Search, and leave the report and the winning configs.
 
     Args:
@@ -154,7 +154,7 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         fresh=sweep.fresh,
     ) as record:
-        with Book(record, describe) as book:
+        with TrialStore(record, describe) as book:
             trials = search(
                 draws,
                 book,
@@ -165,7 +165,7 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
                 num_trials=sweep.num_trials,
                 num_epochs=run.train.epochs,
             )
-        outcome = Outcome(
+        outcome = SweepResults(
             name=sweep.name,
             objectives=sweep.objective.names,
             directions=sweep.objective.directions,
@@ -190,12 +190,12 @@ def run_trials(sweep: Sweep, run: Run, draws: Draws, published: str) -> None:
             )
 
 
-def report(outcome: Outcome, sweep: Sweep, run: Run, record: Record) -> None:
+def report(outcome: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
     """Write table, pictures and configs to a folder and to MLflow, and print the summary."""
     draws = {each.number: each.settings for each in read_trials(record.uri, record.run_id)[0]}
 
     def config_of(result: TrialResult, name: str, budget: float | None) -> str:
-        return best_config(check_sample(sweep, run, draws[result.number]), name, budget)
+        return best_config(check_candidate(sweep, run, draws[result.number]), name, budget)
 
     folder = Path("outputs") / "sweeps" / record.storage_name
     summary = write_report(folder, outcome, config_of)
@@ -216,7 +216,7 @@ def flat(result: TrialResult) -> TrialResult:
 
 def _about(sweep: Sweep, run: Run) -> dict[str, str]:
     """Return what must be the same for the accuracies of two sweeps to be compared."""
-    names = {"name", "cluster.storage"}
+    names = {"name", "cluster.storage_path"}
     shared = {key: value for key, value in identity(run).items() if key not in names}
     return shared | {_OBJECTIVE: json.dumps(asdict(sweep.objective))}
 

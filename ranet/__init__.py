@@ -1,27 +1,26 @@
 """Resolution Adaptive Networks in pure torch: the network, its training, its early exits."""
 
+from ranet.architecture import mult_adds, official_ops
 from ranet.config import ModelConfig, OptimConfig, TrainConfig
-from ranet.inference.anytime import choose_answer
-from ranet.inference.budgeted import choose_exits, fit_budgets, fit_thresholds, score_budget
-from ranet.inference.cascade import Cascade, Prediction, Progress
+from ranet.evaluation.exit_outputs import select_ensemble
+from ranet.inference.cascade import Cascade, PartialPrediction, Prediction
 from ranet.inference.latency import measure_latency
-from ranet.model.network import OptimizedRANet, RANet
+from ranet.inference.threshold_search import assign_exits, fit_budgets, fit_thresholds, score_budget
+from ranet.model.network import FusedRANet, RANet
 from ranet.model.official import model_from_official, official_state_dict
-from ranet.plan import mult_adds, official_ops
 from ranet.presets import PRESETS
 
 __all__ = [
     "PRESETS",
     "Cascade",
+    "FusedRANet",
     "ModelConfig",
     "OptimConfig",
-    "OptimizedRANet",
+    "PartialPrediction",
     "Prediction",
-    "Progress",
     "RANet",
     "TrainConfig",
-    "choose_answer",
-    "choose_exits",
+    "assign_exits",
     "fit_budgets",
     "fit_thresholds",
     "measure_latency",
@@ -30,4 +29,5 @@ __all__ = [
     "official_ops",
     "official_state_dict",
     "score_budget",
+    "select_ensemble",
 ]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from ranet.plan import make_plan
+from ranet.architecture import make_network_spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +12,7 @@ class ModelConfig:
     """Shape of a RANet: one sub-network per scale, lowest resolution first.
 
     The defaults are the CIFAR network of the paper's curve without its repeated top scale.
-    Sizes that do not fit together are refused by `ranet.plan.make_plan`, which
+    Sizes that do not fit together are refused by `ranet.architecture.make_network_spec`, which
     `__post_init__` calls.
     """
 
@@ -91,7 +91,7 @@ class ModelConfig:
             raise ValueError(
                 f"model.exit_channels must be 1 or more, or null, got {self.exit_channels}"
             )
-        make_plan(self)
+        make_network_spec(self)
 
     @property
     def num_exits(self) -> int:
@@ -154,6 +154,50 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Loss of a training step: cross-entropy of every exit, weighted and summed."""
+
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over all classes."""
+    exit_weights: tuple[float, ...] = ()
+    """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
+    curriculum: float = 0.0
+    """How far training begins with the early exits: at 1 the first exit's weight begins doubled and
+    the last one's at 0, those between on the line; at -1 the other way round. Every step brings the
+    weights nearer to exit_weights, which the last one has. 0: the same weights throughout."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "exit_weights", tuple(self.exit_weights))
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(
+                f"train.loss.label_smoothing must be in [0, 1), got {self.label_smoothing}"
+            )
+        if any(not (w >= 0 and math.isfinite(w)) for w in self.exit_weights) or (
+            self.exit_weights and not any(self.exit_weights)
+        ):
+            raise ValueError(
+                f"train.loss.exit_weights must be 0 or more and not all 0, got {self.exit_weights}"
+            )
+        if not -1 <= self.curriculum <= 1:
+            raise ValueError(
+                f"train.loss.curriculum must lie between -1 and 1, got {self.curriculum}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmaConfig:
+    """Exponential moving average (EMA) of the weights over training steps."""
+
+    decay: float = 0.0
+    """Share of itself that the moving average of the weights keeps at a step; the average is then
+    what is evaluated and registered. 0: no average."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"train.ema.decay must be in [0, 1), got {self.decay}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a network is trained; the defaults are the paper's CIFAR recipe."""
 
@@ -161,10 +205,10 @@ class TrainConfig:
     """Passes over the training images."""
     batch_size: int = 64
     """Images a step, over all workers together, however many there are."""
-    micro_batch: int = 0
+    micro_batch_size: int = 0
     """Images that a worker takes through the network at once, so that its part of a batch fits into
     its memory; gradients are added up. 0: its whole part."""
-    checkpoint_steps: int = 0
+    checkpoint_every_steps: int = 0
     """Steps between two checkpoints within an epoch; one more follows each epoch. If an epoch has
     fewer steps, only those epochs have one that reach so many more, and the last. 0: one after
     each epoch."""
@@ -177,29 +221,21 @@ class TrainConfig:
     compile: bool = False
     """Compile the training step with torch.compile: minutes at the start, and again for each
     image size."""
-    image_sizes: tuple[int, ...] = ()
+    progressive_sizes: tuple[int, ...] = ()
     """Height and width of the training images, in pixels: each for an equal share of the epochs,
     in this order; empty: model.image_size, as evaluation always has."""
-    ema_decay: float = 0.0
-    """Share of itself that the moving average of the weights keeps at a step; the average is then
-    what is evaluated and registered. 0: no average."""
-    label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes."""
-    exit_loss_weights: tuple[float, ...] = ()
-    """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
-    exit_loss_shift: float = 0.0
-    """How far training begins with the early exits: at 1 the first exit's weight begins doubled and
-    the last one's at 0, those between on the line; at -1 the other way round. Every step brings the
-    weights nearer to exit_loss_weights, which the last one has. 0: the same weights throughout."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Training loss of the exits."""
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    """Exponential moving average of the weights."""
     select_by: Literal["last_exit", "mean_exit"] = "last_exit"
     """Validation top-1 that chooses the best epoch: the last exit's, or the mean over exits."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
 
     def __post_init__(self) -> None:
-        for name in ("exit_loss_weights", "image_sizes"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("micro_batch", "checkpoint_steps"):
+        object.__setattr__(self, "progressive_sizes", tuple(self.progressive_sizes))
+        for name in ("micro_batch_size", "checkpoint_every_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
         if self.epochs < 1:
@@ -210,25 +246,10 @@ class TrainConfig:
             raise ValueError(f"train.seed must be 0 to 2^63 - 1, got {self.seed}")
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"train.precision must be float32 or bfloat16, got {self.precision!r}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"train.ema_decay must be in [0, 1), got {self.ema_decay}")
-        if min(self.image_sizes, default=1) < 1 or len(self.image_sizes) > self.epochs:
+        if min(self.progressive_sizes, default=1) < 1 or len(self.progressive_sizes) > self.epochs:
             raise ValueError(
-                f"train.image_sizes must be 1 or more pixels, at most one size an epoch "
-                f"({self.epochs}), got {self.image_sizes}"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"train.label_smoothing must be in [0, 1), got {self.label_smoothing}")
-        if any(not (w >= 0 and math.isfinite(w)) for w in self.exit_loss_weights) or (
-            self.exit_loss_weights and not any(self.exit_loss_weights)
-        ):
-            raise ValueError(
-                "train.exit_loss_weights must be 0 or more and not all 0, "
-                f"got {self.exit_loss_weights}"
-            )
-        if not -1 <= self.exit_loss_shift <= 1:
-            raise ValueError(
-                f"train.exit_loss_shift must lie between -1 and 1, got {self.exit_loss_shift}"
+                f"train.progressive_sizes must be 1 or more pixels, at most one size an epoch "
+                f"({self.epochs}), got {self.progressive_sizes}"
             )
         if self.select_by not in ("last_exit", "mean_exit"):
             raise ValueError(
@@ -243,15 +264,15 @@ class TrainConfig:
     @property
     def epoch_sizes(self) -> tuple[int, ...]:
         """Height and width of the training images of every epoch; empty: model.image_size."""
-        num_sizes = len(self.image_sizes)
+        num_sizes = len(self.progressive_sizes)
         return tuple(
-            self.image_sizes[epoch * num_sizes // self.epochs]
+            self.progressive_sizes[epoch * num_sizes // self.epochs]
             for epoch in range(self.epochs if num_sizes else 0)
         )
 
     def is_checkpoint_due(self, epoch: int, step: int, steps_per_epoch: int) -> bool:
         """Say whether a checkpoint belongs after so many epochs, and steps of the next one."""
-        every = self.checkpoint_steps
+        every = self.checkpoint_every_steps
         if step:
             return every > 0 and step % every == 0
         return (

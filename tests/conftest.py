@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import ray_folders, sqlite
-from tests.s3 import S3Server, s3_server
+from tests.support import ray_folders, sqlite
+from tests.support.s3 import S3Server, s3_server
 
 
 @pytest.fixture(scope="session", autouse=True)

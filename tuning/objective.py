@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ranet.inference.anytime import Scores
-from ranet.inference.budgeted import fit_budgets, score_budget
-from tuning.front import Direction
+from ranet.evaluation.exit_outputs import ExitOutputs
+from ranet.inference.threshold_search import fit_budgets, score_budget
+from tuning.pareto import Direction
 
 AREA_POINTS = 16
 """Budgets at which the curve is measured for its area."""
@@ -84,7 +84,7 @@ class Objective:
         return self.budgets or (float(cost[-1]),)
 
     def measure(
-        self, scores: Scores, cost: Sequence[int], latency: float | None
+        self, scores: ExitOutputs, cost: Sequence[int], latency: float | None
     ) -> dict[str, float]:
         """Give the metrics of an epoch: accuracies at the budgets, and each objective.
 
@@ -123,7 +123,7 @@ def budget_metric(index: int) -> str:
 
 
 def cross_fitted(
-    scores: Scores, cost: Sequence[int], budgets: Sequence[float]
+    scores: ExitOutputs, cost: Sequence[int], budgets: Sequence[float]
 ) -> tuple[float, ...]:
     """Give the top-1 in percent within each budget, on images the thresholds were not fitted to.
 

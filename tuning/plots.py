@@ -17,10 +17,10 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from tuning.front import pareto_front
-from tuning.outcome import Outcome, shown
-from tuning.published import RANET_CURVES
-from tuning.trials import TrialResult
+from tuning.pareto import pareto_front
+from tuning.reference_curves import RANET_CURVES
+from tuning.results import SweepResults, shown
+from tuning.trial_result import TrialResult
 
 FEWEST_FOR_IMPORTANCES = 8
 """Measured trials below which importances are not computed."""
@@ -30,7 +30,7 @@ _STANDING = MarkerStyle("v", transform=Affine2D().translate(0, 0.5))  # on its t
 _LOG_RATIO = 20.0  # values above 0 that differ by such a factor get a logarithmic axis
 
 
-def plot_front(outcome: Outcome) -> Figure | None:
+def plot_front(outcome: SweepResults) -> Figure | None:
     """Draw accuracy against mult-adds: one point a trial and budget, and the front.
 
     Points far below the front would squeeze it: they are triangles at the lower edge.
@@ -106,7 +106,7 @@ def _scatter(
         axes.margins(y=0.12)
 
 
-def plot_parallel(outcome: Outcome) -> Figure | None:
+def plot_parallel(outcome: SweepResults) -> Figure | None:
     """Draw every measured trial as a line over what was varied and what came of it."""
     if not outcome.ranking:
         return None
@@ -195,7 +195,7 @@ def _scale(values: Sequence[Any]) -> _Scale:
     return _Scale((low, high), "log" if low > 0 and high > _LOG_RATIO * low else "linear")
 
 
-def plot_importances(outcome: Outcome) -> Figure | None:
+def plot_importances(outcome: SweepResults) -> Figure | None:
     """Draw the share of each setting in the spread of each objective, as fANOVA estimates it."""
     found = importances(outcome)
     if not found:
@@ -221,7 +221,7 @@ def plot_importances(outcome: Outcome) -> Figure | None:
     return figure
 
 
-def importances(outcome: Outcome) -> dict[str, dict[str, float]]:
+def importances(outcome: SweepResults) -> dict[str, dict[str, float]]:
     """Estimate the share of each setting in the spread of each objective; they sum to 1.
 
     Only settings that all measured trials have are counted, lists of numbers entry by entry. With

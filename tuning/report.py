@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from tuning.front import gaps
-from tuning.outcome import Outcome, accuracy_at, millions, shown
+from tuning.pareto import gaps
 from tuning.plots import FEWEST_FOR_IMPORTANCES, plot_front, plot_importances, plot_parallel
-from tuning.trials import TrialResult
+from tuning.results import SweepResults, accuracy_at, millions, shown
+from tuning.trial_result import TrialResult
 
 _ROWS_SHOWN = 20
 _GAPS_SHOWN = 2
@@ -17,7 +17,7 @@ _UNITS = {"accuracy": "%", "area": "%", "latency": "ms"}
 
 
 def write_report(
-    folder: Path, outcome: Outcome, config_of: Callable[[TrialResult, str, float | None], str]
+    folder: Path, outcome: SweepResults, config_of: Callable[[TrialResult, str, float | None], str]
 ) -> str:
     """Write summary.txt, ranking.csv, three pictures and the best configs to a folder.
 
@@ -51,7 +51,7 @@ def write_report(
     return summary
 
 
-def _winners(outcome: Outcome) -> dict[str, tuple[TrialResult, float | None, str]]:
+def _winners(outcome: SweepResults) -> dict[str, tuple[TrialResult, float | None, str]]:
     """Name the file of each best config: its trial, its budget, and what it says of itself.
 
     Each budget has its best, several objectives have the trials of their front, whether there are
@@ -79,7 +79,7 @@ def _winners(outcome: Outcome) -> dict[str, tuple[TrialResult, float | None, str
     return found
 
 
-def summarize(outcome: Outcome) -> str:
+def summarize(outcome: SweepResults) -> str:
     """Return what a person wants to know first, in lines of text."""
     lines = [_counts(outcome), *_spent(outcome), "", *_table(outcome)]
     failed = [result for result in outcome.results if result.state == "failed"]
@@ -96,14 +96,14 @@ def summarize(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def _counts(outcome: Outcome) -> str:
+def _counts(outcome: SweepResults) -> str:
     states = [result.state for result in outcome.results]
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
     counts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
     return f"sweep {outcome.name}: {len(states)} trials, {', '.join(counts) or 'none started'}"
 
 
-def _spent(outcome: Outcome) -> list[str]:
+def _spent(outcome: SweepResults) -> list[str]:
     held = sum(result.seconds for result in outcome.results) * outcome.devices
     epochs = sum(result.epochs for result in outcome.results)
     lines = [
@@ -119,7 +119,7 @@ def _spent(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _table(outcome: Outcome) -> list[str]:
+def _table(outcome: SweepResults) -> list[str]:
     if not outcome.ranking:
         return ["no trial was measured"]
     several = len(outcome.objectives) > 1
@@ -150,7 +150,7 @@ def _table(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _bests(outcome: Outcome) -> list[str]:
+def _bests(outcome: SweepResults) -> list[str]:
     lines = []
     winners = _winners(outcome)
     for file, (result, budget, _) in winners.items():
@@ -175,7 +175,7 @@ def _bests(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _thin(outcome: Outcome) -> list[str]:
+def _thin(outcome: SweepResults) -> list[str]:
     """Say between which costs the front has the most room."""
     points = [(cost, top1) for cost, top1, _ in outcome.points()]
     found = gaps(points)
@@ -195,7 +195,7 @@ def _thin(outcome: Outcome) -> list[str]:
     return lines
 
 
-def write_ranking(file: Path, outcome: Outcome) -> None:
+def write_ranking(file: Path, outcome: SweepResults) -> None:
     """Write every trial with all that is known of it as CSV, best first, unmeasured ones last."""
     names = sorted({name for result in outcome.results for name in result.settings})
     ranked = outcome.ranking
@@ -225,7 +225,7 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1e4 else millions(value)
 
 
-def _values(outcome: Outcome, result: TrialResult) -> str:
+def _values(outcome: SweepResults, result: TrialResult) -> str:
     pairs = zip(outcome.objectives, result.values, strict=True)
     return ", ".join(_with_unit(f"{name} {_number(value)}", name) for name, value in pairs)
 

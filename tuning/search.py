@@ -16,23 +16,23 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from cluster import tracking
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
-from cluster.launch import room_for
-from cluster.watch import abort, start_watch
-from ranet.training.evaluation import validation_top1
-from ranet.training.reporter import Metrics
-from tuning.book import Book, Unfinished
-from tuning.draws import Candidate, Draws, NothingLeftError
+from cluster.execution.heartbeat import abort, start_heartbeats
+from cluster.execution.trainer import capacity_for
+from cluster.tracking import runs as tracking
+from ranet.evaluation.accuracy import validation_top1
+from ranet.protocols import Metrics
 from tuning.objective import EPOCH, SECONDS, Objective, budget_metric, objective_metric
-from tuning.space import Stopping, as_arguments
-from tuning.trial import BEST, METRICS, Task, Train, make_trial
-from tuning.trials import State, TrialResult
+from tuning.sampler import Candidate, Sampler, SpaceExhaustedError
+from tuning.space import EarlyStopping, as_arguments
+from tuning.trainable import BEST, METRICS, Task, Train, make_trainable
+from tuning.trial_result import State, TrialResult
+from tuning.trial_store import TrialStore, Unfinished
 
 logger = logging.getLogger(__name__)
 
-MOST_LOST_IN_A_ROW = 3
+MAX_CONSECUTIVE_LOSSES = 3
 """Trials in a row that fail by no fault of their own, after which a sweep ends."""
 _TRIAL_BYTES = 500e6
 
@@ -55,7 +55,7 @@ class _Live:
     best: Metrics | None = None
 
 
-class Trials(Searcher):
+class SweepSearcher(Searcher):
     """Gives Tune the trials of a sweep one by one, and writes down how each ended.
 
     One more trial than there is room for is under way: while it waits, its processes start, and
@@ -64,8 +64,8 @@ class Trials(Searcher):
 
     def __init__(
         self,
-        draws: Draws,
-        book: Book,
+        draws: Sampler,
+        book: TrialStore,
         *,
         cluster: ClusterConfig,
         objective: Objective,
@@ -112,16 +112,16 @@ class Trials(Searcher):
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next trial; None while there is no room, FINISHED where there is none left."""
-        if self._lost_in_a_row >= MOST_LOST_IN_A_ROW:
+        if self._lost_in_a_row >= MAX_CONSECUTIVE_LOSSES:
             return Searcher.FINISHED
-        if len(self._live) > room_for(self._cluster):
+        if len(self._live) > capacity_for(self._cluster):
             return None
         if self._drawn is None:
             if self.is_done:
                 return Searcher.FINISHED
             try:
                 self._drawn = self._waiting.pop(0) if self._waiting else (None, *self._draws.next())
-            except NothingLeftError as error:
+            except SpaceExhaustedError as error:
                 logger.warning("the sweep ends after %d trials: %s", self._opened, error)
                 self._num_trials = self._opened
                 return Searcher.FINISHED
@@ -239,9 +239,9 @@ class Trials(Searcher):
 
 
 class _Ends(tune.Callback):
-    """Tells `Trials` how each trial ended, and the scheduler what earlier starts measured."""
+    """Tells `SweepSearcher` how each trial ended, and the scheduler what earlier starts measured."""
 
-    def __init__(self, trials: Trials, scheduler: TrialScheduler, metric: str) -> None:
+    def __init__(self, trials: SweepSearcher, scheduler: TrialScheduler, metric: str) -> None:
         self._trials, self._scheduler, self._metric = trials, scheduler, metric
 
     def __getstate__(self) -> dict[str, Any]:
@@ -263,16 +263,16 @@ class _Ends(tune.Callback):
 
 
 def search(
-    draws: Draws,
-    book: Book,
+    draws: Sampler,
+    book: TrialStore,
     train: Train,
     *,
     cluster: ClusterConfig,
     objective: Objective,
-    stopping: Stopping,
+    stopping: EarlyStopping,
     num_trials: int,
     num_epochs: int,
-) -> Trials:
+) -> SweepSearcher:
     """Run the trials that are left to their ends; `book.results` has them all then.
 
     Args:
@@ -291,8 +291,8 @@ def search(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # trials read relative paths
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the other output ignores verbose=0
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we say what went wrong
-    watch = start_watch()
-    trials = Trials(
+    watch = start_heartbeats()
+    trials = SweepSearcher(
         draws, book, cluster=cluster, objective=objective,
         num_trials=num_trials, num_epochs=num_epochs, watch=watch,
     )  # fmt: skip
@@ -307,7 +307,7 @@ def search(
         return trials
     with tempfile.TemporaryDirectory() as folder:
         tune.Tuner(
-            _beside_driver(make_trial(train, watch)),
+            _beside_driver(make_trainable(train, watch)),
             tune_config=tune.TuneConfig(
                 search_alg=trials,
                 scheduler=scheduler,
@@ -323,7 +323,9 @@ def search(
     return trials
 
 
-def make_scheduler(stopping: Stopping, metric: str, mode: str, num_epochs: int) -> TrialScheduler:
+def make_scheduler(
+    stopping: EarlyStopping, metric: str, mode: str, num_epochs: int
+) -> TrialScheduler:
     """Make Tune's scheduler; it looks at whole epochs, and never at the last one."""
     if stopping.method == "none" or num_epochs <= stopping.first_epoch:
         return FIFOScheduler()

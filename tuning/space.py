@@ -53,7 +53,7 @@ class Dimension:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class CostLimits:
     """What a network of the sweep may cost: [least, most], null where there is no bound."""
 
     mult_adds: tuple[float | None, float | None] | None = None
@@ -100,7 +100,7 @@ def _filled(bounds: tuple[float | None, float | None]) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stopping:
+class EarlyStopping:
     """When a trial is given up early: asynchronous successive halving on epochs."""
 
     method: Literal["asha", "none"] = "none"
@@ -139,13 +139,13 @@ class Sweep:
     space: dict[str, Dimension] = field(default_factory=dict)
     """Settings to search over, by dotted name. Besides those of a run: exit_weights.family,
     exit_weights.strength, exit_weights.free and scale_factors (docs/operating.md)."""
-    window: Window = field(default_factory=Window)
+    window: CostLimits = field(default_factory=CostLimits)
     """What a network may cost; others are drawn again before anything is trained."""
     objective: Objective = field(default_factory=Objective)
     """By what trials are compared."""
     search: Literal["tpe", "random"] = "tpe"
     """tpe: draw where trials were good (Optuna's tree-structured Parzen estimator); random."""
-    stopping: Stopping = field(default_factory=Stopping)
+    stopping: EarlyStopping = field(default_factory=EarlyStopping)
     """When a trial is given up early; none where there are several objectives."""
     warm_start: tuple[str, ...] = ()
     """Names of earlier sweeps of the same run and objective: what their trials showed is known to

@@ -6,12 +6,12 @@ import os
 # a process that may use one CPU only from ever ending.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "workqueue")
 
-from pipelines.data.config import DataConfig, Split, prepared_folder
-from pipelines.data.images import UnreadableImageError, decode_rgb
-from pipelines.data.loader import open_batches
-from pipelines.data.preparation import prepare
-from pipelines.data.sidecar import DatasetInfo, verify
-from pipelines.data.staged import staged_data
+from pipelines.data.config import DataConfig, Split, prepared_path
+from pipelines.data.format.metadata import DatasetInfo, verify
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.staging import staged_data
+from pipelines.data.preparation.prepare import prepare
+from pipelines.data.sources.images import UnreadableImageError, decode_rgb
 
 __all__ = [
     "DataConfig",
@@ -21,7 +21,7 @@ __all__ = [
     "decode_rgb",
     "open_batches",
     "prepare",
-    "prepared_folder",
+    "prepared_path",
     "staged_data",
     "verify",
 ]

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from ranet.architecture import make_network_spec
 from ranet.config import ModelConfig
-from ranet.inference.anytime import Answer
-from ranet.model.network import CPU_PART, OptimizedRANet, RANet
-from ranet.plan import make_plan
+from ranet.inference.ensemble import ExitEnsemble
+from ranet.model.network import CPU_PART, FusedRANet, RANet
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Progress:
+class PartialPrediction:
     """Answers while a batch is on its way through the exits."""
 
     prediction: Prediction
@@ -46,7 +46,7 @@ class Cascade:
     """
 
     def __init__(
-        self, model: RANet | OptimizedRANet, thresholds: Tensor, answer: Answer = "alone"
+        self, model: RANet | FusedRANet, thresholds: Tensor, answer: ExitEnsemble = "alone"
     ) -> None:
         """Set the thresholds (exits,); they may be plus or minus infinity.
 
@@ -102,7 +102,7 @@ class Cascade:
             )
         )
 
-    def stream(self, images: Tensor) -> Generator[Progress]:
+    def stream(self, images: Tensor) -> Generator[PartialPrediction]:
         """Classify images (batch, 3, height, width), normalised; give all answers at every exit.
 
         To stop by the clock is to stop reading: the last answers given are the best so far. All
@@ -114,14 +114,14 @@ class Cascade:
         return self._stream(images, self._unanswered(images))
 
     @torch.inference_mode()
-    def _stream(self, images: Tensor, answer: Prediction) -> Generator[Progress]:
+    def _stream(self, images: Tensor, answer: Prediction) -> Generator[PartialPrediction]:
         is_final = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         for step in self._steps(images):
             self._put(answer, step)
             is_final[step.images] = True
             is_final[step.images[step.stay]] = False
             copies = (getattr(answer, field.name).clone() for field in fields(Prediction))
-            yield Progress(Prediction(*copies), is_final.clone())
+            yield PartialPrediction(Prediction(*copies), is_final.clone())
 
     def _unanswered(self, images: Tensor) -> Prediction:
         """Make room for the answers to images; those that stay without one read 0."""
@@ -185,7 +185,7 @@ class _Step:
 
 def _path_mult_adds(config: ModelConfig, skipped: frozenset[int]) -> list[int]:
     """Mult-adds from the image to each exit without the exits that are skipped."""
-    plan = make_plan(config)
+    plan = make_network_spec(config)
     spent = sum(step.cost.mult_adds for step in plan.stem)
     path: list[int] = []
     for block in plan.blocks:

@@ -5,13 +5,11 @@ import time
 import torch
 from torch import Tensor
 
-from ranet.model.network import OptimizedRANet, RANet
+from ranet.model.network import FusedRANet, RANet
 
 
 @torch.inference_mode()
-def measure_latency(
-    model: RANet | OptimizedRANet, batch_size: int = 1, *, rounds: int = 20
-) -> Tensor:
+def measure_latency(model: RANet | FusedRANet, batch_size: int = 1, *, rounds: int = 20) -> Tensor:
     """Measure the milliseconds per image from the input to each exit: (exits,), float64.
 
     They can be the costs of `fit_thresholds`, which then meets a budget in milliseconds. It is

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ranet.architecture import BlockSpec, UnitSpec
 from ranet.model.layers import ConvNormRelu, NormRelu, conv1x1, conv_weight, resize
-from ranet.plan import BlockPlan, UnitPlan
 
-PassedUp: TypeAlias = tuple[Tensor, ...]
+LateralFeatures: TypeAlias = tuple[Tensor, ...]
 """What a block hands to the sub-network above: the features behind its last layer; a down block
 hands up those before its last layer as well, which have another size: (before, behind). Behind
 them may lie compressed channels, which are not for above: cutting them off would be a copy."""
@@ -34,7 +34,7 @@ them may lie compressed channels, which are not for above: cutting them off woul
 class _Units(nn.Module):
     """Weights of bottleneck units whose 1x1 convolutions share their first input channels."""
 
-    def __init__(self, units: tuple[UnitPlan, ...]) -> None:
+    def __init__(self, units: tuple[UnitSpec, ...]) -> None:
         super().__init__()
         self.widths = [unit.width for unit in units]
         shared = units[0].in_channels
@@ -60,7 +60,7 @@ class DenseLayers(_Units):
     `reduce`), on the lateral channels of the layers before it, and on their own channels.
     """
 
-    def __init__(self, plan: BlockPlan) -> None:
+    def __init__(self, plan: BlockSpec) -> None:
         super().__init__(plan.units)
         own, lateral = plan.units[0].out_channels, plan.lateral_channels
         self.stride = 2 if plan.is_down else 1
@@ -106,7 +106,7 @@ class DenseLayers(_Units):
 class Laterals(_Units):
     """All units of a fusion block that read the features of the block below."""
 
-    def __init__(self, units: tuple[UnitPlan, ...], below: BlockPlan) -> None:
+    def __init__(self, units: tuple[UnitSpec, ...], below: BlockSpec) -> None:
         super().__init__(units)
         own, lateral = below.units[0].out_channels, below.lateral_channels
         later = list(enumerate(units))[1:]
@@ -156,12 +156,14 @@ class Laterals(_Units):
 class DenseBlock(nn.Module):
     """A normal block: dense layers, then a transition where the plan has one."""
 
-    def __init__(self, plan: BlockPlan) -> None:
+    def __init__(self, plan: BlockSpec) -> None:
         super().__init__()
         self.layers = DenseLayers(plan)
         self.transition = _transition(plan)
 
-    def forward(self, features: Tensor, below: PassedUp = ()) -> tuple[Tensor, PassedUp]:
+    def forward(
+        self, features: Tensor, below: LateralFeatures = ()
+    ) -> tuple[Tensor, LateralFeatures]:
         """Map features (batch, channels, height, width) to output and what is passed up."""
         features = torch.cat([features, *self.layers(features)], dim=1)
         return self.transition(features), (features,)
@@ -173,7 +175,7 @@ class FusionBlock(nn.Module):
     Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.2, figure 4.
     """
 
-    def __init__(self, plan: BlockPlan, below: BlockPlan) -> None:
+    def __init__(self, plan: BlockSpec, below: BlockSpec) -> None:
         super().__init__()
         assert plan.lower is not None
         self.laterals = Laterals(plan.lower.units, below)
@@ -183,7 +185,7 @@ class FusionBlock(nn.Module):
         self.is_down = plan.is_down
         self.lateral_channels = plan.lateral_channels
 
-    def forward(self, features: Tensor, below: PassedUp) -> tuple[Tensor, PassedUp]:
+    def forward(self, features: Tensor, below: LateralFeatures) -> tuple[Tensor, LateralFeatures]:
         """Map features (batch, channels, height, width) to output and what is passed up.
 
         Args:
@@ -208,7 +210,7 @@ class FusionBlock(nn.Module):
         return self.transition(features), (before, features)
 
 
-def _transition(plan: BlockPlan) -> nn.Module:
+def _transition(plan: BlockSpec) -> nn.Module:
     if plan.transition_channels is None:
         return nn.Identity()
     return ConvNormRelu(plan.gathered_channels, plan.transition_channels, 1)

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ranet.architecture import ExitSpec
 from ranet.model.layers import ConvNormRelu
-from ranet.plan import ExitPlan
 
 
 class Exit(nn.Module):
@@ -13,7 +13,7 @@ class Exit(nn.Module):
     Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.3.
     """
 
-    def __init__(self, plan: ExitPlan) -> None:
+    def __init__(self, plan: ExitSpec) -> None:
         super().__init__()
         self.reduce = nn.Sequential(
             ConvNormRelu(plan.in_channels, plan.hidden_channels, 3, stride=2),

@@ -7,25 +7,25 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ranet.architecture import BlockSpec, make_network_spec
 from ranet.config import ModelConfig
 from ranet.model.blocks import DenseBlock, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.folded import Canvas, FoldedStemStep, FoldedSubNetwork
+from ranet.model.fused import FeatureBuffer, FusedStemStep, FusedSubNetwork
 from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep, Stem, make_step
-from ranet.plan import BlockPlan, make_plan
 
 CPU_PART = 64
 """Images that a CPU takes through the inference form at a time: by measurement."""
 
-Features: TypeAlias = Tensor | Canvas
+Features: TypeAlias = Tensor | FeatureBuffer
 """Features of some images, in the form that the blocks at hand read."""
 
 
 class SubNetwork(nn.Module):
     """The blocks of one scale, and the exits behind its last ones."""
 
-    def __init__(self, plans: tuple[BlockPlan, ...], below: tuple[BlockPlan, ...]) -> None:
+    def __init__(self, plans: tuple[BlockSpec, ...], below: tuple[BlockSpec, ...]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
             FusionBlock(plan, below[k]) if plan.lower else DenseBlock(plan)
@@ -68,12 +68,12 @@ class Network(nn.Module):
         number = 0
         kept = None  # indices into `images` of those that go on; None: all
         bases = self.stem(images)
-        below = _Below()
+        below = LateralQueue()
         for subnetwork in self.subnetworks:
-            assert isinstance(subnetwork, SubNetwork | FoldedSubNetwork)
+            assert isinstance(subnetwork, SubNetwork | FusedSubNetwork)
             base = bases.pop(0)
             features = subnetwork.begin(base if kept is None else take(base, kept))
-            above = _Below()
+            above = LateralQueue()
             first_exit = len(subnetwork.blocks) - len(subnetwork.exits)
             for k, block in enumerate(subnetwork.blocks):
                 features, passed_up = block(features, below.take(kept) if k < first_exit else ())
@@ -95,7 +95,7 @@ class Network(nn.Module):
             below = above
 
 
-class _Below:
+class LateralQueue:
     """What the blocks of one sub-network passed up, until those of the next one take it."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class _Below:
         # The blocks of a stage pass up one canvas, read more and more far: gathered once.
         if self.gathered is None or self.gathered[0] is not features.data:
             self.gathered = (features.data, features.data.index_select(0, index))
-        return Canvas(self.gathered[1], features.used)
+        return FeatureBuffer(self.gathered[1], features.used)
 
 
 def take(features: Tensor, index: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class RANet(Network):
     """Training batches that each batch norm of the authors' network has seen, in their order."""
 
     def __init__(self, config: ModelConfig) -> None:
-        plan = make_plan(config)
+        plan = make_network_spec(config)
         below = ((), *plan.subnetworks)
         subnetworks = nn.ModuleList(
             SubNetwork(blocks, lower)
@@ -156,28 +156,28 @@ class RANet(Network):
             self.batches_tracked += 1
         return super().predictions(images, skip)
 
-    def optimized(self, dtype: torch.dtype | None = None) -> "OptimizedRANet":
+    def optimized(self, dtype: torch.dtype | None = None) -> "FusedRANet":
         """Give a frozen inference form, called like the model: norms folded, masks baked in.
 
         Args:
             dtype: of its weights and features; None: that of the model.
         """
-        return OptimizedRANet(self, dtype or next(self.parameters()).dtype)
+        return FusedRANet(self, dtype or next(self.parameters()).dtype)
 
 
-class OptimizedRANet(Network):
+class FusedRANet(Network):
     """A trained RANet for inference only: the same answers from fewer, simpler operations."""
 
     def __init__(self, model: RANet, dtype: torch.dtype) -> None:
         with torch.no_grad():
-            plans = make_plan(model.config).subnetworks
+            plans = make_network_spec(model.config).subnetworks
             subnetworks = nn.ModuleList(
-                FoldedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks, blocks is plans[-1])
+                FusedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks, blocks is plans[-1])
                 for subnetwork, blocks in zip(model.subnetworks, plans, strict=True)
                 if isinstance(subnetwork, SubNetwork)
             )
             stem = Stem(
-                FoldedStemStep(step)
+                FusedStemStep(step)
                 for step in model.stem.steps
                 if isinstance(step, LargeStemStep | ConvNormRelu)
             )
@@ -195,7 +195,7 @@ class OptimizedRANet(Network):
         """Map images (batch, 3, height, width) to logits (exits, batch, classes)."""
         # On a CPU the features of many images would fall out of the cache between layers.
         parts = images.split(CPU_PART) if images.device.type == "cpu" else (images,)
-        return torch.cat([super(OptimizedRANet, self).forward(part) for part in parts], dim=1)
+        return torch.cat([super(FusedRANet, self).forward(part) for part in parts], dim=1)
 
     @torch.no_grad()
     def predictions(

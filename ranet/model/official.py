@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ranet.architecture import BlockSpec, UnitSpec, make_network_spec
 from ranet.config import ModelConfig
 from ranet.model.network import RANet
-from ranet.plan import BlockPlan, UnitPlan, make_plan
 
 _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 _ARGUMENTS = (
@@ -153,7 +153,7 @@ def _check_entries(
 
 def _pieces(config: ModelConfig) -> Iterator[_Piece]:
     """List all pieces in the order of the authors' state dict."""
-    plan = make_plan(config)
+    plan = make_network_spec(config)
     exits: list[_Piece] = []
     number = 0
     lower_orders: list[_Orders] = []
@@ -214,7 +214,7 @@ class _Orders:
     """Those with the compressed channels: what the transition, or the next block, reads."""
 
 
-def _orders(block: BlockPlan, order: list[int]) -> _Orders:
+def _orders(block: BlockSpec, order: list[int]) -> _Orders:
     num_layers = len(block.units)
     if block.is_down:
         lateral, own = _layer_channels(block, num_layers - 1)
@@ -227,7 +227,7 @@ def _orders(block: BlockPlan, order: list[int]) -> _Orders:
     return _Orders(before, behind, behind + list(range(len(behind), block.gathered_channels)))
 
 
-def _layer_channels(block: BlockPlan, num_layers: int) -> tuple[list[int], list[int]]:
+def _layer_channels(block: BlockSpec, num_layers: int) -> tuple[list[int], list[int]]:
     """Official channels that the first layers added: those from below, and their own."""
     lateral, own = block.lateral_channels, block.units[0].out_channels
     starts = [block.in_channels + j * (lateral + own) for j in range(num_layers)]
@@ -240,8 +240,8 @@ def _layer_channels(block: BlockPlan, num_layers: int) -> tuple[list[int], list[
 def _fusion_layers(
     official: str,
     ours: str,
-    block: BlockPlan,
-    below: BlockPlan,
+    block: BlockSpec,
+    below: BlockSpec,
     order: list[int],
     lower: _Orders,
 ) -> Iterator[_Piece]:
@@ -264,7 +264,7 @@ def _fusion_layers(
 
 
 def _own_unit(
-    official: str, ours: str, block: BlockPlan, j: int, order: list[int]
+    official: str, ours: str, block: BlockSpec, j: int, order: list[int]
 ) -> Iterator[_Piece]:
     theirs, layers, unit = f"{official}.conv_normal.net", f"{ours}.layers", block.units[j]
     start = sum(unit.width for unit in block.units[:j])
@@ -276,7 +276,7 @@ def _own_unit(
 
 
 def _reduce(
-    official: str, ours: str, unit: UnitPlan, j: int, start: int, read: BlockPlan, order: list[int]
+    official: str, ours: str, unit: UnitSpec, j: int, start: int, read: BlockSpec, order: list[int]
 ) -> Iterator[_Piece]:
     """Pieces of unit j's 1x1 convolution, which reads the input of layer j of block `read`."""
     name, shape = f"{official}.0.weight", (unit.width, unit.in_channels, 1, 1)

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ranet.architecture import StemSpec
 from ranet.model.layers import ConvNormRelu, NormRelu
-from ranet.plan import StemPlan
 
 
 class LargeStemStep(nn.Module):
@@ -41,7 +41,7 @@ class Stem(nn.Module):
         return features[::-1]
 
 
-def make_step(plan: StemPlan) -> nn.Module:
+def make_step(plan: StemSpec) -> nn.Module:
     """Build one step of the stem."""
     if plan.is_large:
         return LargeStemStep(plan.in_channels, plan.out_channels)

@@ -2,7 +2,7 @@
 
 An epoch is
 - `train_one_epoch`: every worker on its part of every batch, gradients averaged by DDP;
-- `Training.end_steps`: the batch norm statistics become the same on every worker;
+- `TrainState.end_steps`: the batch norm statistics become the same on every worker;
 - `evaluate`: every worker on its share of the validation images, counts added up;
 - `Reporter.report`: the metrics, and where due a snapshot from which `fit` goes on exactly.
 
@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ranet.config import TrainConfig
-from ranet.training.distributed import accumulating, rank, world_size
-from ranet.training.evaluation import compute_logits, evaluate
-from ranet.training.losses import exit_loss, shifted_weights
+from ranet.distributed import accumulating, rank, world_size
+from ranet.evaluation.accuracy import compute_logits
+from ranet.protocols import Batches, Metrics, Reporter, Snapshot
+from ranet.training.losses import curriculum_weights, exit_loss
 from ranet.training.optim import FiniteGuard, NonFiniteLoss, learning_rate
-from ranet.training.progress import Progress
-from ranet.training.reporter import Batches, Metrics, Reporter, Snapshot
-from ranet.training.state import Training
+from ranet.training.progress import ProgressLog
+from ranet.training.state import TrainState
+from ranet.training.validation import evaluate
 
 STEPS_BETWEEN_READS = 50
 """Steps between two looks at the guard's answer on an accelerator, where each look stalls it."""
@@ -77,11 +78,11 @@ def fit(
     def prepare(images: Tensor) -> Tensor:
         return normalize(images.contiguous(memory_format=layout))
 
-    training = Training(config, model.to(memory_format=layout))
+    training = TrainState(config, model.to(memory_format=layout))
     snapshot = resume
     if resume is not None:
         training.restore(resume)
-    progress = Progress(config.epochs, len(train), training.epoch * len(train) + training.step)
+    progress = ProgressLog(config.epochs, len(train), training.epoch * len(train) + training.step)
     if resume is not None:
         progress.log_resumed(training.epoch, training.step)
     while training.epoch < config.epochs:
@@ -110,12 +111,12 @@ def fit(
 
 
 def train_one_epoch(
-    training: Training,
+    training: TrainState,
     batches: Batches,
     reporter: Reporter,
     *,
     normalize: Callable[[Tensor], Tensor],
-    progress: Progress,
+    progress: ProgressLog,
 ) -> None:
     """Take the steps of the epoch that are not done yet, one for each batch.
 
@@ -154,7 +155,7 @@ def train_one_epoch(
 
 
 def take_step(
-    training: Training,
+    training: TrainState,
     guard: FiniteGuard,
     images: Tensor,
     labels: Tensor,
@@ -173,15 +174,15 @@ def take_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(config, global_step, steps_per_epoch)
     optimizer.zero_grad()
-    num_micro = math.ceil(len(labels) / config.micro_batch) if config.micro_batch else 1
+    num_micro = math.ceil(len(labels) / config.micro_batch_size) if config.micro_batch_size else 1
     micro_batches = zip(images.tensor_split(num_micro), labels.tensor_split(num_micro), strict=True)
     for number, (some, their_labels) in enumerate(micro_batches, start=1):
         with nullcontext() if number == num_micro else accumulating(training.wrapped):
             logits = compute_logits(training.called, some, normalize, config.precision)
-            weights = shifted_weights(
-                config.exit_loss_weights, len(logits), config.exit_loss_shift, progress
+            weights = curriculum_weights(
+                config.loss.exit_weights, len(logits), config.loss.curriculum, progress
             )
-            loss = exit_loss(logits, their_labels, weights, config.label_smoothing)
+            loss = exit_loss(logits, their_labels, weights, config.loss.label_smoothing)
             # DDP divides the sum over the workers by their number.
             share = len(their_labels) * world_size() / config.batch_size
             guard.backward(loss * share)

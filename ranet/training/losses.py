@@ -23,7 +23,7 @@ def exit_loss(
     num_exits, batch_size, _ = logits.shape
     if weights and len(weights) != num_exits:
         raise ValueError(
-            f"train.exit_loss_weights must have one entry per exit: got {len(weights)} entries "
+            f"train.loss.exit_weights must have one entry per exit: got {len(weights)} entries "
             f"{tuple(weights)} for {num_exits} exits; leave it empty to weigh all exits alike"
         )
     losses = F.cross_entropy(
@@ -42,7 +42,7 @@ def exit_loss(
     )
 
 
-def shifted_weights(
+def curriculum_weights(
     weights: Sequence[float], num_exits: int, shift: float, progress: float
 ) -> tuple[float, ...]:
     """Give the weight of each exit's loss at one point of a training.
@@ -50,7 +50,7 @@ def shifted_weights(
     Args:
         weights: those at the end of the training; empty: 1 for all, then too where nothing shifts.
         num_exits: exits of the network.
-        shift: `train.exit_loss_shift`.
+        shift: `train.loss.curriculum`.
         progress: share of all steps that is done, 0 to 1.
     """
     if shift == 0 or num_exits == 1:

@@ -4,10 +4,10 @@ import logging
 import time
 from datetime import timedelta
 
-from ranet.training.distributed import rank
-from ranet.training.evaluation import validation_top1
-from ranet.training.reporter import Metrics
-from ranet.training.tally import Tally
+from ranet.distributed import rank
+from ranet.evaluation.accuracy import validation_top1
+from ranet.protocols import Metrics
+from ranet.training.meters import EpochMeter
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 20.0
 """Time after which a long epoch logs another line."""
 
 
-class Progress:
+class ProgressLog:
     """Logs, on the first worker only, how far training is and how long it will still take.
 
     Args:
@@ -39,7 +39,7 @@ class Progress:
         if rank() == 0:
             logger.info("going on after %d epochs and %d steps", epoch, step)
 
-    def log_step(self, epoch: int, step: int, tally: Tally) -> None:
+    def log_step(self, epoch: int, step: int, tally: EpochMeter) -> None:
         """Log a line from the training images that this worker saw in the epoch so far."""
         loss, first, last = tally.means()
         self._log(

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ranet.config import TrainConfig
-from ranet.training.average import Average
-from ranet.training.distributed import (
+from ranet.distributed import (
     average,
     fill,
     gather,
@@ -18,15 +17,16 @@ from ranet.training.distributed import (
     world_size,
     wrap,
 )
-from ranet.training.evaluation import validation_top1
+from ranet.evaluation.accuracy import validation_top1
+from ranet.protocols import Metrics, Snapshot
+from ranet.training.ema import ExponentialMovingAverage
+from ranet.training.meters import EpochMeter
 from ranet.training.optim import load_optimizer_state, make_optimizer, optimizer_state
-from ranet.training.reporter import Metrics, Snapshot
-from ranet.training.tally import Tally
 
 KEYS = {"epoch", "step", "seed", "model", "optimizer", "average", "workers", "history", "best"}
 
 
-class Training:
+class TrainState:
     """A network, its optimizer, and how far they are.
 
     Taking a snapshot changes nothing. Within an epoch the workers differ in the running
@@ -46,14 +46,16 @@ class Training:
         self.wrapped = wrap(model)
         self.called = torch.compile(self.wrapped, dynamic=False) if config.compile else self.wrapped
         """What a training step calls; evaluation calls the network as it is."""
-        self.average = Average(model, config.ema_decay) if config.ema_decay else None
+        self.average = (
+            ExponentialMovingAverage(model, config.ema.decay) if config.ema.decay else None
+        )
         self.optimizer = make_optimizer(config.optim, model)
         self.device = next(model.parameters()).device
         self.epoch = 0
         """Epochs done."""
         self.step = 0
         """Steps done in the epoch that runs."""
-        self.tally = Tally(self.device)
+        self.tally = EpochMeter(self.device)
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {"value": -1.0}
 
@@ -71,7 +73,7 @@ class Training:
         """Count the epoch that was trained and evaluated."""
         self.epoch += 1
         self.step = 0
-        self.tally = Tally(self.device)
+        self.tally = EpochMeter(self.device)
         self.history.append(metrics)
         # Of epochs that are equally good, the one that trained longer.
         if (value := _selection_value(self.config, metrics)) >= self.best["value"]:
@@ -122,7 +124,7 @@ class Training:
             rows = snapshot["workers"]["statistics"]
             own = rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
             fill(self._statistics(), own)
-            self.tally = Tally.from_state(snapshot["workers"]["tally"], rank(), self.device)
+            self.tally = EpochMeter.from_state(snapshot["workers"]["tally"], rank(), self.device)
 
     def _statistics(self) -> list[Tensor]:
         """Running statistics, of which each worker has its own while an epoch runs."""
@@ -142,9 +144,9 @@ def _check(config: TrainConfig, snapshot: Snapshot) -> None:
             f"train.seed is {config.seed}, but the snapshot to resume from was trained with seed "
             f"{snapshot['seed']}: set that seed, or start anew"
         )
-    if config.ema_decay and snapshot["average"] is None:
+    if config.ema.decay and snapshot["average"] is None:
         raise ValueError(
-            f"train.ema_decay is {config.ema_decay}, but the snapshot to resume from has no "
+            f"train.ema.decay is {config.ema.decay}, but the snapshot to resume from has no "
             "average of the weights: set it to 0, or start anew"
         )
     if snapshot["epoch"] > config.epochs:

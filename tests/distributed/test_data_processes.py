@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from pipelines.data import prepare, verify
-from pipelines.data.beton import open_beton
-from tests.image_files import batches_of, folder_config, image_folder, with_settings
+from pipelines.data.format.beton import open_beton
+from tests.support.image_files import batches_of, folder_config, image_folder, with_settings
+from tests.support.paths import PROJECT
 
 pytestmark = pytest.mark.distributed
-
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -43,8 +42,8 @@ def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
         """
         import sys, time
         from pipelines.data import prepare
-        from pipelines.data.sources import FileImages
-        from tests.image_files import folder_config
+        from pipelines.data.sources.factory import FileImages
+        from tests.support.image_files import folder_config
         from pathlib import Path
 
         read = FileImages.read
@@ -58,13 +57,13 @@ def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
         FileImages.read = slow
         prepare(folder_config(Path(sys.argv[1]), validation_share=0.01), 32)
         """,
-        config.root,
+        config.source_dir,
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "nearly done\n"
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    folder = Path(config.folder)
+    folder = Path(config.prepared_dir)
     assert (folder / "train.beton.part").is_file()
     config = with_settings(config, validation_share=0.01)
     with pytest.raises(FileNotFoundError, match=r"train.beton: no such file; run"):
@@ -81,14 +80,14 @@ def test_two_processes_may_prepare_the_same_files_at_once(config):
     script = """
         import sys
         from pipelines.data import prepare
-        from tests.image_files import folder_config
+        from tests.support.image_files import folder_config
         from pathlib import Path
 
         print(prepare(folder_config(Path(sys.argv[1])), 32).sha256["train"])
     """
-    processes = [start(script, config.root) for _ in range(2)]
+    processes = [start(script, config.source_dir) for _ in range(2)]
     answers = {process.communicate(timeout=60)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(answers) == 1
     for split in ("train", "val", "test"):
-        verify(Path(config.folder) / f"{split}.beton")
+        verify(Path(config.prepared_dir) / f"{split}.beton")

@@ -15,12 +15,20 @@ import torch
 from torch import distributed
 from torch.multiprocessing.spawn import spawn
 
-from ranet.config import OptimConfig, TrainConfig
-from ranet.inference.anytime import collect_answers
-from ranet.training.evaluation import evaluate
+from ranet.config import EmaConfig, OptimConfig, TrainConfig
+from ranet.evaluation.exit_outputs import collect_exit_outputs
 from ranet.training.loop import fit
 from ranet.training.optim import NonFiniteLoss
-from tests.tiny import Digits, Killed, Recorder, TwoExits, assert_same, normalize, small_ranet
+from ranet.training.validation import evaluate
+from tests.support.tiny import (
+    Digits,
+    Killed,
+    Recorder,
+    TwoExits,
+    assert_same,
+    normalize,
+    small_ranet,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -91,7 +99,11 @@ def train_and_resume(rank, num_workers, make_model):
 def train_and_be_killed(rank, num_workers, config):
     """Go through two kills, one of them with notice."""
     killed = train(
-        replace(config, checkpoint_steps=3), rank, num_workers, small_ranet(rank), kill_after=18
+        replace(config, checkpoint_every_steps=3),
+        rank,
+        num_workers,
+        small_ranet(rank),
+        kill_after=18,
     )
     noticed = train(
         config, rank, num_workers, small_ranet(6), resume=killed[-1], kill_after=9, notice=True
@@ -129,7 +141,7 @@ def evaluate_shares(rank, num_workers, num_images):
     batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
     model = TwoExits()
     metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
-    scores = collect_answers(model, batches, normalize=normalize, device=CPU).alone
+    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).alone
     return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
 
 
@@ -141,13 +153,16 @@ def everything(rank, num_workers):
         "normless": train(ONE_EPOCH, rank, num_workers, TwoExits(normed=False))[-1],
         "odd": {
             micro_batch: train(
-                replace(ODD, micro_batch=micro_batch), rank, num_workers, TwoExits(normed=False)
+                replace(ODD, micro_batch_size=micro_batch),
+                rank,
+                num_workers,
+                TwoExits(normed=False),
             )[-1]
             for micro_batch in (0, 5)
         },
         "killed": train_and_be_killed(rank, num_workers, QUICK),
         "killed odd": train_and_be_killed(
-            rank, num_workers, replace(QUICK, batch_size=33, ema_decay=0.9)
+            rank, num_workers, replace(QUICK, batch_size=33, ema=EmaConfig(decay=0.9))
         ),
         "diverged": diverge_on_one_worker(rank, num_workers),
         "evaluated": {n: evaluate_shares(rank, num_workers, n) for n in (57, 1)},

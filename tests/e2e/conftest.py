@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 from ray.job_submission import JobSubmissionClient
 
-from cluster.local import LocalCluster, local_cluster
-from tests.e2e.training import PROJECT
+from cluster.local.cluster import LocalCluster, local_cluster
+from tests.support.training import PROJECT
 
 
 @pytest.fixture(scope="session")

@@ -13,15 +13,17 @@ from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
 from pipelines.data import open_batches, prepare
-from pipelines.evaluation import register_model
+from pipelines.evaluation.report import register_model
 from pipelines.run import config_text
-from ranet.inference.anytime import anytime_accuracy, collect_answers
-from ranet.model.normalize import Normalize
-from tests.registered import MODEL, RUN, create_run, trained_network
+from ranet.evaluation.exit_outputs import anytime_accuracy, collect_exit_outputs
+from ranet.model.preprocessing import Normalize
+from tests.support.image_files import with_settings
+from tests.support.paths import PROJECT
+from tests.support.registered import MODEL, RUN, create_run, trained_network
 
 pytestmark = pytest.mark.e2e
 
-SCRIPT = Path(__file__).parents[2] / "pipelines" / "evaluate.py"
+SCRIPT = PROJECT / "pipelines" / "evaluate.py"
 
 
 @pytest.mark.timeout(300)
@@ -33,8 +35,8 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = replace(
         RUN,
-        data=replace(RUN.data, folder=str(tmp_path / "digits"), crop="none"),
-        cluster=ClusterConfig(storage=str(tmp_path / "runs")),
+        data=with_settings(RUN.data, prepared_dir=str(tmp_path / "digits"), crop="none"),
+        cluster=ClusterConfig(storage_path=str(tmp_path / "runs")),
     )
     info = prepare(run.data, MODEL.image_size)
     client = MlflowClient()
@@ -47,7 +49,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     config.write_text(config_text(replace(run, data=replace(run.data, mean=(0, 0, 0)))))
     done = subprocess.run(
         [sys.executable, str(SCRIPT), f"models:/{version.name}@champion", "--config", str(config),
-         "--registry.budgets=[0.5, 0.9]"],
+         "--evaluation.budget_fractions=[0.5, 0.9]"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
@@ -62,7 +64,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
         seed=0, device=cpu,
     )  # fmt: skip
     normalize = Normalize(run.data.mean, run.data.std)
-    answers = collect_answers(network.model, test, normalize=normalize, device=cpu)
+    answers = collect_exit_outputs(network.model, test, normalize=normalize, device=cpu)
     top1, _ = anytime_accuracy(answers.by(network.evaluation.answer))
     experiment = client.get_experiment_by_name("ranet")
     assert experiment is not None
@@ -77,7 +79,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
 
     done = subprocess.run(
         [sys.executable, str(SCRIPT), f"models:/{version.name}@champion", "--config", str(config),
-         "--data.split_seed=5", f"--data.folder={tmp_path / 'other'}"],
+         "--data.split_seed=5", f"--data.prepared_dir={tmp_path / 'other'}"],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip

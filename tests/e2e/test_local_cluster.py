@@ -11,16 +11,16 @@ import boto3
 import pytest
 import requests
 
-from cluster.local import BUCKET, LocalCluster, can_isolate, describe
+from cluster.local.cluster import BUCKET, LocalCluster, can_isolate, describe
 from pipelines.run import read_run
-from tests.e2e.jobs import from_a_page
-from tests.e2e.training import PROJECT
+from tests.support.jobs import from_a_page
+from tests.support.training import PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def command(folder, *arguments):
-    return [sys.executable, "-m", "cluster.local", "--folder", str(folder), *arguments]
+    return [sys.executable, "-m", "cluster.local.cluster", "--folder", str(folder), *arguments]
 
 
 def test_a_killed_host_is_gone_at_once_and_comes_back_as_a_new_node(cluster):
@@ -88,9 +88,9 @@ def test_what_make_cluster_prints_leads_to_servers_and_a_command_that_is_underst
     assert all((PROJECT / path).is_file() for path in (script, training, arguments[1]))
     arguments[1] = str(PROJECT / arguments[1])
     run = read_run(arguments)
-    assert run.cluster.storage == f"s3://{BUCKET}/runs"
+    assert run.cluster.storage_path == f"s3://{BUCKET}/runs"
     assert run.cluster.num_workers == (1, cluster.num_hosts)
-    assert run.data.folder == f"{cluster.folder}/data"
+    assert run.data.prepared_dir == f"{cluster.folder}/data"
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")

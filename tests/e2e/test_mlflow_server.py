@@ -16,15 +16,15 @@ import requests
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus
 
-from cluster import tracking
 from cluster.errors import TrackingError
-from cluster.local import BUCKET, LocalCluster, free_ports
+from cluster.local.cluster import BUCKET, LocalCluster, free_ports
 from cluster.mlflow_server import add_user
 from cluster.mlflow_server import main as server_command
-from tests.e2e.jobs import IMAGES, Job, from_a_page
-from tests.e2e.planted import files, findings, objects
-from tests.e2e.training import PROJECT
-from tests.postgres import Postgres, binaries, postgres_server
+from cluster.tracking import runs as tracking
+from tests.support.jobs import IMAGES, Job, from_a_page
+from tests.support.planted_secrets import files, findings, objects
+from tests.support.postgres import Postgres, binaries, postgres_server
+from tests.support.training import PROJECT
 
 pytestmark = [
     pytest.mark.e2e,
@@ -214,7 +214,7 @@ def test_two_hosts_train_while_the_server_restarts_and_a_reader_pulls_the_model(
     user("reader", passwords["reader"])
     try:
         job = Job(cluster, tmp_path, "team", "--train.epochs=8", "--cluster.num_workers=2",
-                  f"--data.folder={IMAGES}", tracking_uri=server.uri)  # fmt: skip
+                  f"--data.prepared_dir={IMAGES}", tracking_uri=server.uri)  # fmt: skip
         job.wait_until(lambda: len(job.epochs()) >= 2)
         server.stop()
         job.wait_until(lambda: "MLflow does not answer" in job.output())

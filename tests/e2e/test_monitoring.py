@@ -11,9 +11,9 @@ import pytest
 import requests
 import yaml
 
-from cluster.local import LocalCluster, free_ports
-from tests.e2e.jobs import Job
-from tests.e2e.training import PROJECT
+from cluster.local.cluster import LocalCluster, free_ports
+from tests.support.jobs import Job
+from tests.support.training import PROJECT
 
 pytestmark = [
     pytest.mark.e2e,

@@ -18,13 +18,12 @@ import requests
 from mlflow import MlflowClient
 from PIL import Image
 
-from cluster import registry
-from pipelines.evaluation import RegisteredVersion
-from tests.registered import COSTS, register_tiny, trained_network
+from cluster.tracking import registry
+from pipelines.evaluation.report import RegisteredVersion
+from tests.support.paths import PROJECT
+from tests.support.registered import COSTS, register_tiny, trained_network
 
 pytestmark = pytest.mark.e2e
-
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -17,20 +17,20 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster.config import ClusterConfig
-from cluster.objects import ObjectStore
-from cluster.staging import Cache
+from cluster.storage.download import Cache
+from cluster.storage.s3 import ObjectStore
 from pipelines.data import DataConfig, prepare, staged_data
-from pipelines.data.beton import open_beton
-from pipelines.data.sidecar import read_sidecar
-from pipelines.estimate import estimate
+from pipelines.data.config import AugmentConfig
+from pipelines.data.format.beton import open_beton
+from pipelines.data.format.metadata import read_metadata
+from pipelines.preflight import preflight
 from pipelines.run import Run
-from tests.e2e.jobs import Job
-from tests.image_files import batches_of, folder_config, image_folder, read_epoch
-from tests.ray_folders import kill_family
+from tests.support.image_files import batches_of, folder_config, image_folder, read_epoch
+from tests.support.jobs import Job
+from tests.support.paths import PROJECT
+from tests.support.ray_folders import kill_family
 
 pytestmark = pytest.mark.e2e
-
-PROJECT = Path(__file__).parents[2]
 
 
 def start(ray_folder: str, *arguments: str) -> subprocess.Popen[str]:
@@ -60,7 +60,7 @@ def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp
     root = image_folder(tmp_path / "tree")
     (root / "val" / "cat" / "bad.jpg").write_bytes(b"")
     folder = tmp_path / "prepared"
-    arguments = (f"--data.root={root}", f"--data.folder={folder}", "--skip-unreadable")
+    arguments = (f"--data.source_dir={root}", f"--data.prepared_dir={folder}", "--skip-unreadable")
     status, output, errors = run(ray_folder, *arguments)
     assert status == 0, errors
     assert "1 unreadable, left out:" in output
@@ -81,12 +81,12 @@ def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_
         archive.extractall(tmp_path, filter="data")
     config = DataConfig(
         source="imagefolder",
-        root=str(tmp_path / "imagenette224-mini"),
-        folder=str(tmp_path / "unbroken"),
+        source_dir=str(tmp_path / "imagenette224-mini"),
+        prepared_dir=str(tmp_path / "unbroken"),
         class_index=str(PROJECT / "configs" / "imagenet_classes.txt"),
-        storage="jpeg",
-        stored_size=160,
-        crop="random_resized",
+        image_format="jpeg",
+        max_side=160,
+        augment=AugmentConfig(crop="random_resized"),
     )
     prepare(config, 224)
     folder = tmp_path / "broken"
@@ -95,7 +95,7 @@ def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_
             f"--data.{name}={getattr(config, name)}"
             for name in ("root", "class_index", "storage", "stored_size", "crop")
         ),
-        f"--data.folder={folder}",
+        f"--data.prepared_dir={folder}",
     )
     process = start(ray_folder, *arguments)
     deadline = time.monotonic() + 100
@@ -116,7 +116,7 @@ def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_
     assert job.wait() is JobStatus.SUCCEEDED, job.output()
     assert checksums(folder) == checksums(tmp_path / "unbroken")
     assert not list(folder.glob("shards-*"))
-    sidecar = read_sidecar(folder / "test.beton")
+    sidecar = read_metadata(folder / "test.beton")
     assert len(sidecar.class_names) == 1000
     assert sidecar.samples_per_class[0] == 200
     assert np.count_nonzero(sidecar.samples_per_class) == 10
@@ -141,9 +141,9 @@ def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
             count += 1
     folder = f"s3://{bucket}/prepared"
     arguments = (
-        f"--data.root={tree}", f"--data.folder={folder}",
+        f"--data.source_dir={tree}", f"--data.prepared_dir={folder}",
         "--data.class_index=configs/imagenet_classes.txt",
-        "--data.storage=jpeg", "--data.crop=random_resized",
+        "--data.image_format=jpeg", "--data.augment.crop=random_resized",
     )  # fmt: skip
     status, output, errors = run(ray_folder, *arguments)
     assert status == 0, errors
@@ -154,16 +154,17 @@ def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
         f"{split}.beton{end}" for split in ("test", "train", "val") for end in ("", ".json")
     ]
     config = DataConfig(
-        source="imagefolder", root=tree, folder=folder, storage="jpeg", crop="random_resized",
+        source="imagefolder", source_dir=tree, prepared_dir=folder, image_format="jpeg",
+        augment=AugmentConfig(crop="random_resized"),
         class_index="configs/imagenet_classes.txt",
     )  # fmt: skip
     with staged_data(config, Cache(tmp_path)) as here:
         images, labels = read_epoch(batches_of(here, "test", image_size=64, batch_size=50))
         assert images.shape == (count, 3, 64, 64)
         assert labels.tolist() == list(range(0, 1000, 10))
-        sidecar = json.loads((Path(here.folder) / "train.beton.json").read_text())
+        sidecar = json.loads((Path(here.prepared_dir) / "train.beton.json").read_text())
         assert sidecar["samples_per_class"][:11] == [1, *[0] * 9, 1]
-        assert len(open_beton(Path(here.folder) / "val.beton")) == count
+        assert len(open_beton(Path(here.prepared_dir) / "val.beton")) == count
     with ObjectStore() as store:
         store.delete(f"{folder}/val.beton.json")
         kept = store.read(f"{folder}/train.beton.json")
@@ -175,8 +176,8 @@ def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_r
     bucket, tmp_path
 ):
     root = image_folder(tmp_path / "tree")
-    config = folder_config(root, folder=f"s3://{bucket}/prepared")
-    alone = folder_config(root, folder=str(tmp_path / "alone"))
+    config = folder_config(root, prepared_dir=f"s3://{bucket}/prepared")
+    alone = folder_config(root, prepared_dir=str(tmp_path / "alone"))
     encoded, overtaken = Event(), Event()
 
     def spread(function, items):
@@ -191,13 +192,13 @@ def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_r
         slow = pool.submit(prepare, config, 32, spread=spread_and_wait)
         assert encoded.wait(60)
         with pytest.raises(ValueError, match=r"another process writes there now.*stored_size"):
-            prepare(replace(config, stored_size=16), 32, spread=spread)
+            prepare(replace(config, max_side=16), 32, spread=spread)
         info = prepare(config, 32, spread=spread)
         overtaken.set()  # its shards are gone
         assert slow.result() == info
     assert prepare(alone, 32).sha256 == info.sha256
     with ObjectStore() as store:
-        names = list(store.names(config.folder))
+        names = list(store.names(config.prepared_dir))
     assert names == [
         f"{split}.beton{end}" for split in ("test", "train", "val") for end in ("", ".json")
     ]
@@ -206,18 +207,20 @@ def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_r
 def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(
     bucket, tmp_path, monkeypatch
 ):
-    config = folder_config(image_folder(tmp_path / "tree"), folder="s3://no-such-bucket/prepared")
+    config = folder_config(
+        image_folder(tmp_path / "tree"), prepared_dir="s3://no-such-bucket/prepared"
+    )
     with pytest.raises(FileNotFoundError, match=r"s3://no-such-bucket/prepared/.*no such bucket"):
         prepare(config, 32)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    run = Run(data=config, cluster=ClusterConfig(device="cpu", storage=str(tmp_path / "runs")))
-    told = estimate(run)
+    run = Run(data=config, cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")))
+    told = preflight(run)
     assert told.lacks == [
-        "data.folder cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
+        "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
         "create it, or correct the address"
     ]
-    told = estimate(replace(run, data=replace(config, folder=f"s3://{bucket}/prepared")))
+    told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
     assert told.starts, told
     with ObjectStore() as store:
         assert not list(store.names(f"s3://{bucket}/prepared"))

@@ -5,7 +5,7 @@ import time
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from tests.s3 import ADMIN, User, s3_server
+from tests.support.s3 import ADMIN, User, s3_server
 
 pytestmark = pytest.mark.e2e
 

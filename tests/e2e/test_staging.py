@@ -19,12 +19,12 @@ import pytest
 import ray
 import requests
 
-from cluster.local import free_ports
-from cluster.objects import ObjectStore
-from cluster.staging import PART_BYTES, Cache, RemoteFile, staged
+from cluster.local.cluster import free_ports
+from cluster.storage.download import PART_BYTES, Cache, RemoteFile, staged
+from cluster.storage.s3 import ObjectStore
 from pipelines.data import prepare
-from tests.image_files import folder_config, image_folder
-from tests.s3 import ADMIN, Line, S3Server, User, s3_server
+from tests.support.image_files import folder_config, image_folder
+from tests.support.s3 import ADMIN, Line, S3Server, User, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -306,7 +306,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_full_disk_is_found_before_anything_is_loaded(remote, small_disk):
     with (small_disk / "other").open("wb") as file:
         file.write(bytes(2 * SIZE))
-    with pytest.raises(OSError, match=r"disk of cluster.cache_folder .* is full: .* are free"):
+    with pytest.raises(OSError, match=r"disk of cluster.cache_dir .* is full: .* are free"):
         stage([remote], Cache(small_disk))
     assert not list(small_disk.glob("*/*.part"))
 
@@ -331,7 +331,7 @@ def test_copies_used_longest_ago_make_room_but_never_those_in_use(
         with staged([third], cache) as newest:
             assert oldest.is_dir()
             assert not newer.exists()
-            with pytest.raises(OSError, match=r"is full|cluster.cache_bytes is .* too few"):
+            with pytest.raises(OSError, match=r"is full|cluster.cache_max_bytes is .* too few"):
                 stage([second], cache)
     with staged([second], cache):
         assert not oldest.exists()

@@ -7,10 +7,10 @@ from threading import Thread
 
 import pytest
 
-from cluster import storage
-from cluster.launch import resolve_storage
-from cluster.storage import PatientS3FileSystem, open_storage, upload
-from tests.s3 import ADMIN, User, s3_server
+from cluster.execution.trainer import resolve_storage
+from cluster.storage import filesystem as storage
+from cluster.storage.filesystem import RetryingS3FileSystem, open_storage, upload
+from tests.support.s3 import ADMIN, User, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -31,7 +31,7 @@ def test_a_server_that_restarts_is_waited_for_in_other_processes_too(s3, bucket,
     with monkeypatch.context() as patch:
         patch.setattr(storage, "ATTEMPTS", 1)
         with pytest.raises(OSError, match="AWS Error NETWORK_CONNECTION"):
-            PatientS3FileSystem("us-east-1").open_output_stream(f"{path}/state").close()
+            RetryingS3FileSystem("us-east-1").open_output_stream(f"{path}/state").close()
 
     def restart() -> None:
         time.sleep(8)  # longer than Arrow's own patience
@@ -57,7 +57,7 @@ def test_an_upload_whose_server_goes_away_for_good_says_so(s3, bucket, tmp_path,
     killer = Thread(target=kill_in_mid_upload)
     killer.start()
     with pytest.raises(OSError, match=r"AWS Error NETWORK_CONNECTION during \w+ operation"):
-        upload(tmp_path, PatientS3FileSystem("us-east-1"), f"{bucket}/runs")
+        upload(tmp_path, RetryingS3FileSystem("us-east-1"), f"{bucket}/runs")
     killer.join()
     client.close()
     s3.start()
@@ -76,7 +76,7 @@ def test_a_storage_that_cannot_be_written_is_refused_before_workers_are_asked_fo
     client.close()
     with pytest.raises(
         ValueError,
-        match=r"cluster.storage cannot be written: s3://no-such-bucket/runs/writable: no such "
+        match=r"cluster.storage_path cannot be written: s3://no-such-bucket/runs/writable: no such "
         "bucket; create it, or correct the address",
     ):
         resolve_storage("s3://no-such-bucket/runs")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs import JobError, check_code
-from cluster.local import BUCKET
-from tests.e2e.training import CONFIG, PROJECT
+from cluster.execution.jobs import JobError, check_code
+from cluster.local.cluster import BUCKET
+from tests.support.training import CONFIG, PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
@@ -106,7 +106,7 @@ def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
     config.write_text(CONFIG)
     done = submit(
         cluster, PROJECT, "--", "python", "pipelines/train.py", "--config", str(config),
-        f"--cluster.storage=s3://{BUCKET}/runs", f"--data.folder={tmp_path}/digits",
+        f"--cluster.storage_path=s3://{BUCKET}/runs", f"--data.prepared_dir={tmp_path}/digits",
         "--cluster.num_workers=3", "--dry-run",
     )  # fmt: skip
     assert done.returncode == 1

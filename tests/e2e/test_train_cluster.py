@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local import free_ports
-from tests.e2e.training import CONFIG, PROJECT, client, runs, steps, training
-from tests.ray_folders import kill_family
+from cluster.local.cluster import free_ports
+from tests.support.ray_folders import kill_family
+from tests.support.training import CONFIG, PROJECT, client, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -57,11 +57,15 @@ def submit(environment, config, *arguments, **variables):
 def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_folder(head, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    arguments = (tmp_path / "config.yaml", "--train.epochs=2", f"--data.folder={tmp_path}/digits")
+    arguments = (
+        tmp_path / "config.yaml",
+        "--train.epochs=2",
+        f"--data.prepared_dir={tmp_path}/digits",
+    )
     refused = submit(head, *arguments, MLFLOW_TRACKING_URI=uri)
     assert refused.returncode != 0
-    assert "error: cluster.storage is outputs/runs: a submitted job" in refused.stdout
-    storage = f"--cluster.storage={tmp_path}/runs"
+    assert "error: cluster.storage_path is outputs/runs: a submitted job" in refused.stdout
+    storage = f"--cluster.storage_path={tmp_path}/runs"
     done = submit(head, *arguments, storage, MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 0, done.stdout + done.stderr
     [run] = runs(client(tmp_path))

@@ -9,15 +9,15 @@ from threading import Thread
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster.local import BUCKET, can_isolate
-from tests.e2e.jobs import IMAGES, Job, check_copies, check_nothing_is_held
-from tests.e2e.training import client, place_in, runs, training
+from cluster.local.cluster import BUCKET, can_isolate
+from tests.support.jobs import IMAGES, Job, check_copies, check_nothing_is_held
+from tests.support.training import client, place_in, runs, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 logger = logging.getLogger(__name__)
 
-ELASTIC = ("--cluster.num_workers=[1,2]", "--cluster.resize_seconds=5")
+ELASTIC = ("--cluster.num_workers=[1,2]", "--cluster.elastic_check_seconds=5")
 ENDLESS = "--train.epochs=100000"
 """For what has to be seen while training goes on, however fast it is: the test stops it then."""
 
@@ -72,8 +72,8 @@ def stop_and_check(job):
 def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
     # Four checkpoints in an epoch of 85 steps; images in S3, of which each host makes a copy.
     job = Job(
-        cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.folder={IMAGES}",
-        "--train.batch_size=16", "--train.checkpoint_steps=20",
+        cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.prepared_dir={IMAGES}",
+        "--train.batch_size=16", "--train.checkpoint_every_steps=20",
     )  # fmt: skip
     job.wait_until(lambda: job.epochs() and committed_step(job) == 20)
     known = times_of("going on after", job)
@@ -113,7 +113,7 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
 
 
 def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):
-    job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_failures=0", *ELASTIC)
+    job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_consecutive_failures=0", *ELASTIC)
     job.wait_until(lambda: len(job.epochs()) >= 2)
     taken = Thread(target=cluster.reclaim, args=("host2", 20.0))
     taken.start()
@@ -131,13 +131,13 @@ def test_a_disk_that_fills_up_while_training_is_named_with_its_setting(tmp_path)
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)
     try:
-        with training(tmp_path, f"--cluster.storage={disk}", "--cluster.keep_checkpoints=99",
+        with training(tmp_path, f"--cluster.storage_path={disk}", "--cluster.keep_checkpoints=99",
                       "--train.epochs=60") as process:  # fmt: skip
             assert process.wait(120) == 1
         last = process.output().splitlines()[-1]
         assert last.startswith("error: ")
         assert "No space left on device" in last
-        assert f"free space in cluster.storage, {disk}, or" in last
+        assert f"free space in cluster.storage_path, {disk}, or" in last
         assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]
     finally:
         subprocess.run(["umount", disk], check=True)

@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from mlflow import MlflowClient
 
-from tests.e2e.training import committed_epochs, runs, steps, training
+from tests.support.training import committed_epochs, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -57,7 +57,7 @@ def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
     try:
         # An epoch has 21 steps: the first and the fourth come with the checkpoint of the next.
         with training(
-            folder, "--train.checkpoint_steps=30", MLFLOW_TRACKING_URI=server.uri
+            folder, "--train.checkpoint_every_steps=30", MLFLOW_TRACKING_URI=server.uri
         ) as process:
             process.wait_until(lambda: committed_epochs(folder) >= 1)
             server.stop()

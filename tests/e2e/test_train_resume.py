@@ -10,10 +10,10 @@ import torch
 from pipelines.data import open_batches, prepare
 from pipelines.run import read_run
 from ranet import RANet
-from ranet.model.normalize import Normalize
+from ranet.model.preprocessing import Normalize
+from ranet.protocols import LogReporter
 from ranet.training.loop import fit
-from ranet.training.reporter import LogReporter
-from tests.e2e.training import (
+from tests.support.training import (
     CONFIG,
     assert_equal_states,
     client,
@@ -39,7 +39,7 @@ def trained_in_one_process(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     config = folder / "config.yaml"
     config.write_text(CONFIG)
-    run = read_run(["--config", str(config), SMALL_BATCHES, f"--data.folder={folder}/digits"])
+    run = read_run(["--config", str(config), SMALL_BATCHES, f"--data.prepared_dir={folder}/digits"])
     prepare(run.data, run.model.image_size)
     torch.manual_seed(run.train.seed)
     device = torch.device("cpu")
@@ -115,8 +115,8 @@ def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
 def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
     trained_in_one_process, s3, bucket, tmp_path
 ):
-    storage = f"--cluster.storage=s3://{bucket}/runs"
-    with training(tmp_path, SMALL_BATCHES, "--train.checkpoint_steps=13", storage) as process:
+    storage = f"--cluster.storage_path=s3://{bucket}/runs"
+    with training(tmp_path, SMALL_BATCHES, "--train.checkpoint_every_steps=13", storage) as process:
 
         def epochs():
             return process.output().count("validation top-1")
@@ -140,13 +140,13 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
 def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_does(tmp_path):
     # Both within an epoch of 21 steps.
     two = (
-        "--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_steps=4",
+        "--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_every_steps=4",
         "--train.epochs=4",
     )  # fmt: skip
     unbroken = trained_without_a_break(tmp_path / "whole", *two)
     folder = tmp_path / "broken"
     folder.mkdir()
-    with training(folder, *two, "--cluster.max_failures=0") as first:
+    with training(folder, *two, "--cluster.max_consecutive_failures=0") as first:
         first.wait_until(lambda: committed(folder) >= (1, 4) and committed(folder)[1])
         first.worker().send_signal(signal.SIGKILL)
         assert first.wait(120) == 1, first.output()

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.objects import ObjectStore
+from cluster.storage.s3 import ObjectStore
 from pipelines.data import prepare
 from pipelines.run import read_run
-from tests.e2e.planted import files, findings, objects
-from tests.e2e.training import client, runs, training
+from tests.support.planted_secrets import files, findings, objects
+from tests.support.training import client, runs, training
 
 pytestmark = pytest.mark.e2e
 
@@ -30,8 +30,8 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     s3, bucket, tmp_path, tmp_path_factory, monkeypatch
 ):
     arguments = (
-        f"--data.folder=s3://{bucket}/digits", f"--cluster.cache_folder={tmp_path / 'cache'}",
-        f"--cluster.storage=s3://{bucket}/runs", "--cluster.num_workers=2", "--train.epochs=1",
+        f"--data.prepared_dir=s3://{bucket}/digits", f"--cluster.cache_dir={tmp_path / 'cache'}",
+        f"--cluster.storage_path=s3://{bucket}/runs", "--cluster.num_workers=2", "--train.epochs=1",
     )  # fmt: skip
     credentials = s3.environment_of_role()
     with training(tmp_path, *arguments, **SECRETS, **credentials) as first:
@@ -68,7 +68,7 @@ def test_an_object_that_was_damaged_ends_a_run_with_its_address_and_leaves_no_co
     bucket, tmp_path
 ):
     folder = f"s3://{bucket}/digits"
-    run = read_run(["--data.source=digits", f"--data.folder={folder}"])
+    run = read_run(["--data.source=digits", f"--data.prepared_dir={folder}"])
     prepare(run.data, 16)
     with ObjectStore() as store:
         content = bytearray(store.read(f"{folder}/train.beton").data)
@@ -76,7 +76,7 @@ def test_an_object_that_was_damaged_ends_a_run_with_its_address_and_leaves_no_co
         store.write(f"{folder}/train.beton", bytes(content))
     cache = tmp_path / "cache"
     with training(
-        tmp_path, f"--data.folder={folder}", f"--cluster.cache_folder={cache}"
+        tmp_path, f"--data.prepared_dir={folder}", f"--cluster.cache_dir={cache}"
     ) as process:
         assert process.wait() == 1, process.output()
     last = process.output().splitlines()[-1]

@@ -12,12 +12,12 @@ from ray.job_submission import JobStatus
 from ray.util import placement_group, placement_group_table
 
 from cluster.config import ClusterConfig
-from cluster.launch import room_for, worker_resources
+from cluster.execution.trainer import capacity_for, worker_resources
 from pipelines.data import prepare
 from pipelines.data.config import DataConfig
 from pipelines.run import Run, parse_settings
-from tests.e2e.jobs import IMAGES, STORAGE, Job, check_copies, check_nothing_is_held
-from tests.e2e.training import client, runs, steps, training
+from tests.support.jobs import IMAGES, STORAGE, Job, check_copies, check_nothing_is_held
+from tests.support.training import client, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -29,7 +29,7 @@ space:
   model.scales: {{choice: [[1, 2], [2, 1]]}} # the second is no network
   model.growth_rate: {{choice: [4, 6, 40]}} # the last is too large
   train.optim.lr: {{choice: [{lrs}]}}
-  train.exit_loss_shift: {{uniform: [-1.0, 1.0]}}
+  train.loss.curriculum: {{uniform: [-1.0, 1.0]}}
 window: {{mult_adds: [0, 4.0e+6]}}
 objective: {{names: {objectives}}}
 stopping: {{method: {stopping}, first_epoch: 1, factor: 2}}
@@ -131,7 +131,7 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
 CASES = """
 name: cases
 run: config.yaml
-settings: {{cluster.num_workers: 2, train.epochs: 2, data.folder: {folder}}}
+settings: {{cluster.num_workers: 2, train.epochs: 2, data.prepared_dir: {folder}}}
 space:
   case:
     choice:
@@ -147,7 +147,7 @@ num_trials: 3
 
 def test_trials_of_two_workers_are_stopped_and_outlived_and_none_reads_test(tmp_path):
     folder = tmp_path / "digits"
-    prepare(DataConfig(source="digits", folder=str(folder)), 16)
+    prepare(DataConfig(source="digits", prepared_dir=str(folder)), 16)
     test = folder / "test.beton"
     test.write_bytes(bytes(test.stat().st_size))  # nobody can read that
     (tmp_path / "sweep.yaml").write_text(CASES.format(folder=folder))
@@ -199,7 +199,7 @@ def declared_gpu(ray_folder: str) -> Iterator[None]:
 @pytest.mark.usefixtures("declared_gpu")
 def test_two_small_trials_share_a_gpu_and_a_third_waits():
     cluster = ClusterConfig(device="gpu", num_workers=1, gpus_per_worker=0.5)
-    assert room_for(cluster) == 2
+    assert capacity_for(cluster) == 2
     groups = [placement_group([worker_resources(cluster)]) for _ in range(3)]
     ready, _ = ray.wait([group.ready() for group in groups], num_returns=2, timeout=60)
     assert len(ready) == 2
@@ -219,7 +219,7 @@ def kill_driver(cluster) -> None:
 def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submit(
     cluster, tmp_path
 ):
-    places = {"cluster.storage": STORAGE, "data.folder": IMAGES}
+    places = {"cluster.storage_path": STORAGE, "data.prepared_dir": IMAGES}
     file = write_sweep(
         tmp_path, objectives="[accuracy, latency]", trials=3, **{"train.epochs": 8}, **places
     )

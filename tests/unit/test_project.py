@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.train import Checkpoint
 
-from cluster.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
+from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
 from pipelines.run import Run, parse_settings, read_settings
-from pipelines.samples import check_sample
-from tuning.draws import Draws
+from pipelines.sweep_candidates import check_candidate
+from tuning.sampler import Sampler
 from tuning.space import Sweep, as_arguments
 
 ROOT = Path(__file__).parents[2]
@@ -54,9 +54,9 @@ def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pyt
     monkeypatch.chdir(ROOT)
     sweep = read_settings(Sweep, ["--config", str(path)])
     base = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
-    draws = Draws(
+    draws = Sampler(
         sweep.space, search=sweep.search, objective=sweep.objective, seed=1,
-        num_trials=sweep.num_trials, check=partial(check_sample, sweep, base),
+        num_trials=sweep.num_trials, check=partial(check_candidate, sweep, base),
     )  # fmt: skip
     for _ in range(4):
         candidate, _ = draws.next()

@@ -1,0 +1,5 @@
+"""Command line of the local cluster: `python -m cluster.local`."""
+
+from cluster.local.cluster import main
+
+main()

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Start Prometheus on 127.0.0.1:9090, beside a head of Ray; its data lie in outputs/watch.
+# NODES names Ray's list of nodes where its temporary folder is not /tmp/ray.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+cluster/provisioning/packages.sh prometheus
+mkdir -p outputs/watch
+ln -sfn "${NODES:-/tmp/ray/prom_metrics_service_discovery.json}" outputs/watch/nodes.json
+exec prometheus --config.file=cluster/monitoring/prometheus.yml \
+    --storage.tsdb.path=outputs/watch/data --web.listen-address=127.0.0.1:9090

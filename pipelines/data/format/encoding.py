@@ -1,0 +1,97 @@
+"""Images as they are stored: shrunk, as JPEG or as pixels, encoded by several threads in order."""
+
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipelines.data.config import DataConfig
+from pipelines.data.format.ffcv_internals import IntField, RGBImageField, get_metadata_type
+from pipelines.data.sources.factory import Images
+from pipelines.data.sources.images import UnreadableImageError
+
+PAGE_BYTES = 1 << 23
+"""A sample never crosses a page, so that FFCV can cache the file page by page."""
+FIELDS = (("image", RGBImageField), ("label", IntField))
+METADATA_TYPE = get_metadata_type([RGBImageField(), IntField()])
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image as it will lie in a file."""
+
+    record: np.ndarray
+    """FFCV's metadata, of METADATA_TYPE; the place in the file is still open."""
+    data: np.ndarray
+    """Encoded bytes (bytes,), uint8."""
+
+
+def encode(
+    images: Images, config: DataConfig, threads: int
+) -> Generator[Sample | UnreadableImageError]:
+    """Encode images in threads, a bounded number ahead, and give them in their order.
+
+    An image that cannot be decoded comes as the error that names it.
+
+    Raises:
+        ValueError: an image takes more than a page.
+        OSError: an image cannot be read.
+    """
+    field = RGBImageField(
+        write_mode="jpg" if config.image_format == "jpeg" else "raw",
+        max_resolution=config.max_side or None,  # pyright: ignore[reportArgumentType]
+        jpeg_quality=config.jpeg_quality,
+    )
+    labels = images.labels
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+    waiting: deque[Future[Sample | UnreadableImageError]] = deque()
+    submitted = 0
+    try:
+        for index in range(len(labels)):
+            while submitted < min(len(labels), index + 4 * threads):
+                waiting.append(
+                    pool.submit(_encode, images, submitted, labels[submitted], field, config)
+                )
+                submitted += 1
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(
+    images: Images, index: int, label: int, field: RGBImageField, config: DataConfig
+) -> Sample | UnreadableImageError:
+    record = np.zeros(1, METADATA_TYPE)
+    record["f1"] = label
+    buffers: list[np.ndarray] = []
+
+    def allocate(size: int) -> tuple[int, np.ndarray]:
+        buffers.append(np.empty(size, np.uint8))
+        return 0, buffers[-1]
+
+    try:
+        picture = images.read(index)
+    except UnreadableImageError as error:
+        return error
+    pixels = picture.pixels
+    try:
+        field.encode(record[0]["f0"], pixels, allocate)
+    except Exception as error:  # OpenCV's own: no size left after shrinking, or over 65,535
+        return UnreadableImageError(
+            f"{images.name(index)} of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be "
+            f"stored: {error}"
+        )
+    data = buffers[0]
+    is_whole = (record[0]["f0"]["height"], record[0]["f0"]["width"]) == pixels.shape[:2]
+    if config.image_format == "jpeg" and is_whole and picture.jpeg is not None:
+        original = np.frombuffer(picture.jpeg, np.uint8)
+        if original.nbytes <= data.nbytes:
+            data = original  # smaller, and nothing is lost
+    if data.nbytes > PAGE_BYTES:
+        raise ValueError(
+            f"{images.name(index)} takes {data.nbytes} bytes as {config.image_format}, more "
+            f"than FFCV's page of {PAGE_BYTES}: set data.max_side, or data.image_format: jpeg"
+        )
+    return Sample(record, data)

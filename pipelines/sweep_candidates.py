@@ -1,0 +1,136 @@
+"""What a sample of a sweep means: a run that can be trained, and what it costs before it is."""
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from pipelines.data.config import prepared_settings
+from pipelines.run import Run, config_text, flatten, parse_settings
+from ranet import mult_adds
+from ranet.training.footprint import Footprint, footprint
+from tuning.sampler import Candidate
+from tuning.space import (
+    SHORTHANDS,
+    RejectedError,
+    Sweep,
+    as_arguments,
+    expand_model,
+    expand_weights,
+    names_in,
+)
+from tuning.trial_store import TrialConfig
+
+_WEIGHTS = "train.loss.exit_weights"
+
+
+def check_space(sweep: Sweep, base: Run) -> None:
+    """Refuse a space that sets what is no property of a network and its training.
+
+    Args:
+        sweep: its space.
+        base: the run that all trials start from.
+
+    Raises:
+        ValueError: it names the entry and what to do.
+    """
+    known, prepared = flatten(base), prepared_settings(base.data, base.model.image_size)
+    for name in sorted(names_in(sweep.space).difference(SHORTHANDS)):
+        if name not in known:
+            similar = difflib.get_close_matches(name, [*known, *SHORTHANDS], n=1)
+            hint = f"did you mean {similar[0]}?" if similar else "see pipelines/train.py --help"
+            raise ValueError(f"space has {name}, which is not a setting; {hint}")
+        if name in prepared:
+            raise ValueError(f"space has {name}: all trials of a sweep read the same images")
+        if name == "train.epochs" or not name.startswith(("model.", "train.", "data.")):
+            raise ValueError(
+                f"space has {name}: it is the same for all trials of a sweep; give it in settings"
+            )
+
+
+def check_candidate(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candidate:
+    """Give what a draw means, or refuse it.
+
+    What is cheap comes first: the network's own rules, then its cost, then all settings by the
+    door through which a file comes in.
+
+    Args:
+        sweep: its space, window and objective.
+        base: the run that all trials start from.
+        draw: values by the names of the space.
+
+    Raises:
+        RejectedError: the draw cannot be trained, or lies outside the window.
+    """
+    settings = expand_model(draw, base.model.scales)
+    shape = {k.removeprefix("model."): v for k, v in settings.items() if k.startswith("model.")}
+    try:
+        cost = mult_adds(replace(base.model, **shape))
+    except ValueError as error:
+        raise RejectedError(_bound(error), str(error)) from None
+    except TypeError:  # no field of a network, or no value of one: the door says which
+        cost = mult_adds(_parse(base, settings).model)
+    sweep.window.check("mult_adds", cost[-1])
+    sweep.window.check("first_exit", cost[0])
+    if cost[0] > sweep.objective.least_budget:
+        raise RejectedError(
+            "objective.budgets",
+            f"the smallest budget of the objective is {sweep.objective.least_budget:.4g} "
+            f"mult-adds, the first exit of a drawn network costs {cost[0]:.4g}",
+        )
+    if (weights := expand_weights(draw, cost)) is not None:
+        settings[_WEIGHTS] = weights if set(weights) != {1.0} else []
+    run = _parse(base, settings)
+    if sweep.window.parameters is not None or sweep.window.memory is not None:
+        size = _footprint(run)
+        sweep.window.check("parameters", size.parameters)
+        sweep.window.check("memory", size.memory)
+    before = flatten(base)
+    meant = {name: value for name, value in flatten(run).items() if value != before[name]}
+    return Candidate(run=run, draw=draw, settings=meant, cost=cost)
+
+
+def describe(candidate: Candidate, name: str) -> TrialConfig:
+    """Give a candidate the name of its trial."""
+    run = replace(candidate.run, name=name)
+    size = _footprint(run)
+    return TrialConfig(
+        run=run,
+        settings=flatten(run),
+        config_text=config_text(run),
+        parameters=size.parameters,
+        memory=size.memory,
+    )
+
+
+def best_config(candidate: Candidate, name: str, budget: float | None) -> str:
+    """Write a candidate as a run for `pipelines/train.py`, which evaluates it at the budget too.
+
+    Args:
+        candidate: a trial's.
+        name: of the run.
+        budget: in mult-adds per image; None: its own last exit's.
+    """
+    run, cost = candidate.run, candidate.cost
+    shares = [share for share in run.evaluation.budget_fractions if share * cost[-1] >= cost[0]]
+    share = 1.0 if budget is None else min(1.0, math.ceil(100 * budget / cost[-1]) / 100)
+    budgets = tuple(sorted({*shares, share}))
+    return config_text(replace(run, name=name, registry=replace(run.registry, budgets=budgets)))
+
+
+def _parse(base: Run, settings: Mapping[str, Any]) -> Run:
+    try:
+        return parse_settings(Run, as_arguments({**flatten(base), **settings}))
+    except ValueError as error:
+        raise RejectedError(_bound(error), str(error)) from None
+
+
+def _bound(error: ValueError) -> str:
+    """Name of the setting that a refusal begins with."""
+    return str(error).split()[0].rstrip(":")
+
+
+def _footprint(run: Run) -> Footprint:
+    share = math.ceil(run.train.batch_size / run.cluster.max_workers)
+    return footprint(run.model, min(run.train.micro_batch_size or share, share))

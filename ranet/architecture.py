@@ -1,0 +1,383 @@
+"""The integers of a network: channels, resolutions and mult-adds of every part; no torch.
+
+Everything that builds, loads, prices or skips a part of the network reads this one plan.
+Source: Yang et al., CVPR 2020 (arXiv:2003.07326), section 3, and the behaviour of the network
+its authors published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ranet.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part costs for one image, counted in two ways."""
+
+    mult_adds: int = 0
+    """Multiply-accumulates of convolutions and linear layers."""
+    official_ops: int = 0
+    """The authors' count: also biases of linear layers, ReLU elements and pooling windows."""
+
+    def __add__(self, other: Cost) -> Cost:
+        """Add both counts."""
+        return Cost(self.mult_adds + other.mult_adds, self.official_ops + other.official_ops)
+
+
+def _conv_cost(in_channels: int, out_channels: int, kernel: int, size: int) -> Cost:
+    """Cost of a convolution to a map of size x size, with the ReLU behind it."""
+    mult_adds = in_channels * out_channels * kernel * kernel * size * size
+    return Cost(mult_adds, mult_adds + out_channels * size * size)
+
+
+def _halved(size: int) -> int:
+    """Size of a map behind a stride of 2, for odd kernels with padding kernel // 2."""
+    return (size + 1) // 2
+
+
+@dataclass(frozen=True)
+class StemSpec:
+    """One step of the stem, which gives the base features of one sub-network."""
+
+    in_channels: int
+    out_channels: int
+    in_size: int
+    size: int
+    """Height and width of the features."""
+    is_large: bool
+    """7x7 convolution with stride 2 and max pooling instead of one 3x3 convolution."""
+
+    @property
+    def stride(self) -> int:
+        """Stride of the convolution."""
+        return 1 if self.size == self.in_size else 2
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of this step."""
+        if not self.is_large:
+            return _conv_cost(self.in_channels, self.out_channels, 3, self.size)
+        pooled = Cost(0, self.out_channels * 3 * 3 * self.size * self.size)
+        return _conv_cost(self.in_channels, self.out_channels, 7, _halved(self.in_size)) + pooled
+
+
+@dataclass(frozen=True)
+class UnitSpec:
+    """A bottleneck unit: 1x1 convolution to `width` channels, then 3x3 to `out_channels`."""
+
+    in_channels: int
+    width: int
+    out_channels: int
+
+    def cost(self, in_size: int, out_size: int) -> Cost:
+        """Cost of the unit between maps of these sizes."""
+        return _conv_cost(self.in_channels, self.width, 1, in_size) + _conv_cost(
+            self.width, self.out_channels, 3, out_size
+        )
+
+
+@dataclass(frozen=True)
+class LateralSpec:
+    """What a fusion block takes from the block of the sub-network below."""
+
+    units: tuple[UnitSpec, ...]
+    """Unit j reads the input of layer j of the block below, at that block's `in_size`."""
+    in_channels: int
+    """Channels behind the last layer of the block below."""
+    compressed_channels: int
+    """Channels that a 1x1 convolution makes of those."""
+    in_size: int
+    out_size: int
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of all that is computed at the lower resolution."""
+        total = _conv_cost(self.in_channels, self.compressed_channels, 1, self.out_size)
+        for unit in self.units:
+            total += unit.cost(self.in_size, self.in_size)
+        return total
+
+
+@dataclass(frozen=True)
+class ExitSpec:
+    """An exit: two 3x3 convolutions with stride 2, 2x2 average pooling, a linear layer."""
+
+    in_channels: int
+    hidden_channels: int
+    num_classes: int
+    in_size: int
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of the exit alone."""
+        once = _halved(self.in_size)
+        twice = _halved(once)
+        linear = self.hidden_channels * self.num_classes
+        pooled = self.hidden_channels * 2 * 2
+        return (
+            _conv_cost(self.in_channels, self.hidden_channels, 3, once)
+            + _conv_cost(self.hidden_channels, self.hidden_channels, 3, twice)
+            + Cost(linear, pooled + linear + self.num_classes)
+        )
+
+
+@dataclass(frozen=True)
+class BlockSpec:
+    """One block: its dense layers, what it takes from below, its transition and its exit."""
+
+    units: tuple[UnitSpec, ...]
+    """One unit per layer: the channels that the block itself adds."""
+    lower: LateralSpec | None
+    """What it takes from the sub-network below; None in a normal block."""
+    in_size: int
+    """Height and width of the features that come in, and of those between the layers."""
+    out_size: int
+    """Height and width behind the last layer; half of `in_size` in a down block."""
+    transition_channels: int | None
+    """Channels that the transition keeps; None without a transition."""
+    exit: ExitSpec | None
+    """Exit on the block's output; fusion blocks have none."""
+
+    @property
+    def in_channels(self) -> int:
+        """Channels that come in."""
+        return self.units[0].in_channels
+
+    @property
+    def is_down(self) -> bool:
+        """Whether the last layer halves the resolution."""
+        return self.out_size != self.in_size
+
+    @property
+    def lateral_channels(self) -> int:
+        """Channels that each layer takes from below."""
+        return self.lower.units[0].out_channels if self.lower else 0
+
+    @property
+    def dense_channels(self) -> int:
+        """Channels behind the last layer."""
+        last = self.units[-1]
+        return last.in_channels + self.lateral_channels + last.out_channels
+
+    @property
+    def gathered_channels(self) -> int:
+        """Channels before the transition."""
+        return self.dense_channels + (self.lower.compressed_channels if self.lower else 0)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the block's output."""
+        return self.transition_channels or self.gathered_channels
+
+    @property
+    def cost(self) -> Cost:
+        """Cost of the block without its exit."""
+        total = self.lower.cost if self.lower else Cost()
+        for unit in self.units[:-1]:
+            total += unit.cost(self.in_size, self.in_size)
+        total += self.units[-1].cost(self.in_size, self.out_size)
+        if self.transition_channels:
+            total += _conv_cost(self.gathered_channels, self.transition_channels, 1, self.out_size)
+        return total
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """A whole network."""
+
+    stem: tuple[StemSpec, ...]
+    """Base features of each sub-network, lowest resolution first; computed last to first."""
+    subnetworks: tuple[tuple[BlockSpec, ...], ...]
+    """Blocks of each sub-network, in the order in which they run."""
+
+    @property
+    def blocks(self) -> Iterable[BlockSpec]:
+        """All blocks in the order in which they run."""
+        return (block for blocks in self.subnetworks for block in blocks)
+
+    @property
+    def num_norms(self) -> int:
+        """Number of batch norms, one behind every convolution."""
+        number = len(self.stem)
+        for block in self.blocks:
+            number += 2 * len(block.units) + (block.transition_channels is not None)
+            number += 2 * len(block.lower.units) + 1 if block.lower else 0
+            number += 2 if block.exit else 0
+        return number
+
+    @property
+    def exit_costs(self) -> tuple[Cost, ...]:
+        """Cost from the image to each exit, all earlier exits included."""
+        total = Cost()
+        for step in self.stem:
+            total += step.cost
+        costs = []
+        for block in self.blocks:
+            total += block.cost
+            if block.exit:
+                total += block.exit.cost
+                costs.append(total)
+        return tuple(costs)
+
+
+@lru_cache(maxsize=64)
+def make_network_spec(config: ModelConfig) -> NetworkSpec:
+    """Plan the network of a config.
+
+    Raises:
+        ValueError: the settings do not fit together: a map that is too small or too large for
+            its exit, or a layer that would add no channels.
+    """
+    sizes = _stem_sizes(config)
+    channels = [config.stem_channels * factor for factor in config.growth_factors]
+    top = len(channels) - 1
+    stem = tuple(
+        StemSpec(
+            in_channels=3 if i == top else channels[i + 1],
+            out_channels=channels[i],
+            in_size=config.image_size if i == top else sizes[i + 1],
+            size=sizes[i],
+            is_large=i == top and config.stem == "large",
+        )
+        for i in range(len(channels))
+    )
+    subnetworks: list[tuple[BlockSpec, ...]] = []
+    for i in range(len(channels)):
+        lower = subnetworks[-1] if subnetworks else ()
+        subnetworks.append(_subnetwork_spec(config, i, channels[i], sizes[i], lower))
+    return NetworkSpec(stem=stem, subnetworks=tuple(subnetworks))
+
+
+def _stem_sizes(config: ModelConfig) -> list[int]:
+    """Height and width of each sub-network's base features, lowest scale first."""
+    size = config.image_size
+    if config.stem == "large":
+        size = _halved(_halved(size))
+    sizes = [size]
+    for scale, above in zip(config.scales[-2::-1], config.scales[:0:-1], strict=True):
+        # However far two neighbours lie apart, the stem halves only once between them.
+        size = _halved(size) if scale != above else size
+        sizes.append(size)
+    return sizes[::-1]
+
+
+def _subnetwork_spec(
+    config: ModelConfig, i: int, channels: int, size: int, lower: tuple[BlockSpec, ...]
+) -> tuple[BlockSpec, ...]:
+    """Plan sub-network i (counted from 0) above the blocks of sub-network i - 1."""
+    scale = config.scales[i]
+    lengths = [config.num_blocks + config.extra_blocks * k for k in range(i + 1)]
+    transitions = {t * lengths[i] // scale for t in range(1, scale)}
+    # For a repeated scale 1 this slice is the whole list, as it is in the authors' network.
+    downs = [0, *lengths[:i]][-(scale - 1) :]
+    blocks: list[BlockSpec] = []
+    for number in range(1, lengths[i] + 1):
+        below = lower[number - 1] if number <= len(lower) else None
+        block = _block_spec(
+            config,
+            i,
+            below,
+            in_channels=channels,
+            in_size=size,
+            num_layers=config.layers_per_block * (number if config.layer_mode == "linear" else 1),
+            is_down=below is not None and number in downs,
+            has_transition=number in transitions,
+        )
+        blocks.append(block)
+        channels, size = block.out_channels, block.out_size
+    return tuple(blocks)
+
+
+def _block_spec(
+    config: ModelConfig,
+    i: int,
+    below: BlockSpec | None,
+    *,
+    in_channels: int,
+    in_size: int,
+    num_layers: int,
+    is_down: bool,
+    has_transition: bool,
+) -> BlockSpec:
+    """Plan one block of sub-network i; `below` makes it a fusion block."""
+    growth = config.growth_rate * config.growth_factors[i]
+    lateral = int(config.compress_factor * growth) if below else 0
+    own = growth - lateral
+    if below and min(lateral, own) < 1:
+        raise ValueError(
+            f"model.compress_factor ({config.compress_factor}) must leave at least one of the "
+            f"{growth} channels a layer of sub-network {i + 1} adds to it and one to the "
+            f"sub-network below, got {own} and {lateral}: raise model.growth_rate or "
+            "move model.compress_factor"
+        )
+    width = config.bottleneck_factors[i]
+    units = tuple(
+        UnitSpec(
+            in_channels=in_channels + j * growth,
+            width=min(in_channels + j * growth, width * own),
+            out_channels=own,
+        )
+        for j in range(num_layers)
+    )
+    dense_channels = in_channels + num_layers * growth
+    lower = None
+    if below:
+        # The lateral units have the bottleneck width of the sub-network they read.
+        lower_width = config.bottleneck_factors[i - 1]
+        below_growth = config.growth_rate * config.growth_factors[i - 1]
+        inputs = [below.in_channels + j * below_growth for j in range(num_layers)]
+        lower = LateralSpec(
+            units=tuple(UnitSpec(n, min(n, lower_width * lateral), lateral) for n in inputs),
+            in_channels=below.dense_channels,
+            compressed_channels=int(config.compress_factor * dense_channels),
+            in_size=below.in_size,
+            out_size=below.out_size,
+        )
+    gathered = dense_channels + (lower.compressed_channels if lower else 0)
+    transition = int(config.reduction * gathered) if has_transition else None
+    if transition == 0 or (lower and lower.compressed_channels == 0):
+        raise ValueError(
+            f"model.stem_channels ({config.stem_channels}) and model.growth_rate "
+            f"({config.growth_rate}) are too small: a 1x1 convolution of sub-network {i + 1} "
+            "would have no output channels"
+        )
+    out_size = _halved(in_size) if is_down else in_size
+    exit_ = None
+    if not below:
+        out_channels = transition or gathered
+        exit_ = ExitSpec(
+            in_channels=out_channels,
+            hidden_channels=config.exit_channels or out_channels,
+            num_classes=config.num_classes,
+            in_size=out_size,
+        )
+        if _halved(_halved(out_size)) // 2 != 1:
+            raise ValueError(
+                f"model.image_size {config.image_size} gives sub-network {i + 1} exits on maps "
+                f"of {out_size} x {out_size}; an exit needs 5 to 12 pixels a side: change "
+                "model.image_size, model.scales or model.stem"
+            )
+    return BlockSpec(
+        units=units,
+        lower=lower,
+        in_size=in_size,
+        out_size=out_size,
+        transition_channels=transition,
+        exit=exit_,
+    )
+
+
+def mult_adds(config: ModelConfig) -> tuple[int, ...]:
+    """Mult-adds from the image to each exit, per image, all earlier exits included."""
+    return tuple(cost.mult_adds for cost in make_network_spec(config).exit_costs)
+
+
+def official_ops(config: ModelConfig) -> tuple[int, ...]:
+    """The same by the authors' counter, which adds biases, ReLU elements and pooling."""
+    return tuple(cost.official_ops for cost in make_network_spec(config).exit_costs)

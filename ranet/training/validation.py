@@ -1,0 +1,49 @@
+"""Validation of a network during training, by all workers together."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ranet.config import TrainConfig
+from ranet.distributed import gather
+from ranet.evaluation.accuracy import compute_logits, exit_hits
+from ranet.protocols import Batches, Metrics
+from ranet.training.losses import exit_loss
+
+
+@torch.inference_mode()
+def evaluate(
+    config: TrainConfig,
+    model: nn.Module,
+    batches: Batches,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+    device: torch.device,
+) -> Metrics:
+    """Give the loss, and each exit's top-1 and top-5 in percent, over the images of all workers.
+
+    The loss is the weighted sum over exits without label smoothing. Workers meet only at the
+    end: they may hold unequal numbers of batches, or none.
+    """
+    model.eval()
+    # One row for top-1, one for top-5, (2, exits); a worker without batches knows no exits.
+    hits = torch.zeros((2, 0), dtype=torch.float64, device=device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    num_images = 0
+    with batches.epoch(0) as reader:
+        for images, labels in reader:
+            logits = compute_logits(model, images, normalize, config.precision)
+            loss_sum += exit_loss(logits, labels, config.loss.exit_weights) * len(labels)
+            batch_hits = torch.stack(exit_hits(logits, labels)).sum(dim=2)
+            hits = hits + batch_hits if num_images else batch_hits.double()
+            num_images += len(labels)
+    hit_sums = torch.stack([each for each in gather(hits) if each.numel()]).sum(dim=0)
+    sums = torch.stack(gather(torch.stack((loss_sum, loss_sum.new_tensor(num_images)))))
+    loss_total, num_images = sums.sum(dim=0).tolist()
+    assert num_images == batches.num_samples, "every image is evaluated exactly once"
+    top1, top5 = (hit_sums * 100 / num_images).tolist()
+    metrics = {"val/loss": loss_total / num_images}
+    for k, (first, fifth) in enumerate(zip(top1, top5, strict=True), start=1):
+        metrics |= {f"val/exit{k}/top1": first, f"val/exit{k}/top5": fifth}
+    return metrics

@@ -1,0 +1,71 @@
+"""Image files and prepared data sets that tests of the data share."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pipelines.data import DataConfig, Split, open_batches
+
+
+def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
+    """A smooth random picture (height, width, 3)."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encoded(image: np.ndarray | Image.Image, form: str = "PNG") -> bytes:
+    """An image file's bytes."""
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, form)
+    return file.getvalue()
+
+
+def image_folder(root: Path, classes=("cat", "dog"), train=6, val=2, size=32) -> Path:
+    """An ImageNet-like tree of PNG files."""
+    for part, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                seed = 1000 * label + number + (500 if part == "val" else 0)
+                (folder / f"{number:03}.png").write_bytes(encoded(pixels(seed, size, size)))
+    return root
+
+
+def folder_config(root: Path, **settings) -> DataConfig:
+    """Settings for `image_folder`'s tree, prepared beside it."""
+    settings = {
+        "prepared_dir": str(root.with_name("prepared")),
+        "validation_share": 0.34,
+    } | settings
+    return with_settings(DataConfig(source="imagefolder", source_dir=str(root)), **settings)
+
+
+def batches_of(config: DataConfig, split: Split = "train", **arguments):
+    """Open batches; the arguments' defaults are one worker on a CPU."""
+    settings = {
+        "image_size": 32,
+        "batch_size": 4,
+        "rank": 0,
+        "num_workers": 1,
+        "seed": 0,
+        "device": torch.device("cpu"),
+    }
+    return open_batches(config, split, **settings | arguments)
+
+
+def read_epoch(batches, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images and labels of an epoch, in reading order."""
+    with batches.epoch(epoch) as iterator:
+        pairs = [(images.clone(), labels) for images, labels in iterator]
+    return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
+
+
+def with_settings(config: DataConfig, **settings) -> DataConfig:
+    """Replace settings of a data config; crop and flip are those of `data.augment`."""
+    augment = {name: settings.pop(name) for name in ("crop", "flip") if name in settings}
+    return replace(config, augment=replace(config.augment, **augment), **settings)

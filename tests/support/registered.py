@@ -1,0 +1,101 @@
+"""A small network trained on real digits and registered in MLflow, for tests that need a model."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import torch
+from mlflow import MlflowClient
+
+from cluster.config import RegistryConfig
+from pipelines.data import DataConfig, DatasetInfo
+from pipelines.evaluation.report import (
+    Evaluation,
+    RegisteredVersion,
+    evaluate_outputs,
+    register_model,
+)
+from pipelines.run import EvaluationConfig, Run
+from ranet import ModelConfig, OptimConfig, RANet, TrainConfig, mult_adds
+from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
+from ranet.model.preprocessing import Normalize
+from ranet.training.loop import fit
+from tests.support.tiny import Digits, Recorder
+
+MODEL = ModelConfig(
+    scales=(1, 2),
+    growth_rate=4,
+    growth_factors=(1, 1),
+    bottleneck_factors=(1, 1),
+    stem_channels=8,
+    layers_per_block=2,
+    num_blocks=1,
+    extra_blocks=2,
+    exit_channels=16,
+    image_size=16,
+)
+COSTS = mult_adds(MODEL)
+RUN = Run(
+    name="tiny",
+    model=MODEL,
+    data=DataConfig(source="digits", mean=(0.3, 0.3, 0.3), std=(0.4, 0.4, 0.4)),
+    train=TrainConfig(epochs=2, batch_size=50, optim=OptimConfig(schedule="cosine")),
+    evaluation=EvaluationConfig(budget_fractions=(0.5, 0.75, 1.0)),
+    registry=RegistryConfig(model_name="ranet-tiny"),
+)
+INFO = DatasetInfo(
+    folder="data",
+    class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    num_samples={"train": 1000, "val": 300, "test": 300},
+    samples_per_class={},
+    sha256={"train": "1" * 64, "val": "2" * 64, "test": "3" * 64},
+    skipped={},
+)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedNetwork:
+    """A network, its answers, and the images it was asked about."""
+
+    model: RANet
+    val: SplitOutputs
+    test: SplitOutputs
+    evaluation: Evaluation
+    test_images: torch.Tensor = field(repr=False)
+    test_labels: torch.Tensor = field(repr=False)
+
+
+@cache
+def trained_network() -> TrainedNetwork:
+    torch.manual_seed(0)
+    model = RANet(MODEL)
+    normalize = Normalize(RUN.data.mean, RUN.data.std)
+    device = torch.device("cpu")
+    train = Digits(0, 800, RUN.train.batch_size, shuffled=True)
+    val, test = Digits(1000, 1300, 100), Digits(1300, 1600, 100)
+    fit(RUN.train, model, train, val, Recorder(), normalize=normalize, device=device)
+    answers = [
+        collect_exit_outputs(model, split, normalize=normalize, device=device)
+        for split in (val, test)
+    ]
+    evaluation = evaluate_outputs(COSTS, answers[0], answers[1], RUN.evaluation.budget_fractions)
+    return TrainedNetwork(model, answers[0], answers[1], evaluation, test.images, test.labels)
+
+
+def create_run(client: MlflowClient, folder: Path) -> str:
+    """Open a run whose artifacts lie in a folder."""
+    experiment = client.get_experiment_by_name("ranet")
+    experiment_id = (
+        experiment.experiment_id
+        if experiment
+        else client.create_experiment("ranet", artifact_location=(folder / "artifacts").as_uri())
+    )
+    return client.create_run(experiment_id).info.run_id
+
+
+def register_tiny(client: MlflowClient, folder: Path) -> RegisteredVersion:
+    """Register the trained network."""
+    network = trained_network()
+    return register_model(
+        RUN, network.model.state_dict(), network.evaluation, INFO, create_run(client, folder)
+    )

@@ -1,0 +1,105 @@
+"""What is sent to a cluster, and how a job there is followed."""
+
+import asyncio
+import shutil
+import zipfile
+
+import pytest
+import requests
+from ray._private.runtime_env.packaging import create_package
+from ray.job_submission import JobStatus
+
+from cluster.execution import jobs
+from cluster.execution.jobs import JobError, check_public, follow
+from tests.unit.test_project import ROOT
+
+PATIENCE = 1.5
+
+
+@pytest.fixture
+def line(monkeypatch) -> list[int]:
+    """A connection to a job: characters that it gives, a second each, and then none at all."""
+    speaks = []
+
+    async def stream(client, job_id, known, write) -> int:
+        await asyncio.sleep(1.0 if speaks else 0.0)
+        return speaks.pop() if speaks else 0
+
+    def status(client, job_id):
+        raise requests.ConnectionError("nobody answers")
+
+    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(jobs, "_stream", stream)
+    monkeypatch.setattr(jobs, "_status", status)
+    return speaks
+
+
+def test_patience_begins_with_the_last_word_of_a_job(line, monkeypatch):
+    line += [5, 5, 5]  # for longer than the patience
+    asked = []
+
+    def status(client, job_id):
+        asked.append(job_id)
+        if len(asked) < 4:
+            raise requests.ConnectionError("nobody answers")
+        return JobStatus.SUCCEEDED
+
+    monkeypatch.setattr(jobs, "_status", status)
+    assert follow(None, "job", print) is JobStatus.SUCCEEDED  # pyright: ignore[reportArgumentType]
+
+
+def test_a_cluster_that_stays_away_is_given_up(line):
+    with pytest.raises(JobError, match=r"has not answered for 2 seconds .*--follow job"):
+        follow(None, "job", print)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("command", "environment", "place"),
+    [
+        ([], {"AWS_SECRET_ACCESS_KEY": "zq-planted"}, "variable AWS_SECRET_ACCESS_KEY"),
+        ([], {"hf_token": "zq-planted"}, "variable hf_token"),
+        ([], {"DATABASE_URL": "postgresql://ada:zq-planted@db/x"}, "variable DATABASE_URL"),
+        ([], {"MLFLOW_TRACKING_URI": "https://ada:zq-planted@m/"}, "variable MLFLOW_TRACKING_URI"),
+        (
+            ["train.py", "--cluster.storage_path=s3://AKIA:zq-planted@team/runs"],
+            {},
+            "word 2 of the",
+        ),
+        (
+            ["train.py", "--data.prepared_dir=s3://team/x?secret_key=zq-planted"],
+            {},
+            "word 2 of the",
+        ),
+        (["env", "AWS_SESSION_TOKEN=zq-planted", "python"], {}, "word 2 of the"),
+        (["sh", "-c", "PGPASSWORD=zq-planted python x.py"], {}, "word 3 of the"),
+    ],
+)
+def test_what_looks_like_a_secret_is_not_sent_and_not_repeated(command, environment, place):
+    with pytest.raises(JobError, match="nothing was sent") as caught:
+        check_public(command, environment)
+    assert str(caught.value).startswith(f"{place}")
+    assert "planted" not in str(caught.value)
+
+
+def test_what_is_public_may_be_sent():
+    command = ["python", "pipelines/train.py", "--config", "configs/digits.yaml",
+               "--cluster.storage_path=s3://team/runs", "--train.optim.lr=0.1"]  # fmt: skip
+    check_public(command, {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "OMP_NUM": "1"})
+
+
+def test_files_that_hold_secrets_do_not_travel_with_the_code(tmp_path):
+    for name in (".gitignore", ".rayignore"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines" / "train.py").write_text("pass")
+    for name in (
+        ".env", ".env.local", "credentials", ".aws/config", ".netrc", ".pgpass", "team.pem",
+        "id_rsa", "configs/id_ed25519", "node.key", ".mlflow/credentials",
+    ):  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("zq-planted")
+    package = tmp_path.with_suffix(".zip")
+    create_package(str(tmp_path), package, include_gitignore=True)
+    with zipfile.ZipFile(package) as content:
+        files = {name for name in content.namelist() if not name.endswith("/")}
+    assert files == {".gitignore", ".rayignore", "pipelines/train.py"}

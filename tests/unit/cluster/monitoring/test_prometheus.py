@@ -1,0 +1,87 @@
+"""Prometheus's own tool on the alert, and the dashboard."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+import cluster.monitoring.prometheus
+from tests.support.paths import PROJECT
+
+FOLDER = PROJECT / "cluster" / "monitoring"
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's prometheus (make test)")
+@pytest.mark.parametrize(
+    "arguments",
+    [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")],
+    ids=["configuration", "alert of a stalled run"],
+)
+def test_promtool_finds_nothing_wrong_with(arguments, tmp_path):
+    # In a folder of its own, from which no link leads to a cluster that is gone (`make watch`).
+    folder = shutil.copytree(FOLDER, tmp_path / "cluster" / "monitoring")
+    outcome = subprocess.run(
+        ["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+
+
+def test_the_dashboard_and_the_alert_name_metrics_that_a_training_has():
+    made = set(
+        re.findall(r'"(ranet_\w+)"', Path(cluster.monitoring.prometheus.__file__).read_text())
+    )
+    panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    text = " ".join([*queries, (FOLDER / "alerts.yml").read_text()])
+    asked = {name.removesuffix("_total") for name in re.findall(r"ray_(ranet_\w+)", text)}
+    assert asked == made
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's prometheus (make test)")
+def test_a_run_that_has_ended_leaves_the_dashboard(tmp_path):
+    # Ray goes on exporting the counters of workers that are gone; its gauges end.
+    panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
+    queries = [
+        target["expr"]
+        for panel in panels
+        for target in panel["targets"]
+        if "(run" in target["expr"]
+    ]
+    counters = {name for query in queries for name in re.findall(r"ray_ranet_\w+_total", query)}
+    value = "ray_ranet_epoch_value"
+    labels = (("ray_ranet_run_active", ""), (value, ', metric="val/exit1/top1"'),
+              (value, ', metric="val/loss"'))  # fmt: skip
+    series = {f'{name}{{run="ended"}}': "0+60x10 600x30" for name in counters}
+    series |= {f'{name}{{run="on"}}': "0+60x40" for name in counters}
+    series |= {f'{name}{{run="ended"{more}}}': "1x10 stale" for name, more in labels}
+    series |= {f'{name}{{run="on"{more}}}': "1x40" for name, more in labels}
+    tests = {
+        "evaluation_interval": "15s",
+        "tests": [
+            {
+                "interval": "15s",
+                "input_series": [
+                    {"series": name, "values": values} for name, values in series.items()
+                ],
+                "promql_expr_test": [
+                    {
+                        "expr": f"count by (run) (({query}) >= 0)",
+                        "eval_time": "9m",
+                        "exp_samples": [{"labels": '{run="on"}', "value": 1}],
+                    }
+                    for query in queries
+                ],
+            }
+        ],
+    }
+    (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
+    outcome = subprocess.run(
+        ["promtool", "test", "rules", tmp_path / "tests.yml"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert len(queries) == 7

@@ -1,0 +1,199 @@
+"""What a run would take, known before anything starts."""
+
+import io
+import os
+
+import pytest
+import torch
+import yaml
+
+from pipelines.data import prepare
+from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
+from pipelines.run import Run, parse_settings
+from pipelines.train import track
+from ranet import RANet, mult_adds
+from ranet.training.state import TrainState
+from tests.unit.test_project import ROOT
+
+DIGITS = "1,252 train, 276 val, 269 test"
+
+
+@pytest.fixture
+def at_home(monkeypatch, tmp_path):
+    """The project's folder, with nothing that names a cluster or a server."""
+    monkeypatch.chdir(ROOT)
+    for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def read(config, tmp_path, *arguments):
+    settings = [f"--cluster.storage_path={tmp_path}/runs", f"--data.prepared_dir={tmp_path}/images"]
+    return parse_settings(
+        Run, ["--config", str(ROOT / "configs" / f"{config}.yaml"), *settings, *arguments]
+    )
+
+
+def test_a_run_on_this_machine_is_told_with_its_measured_rate(at_home, tmp_path):
+    run = read("digits", tmp_path, "--cluster.device=cpu")
+    prepare(run.data, run.model.image_size)
+    told = preflight(run)
+    assert told.starts
+    lines = dict(told.lines)
+    assert lines["network"].startswith("2.55 M parameters, 6 exits, 8.32 to 58.61 M mult-adds")
+    assert lines["images"] == DIGITS
+    assert lines["to stage"] == "none: read in place"
+    assert lines["steps"].startswith("10 epochs of 19, 190 in all; 12,160 images to train on")
+    assert lines["images/s"].startswith("140 with 2 workers, 70 each")
+    assert lines["time"].startswith("0.02 h")
+    assert "price" not in lines
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_run_on_rented_gpus_is_priced_and_what_is_unknown_is_called_so(at_home, tmp_path):
+    run = read("digits", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=[2,8]",
+               "--train.precision=bfloat16")  # fmt: skip
+    prepare(run.data, run.model.image_size)
+    told = preflight(run)
+    lines = dict(told.lines)
+    assert told.starts
+    assert lines["to rent"] == "g6.12xlarge (spot), by ray_cluster.yaml"
+    assert lines["images/s"].startswith("unknown: rates.yaml has no rate of this network")
+    assert lines["time"].startswith("were it 100 images/s a worker: 0.00 h")
+    assert lines["price"].startswith("$3.88 an hour with 8 workers and the head")
+
+
+def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    (tmp_path / "file").touch()
+    run = read("imagenet", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=9",
+               f"--cluster.storage_path={tmp_path}/file/runs", "--evaluation.budget_fractions=[0.01]")  # fmt: skip
+    told = preflight(run)
+    assert not told.starts
+    for start in (
+        "evaluation.budget_fractions",
+        "MLflow at",
+        "cluster.storage_path is",
+        "cluster.num_workers asks",
+    ):
+        assert any(sentence.startswith(start) for sentence in told.lacks), told
+    assert any("run pipelines/prepare_data.py" in sentence for sentence in told.lacks)
+    lines = dict(told.lines)
+    assert lines["images"].endswith("; 1,255,544 train, 25,623 val, 50,000 test supposed")
+    assert lines["steps"].startswith("100 epochs of 1,226, 122,600 in all; 125,542,400 images")
+    assert lines["checkpoints"].startswith("2.39 GB each, 2 kept; 501 in all, 1.20 TB to ")
+    assert str(told).endswith("\nwould not start")
+    assert not list(tmp_path.glob("images/*"))
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "images", "time"),
+    [
+        (1000, "; 1,255,544 train, 25,623 val, 50,000 test supposed",
+         "were it 100 images/s a worker: 43.59 h"),
+        (100, "which was not looked for; their number is unknown", ""),
+    ],
+)  # fmt: skip
+def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
+    at_home, tmp_path, num_classes, images, time
+):
+    run = read("imagenet", tmp_path, "--cluster.device=gpu", f"--data.source_dir={tmp_path}/tree",
+               f"--model.num_classes={num_classes}")  # fmt: skip
+    told = preflight(run)
+    assert told.starts, told
+    lines = dict(told.lines)
+    assert lines["images"].endswith(images)
+    assert "machines to rent" in lines["images"]
+    assert lines.get("time", "").startswith(time)
+    assert ("price" in lines) == bool(time)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lack"),
+    [
+        (["--data.source_dir={folder}/nowhere"], "data.source_dir is {folder}/nowhere: no such folder"),
+        (["--data.source_dir={folder}/tree"], "data.source_dir must hold train and val: {folder}/tree/val"),
+        (["--data.source_dir={folder}/tree", "--data.source=parquet", "--data.class_index="],
+         "must hold exactly one *-train."),
+    ],
+)  # fmt: skip
+def test_what_should_be_here_and_is_not_keeps_a_run_from_starting(
+    at_home, tmp_path, arguments, lack
+):
+    (tmp_path / "tree" / "train").mkdir(parents=True)
+    arguments = [argument.format(folder=tmp_path) for argument in arguments]
+    told = preflight(read("imagenet", tmp_path, "--cluster.device=cpu", *arguments))
+    [sentence] = told.lacks
+    assert lack.format(folder=tmp_path) in sentence
+
+
+def test_digits_are_counted_before_they_are_prepared(at_home, tmp_path):
+    run = read("digits", tmp_path, "--cluster.device=cpu", "--cluster.num_workers=64")
+    first = preflight(run)
+    assert first.starts, first
+    images = dict(first.lines)["images"]
+    assert images == f"not prepared yet: that comes first; {DIGITS} supposed"
+    prepare(run.data, run.model.image_size)
+    second = preflight(run)
+    assert dict(second.lines)["images"] == DIGITS
+    for line in ("steps", "time", "checkpoints", "to stage"):
+        assert dict(first.lines)[line] == dict(second.lines)[line]
+    cores = os.cpu_count()
+    assert dict(first.lines)["cluster"] == (
+        f"this machine has {cores} CPUs and 0 GPUs: room for 64 of 64 to 64 workers, which share "
+        "its CPUs"
+    )
+
+
+def test_a_download_is_told_of_and_its_images_are_counted(at_home, tmp_path):
+    told = preflight(
+        read("cifar10", tmp_path, "--cluster.device=cpu", f"--data.source_dir={tmp_path}")
+    )
+    assert told.starts, told
+    assert dict(told.lines)["images"] == (
+        f"not prepared yet: that comes first, with a download where {tmp_path} lacks them; "
+        "45,000 train, 5,000 val, 10,000 test supposed"
+    )
+
+
+def test_a_name_that_is_unfinished_with_other_settings_would_not_start(at_home, tmp_path):
+    run = read("digits", tmp_path)
+    with pytest.raises(KeyboardInterrupt), track(run):
+        raise KeyboardInterrupt
+    assert preflight(run).starts
+    told = preflight(read("digits", tmp_path, "--train.epochs=3"))
+    [sentence] = told.lacks
+    assert "is unfinished and its settings have changed: train.epochs: 10 -> 3" in sentence
+    assert preflight(read("digits", tmp_path, "--train.epochs=3", "--fresh=true")).starts
+
+
+@pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 31), (95, 3), (60, 4)])
+def test_all_checkpoints_are_counted(at_home, tmp_path, checkpoint_steps, number):
+    # 10 epochs of 19 steps; the last epoch always has one, and one more has the scores.
+    run = read("digits", tmp_path, f"--train.checkpoint_every_steps={checkpoint_steps}")
+    prepare(run.data, run.model.image_size)
+    told = dict(preflight(run).lines)["checkpoints"]
+    assert f" kept; {number} in all, " in told
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_checkpoint_has_the_size_that_was_told(ema_decay, tmp_path):
+    run = read("digits", tmp_path, f"--train.ema.decay={ema_decay}")
+    model = RANet(run.model)
+    training = TrainState(run.train, model)
+    model(torch.rand(2, 3, 32, 32)).sum().backward()
+    training.optimizer.step()
+    training.end_epoch({f"val/exit{k + 1}/top1": 1.0 for k in range(run.model.num_exits)})
+    file = io.BytesIO()
+    torch.save(training.snapshot(), file)
+    assert file.tell() == pytest.approx(checkpoint_bytes(run.train, model), rel=0.03)
+
+
+def test_every_stored_rate_is_of_a_config_as_it_is():
+    for entry in yaml.safe_load(RATES.read_text()):
+        path = ROOT / "configs" / f"{entry['config']}.yaml"
+        run = parse_settings(Run, ["--config", str(path)])
+        cost = mult_adds(run.model)[-1]
+        rate = stored_rate(run.train, cost, entry["device"], entry.get("cores", 0))
+        assert rate == entry["images_per_second"]
+        assert stored_rate(run.train, cost, "H100", 8) != rate
