@@ -31,7 +31,7 @@ def training_order(kind: str, num_images: int, seed: int, epoch: int) -> np.ndar
         epoch: counted from 0.
     """
     generator = np.random.default_rng((seed, epoch))
-    if kind == "random":
+    if kind == "full":
         return generator.permutation(num_images)
     blocks = generator.permutation(-(-num_images // BLOCK_IMAGES))
     images = (blocks[:, None] * BLOCK_IMAGES + np.arange(BLOCK_IMAGES)).reshape(-1)
@@ -117,7 +117,7 @@ class EpochSampler:
         samples = own.reshape(-1)
         size = self.epoch_sizes[epoch] if self.epoch_sizes else self.image_size
         boxes = training_boxes(self.config, size, self.seed, epoch, samples, self.sizes[samples])
-        if self.config.shuffle == "random":
+        if self.config.shuffle == "full":
             return EpochOrder(samples, boxes, own.shape[1], size, samples[:0])
         # A window ahead, each window from its first image in the file to its last.
         places = np.arange(first_step, len(self)).repeat(own.shape[1]) * self.global_batch_size

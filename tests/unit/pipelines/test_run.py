@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.evaluation.report import check_budgets
-from pipelines.run import Run, config_text, flatten, identity, read_run
+from pipelines.run import EvaluationConfig, Run, config_text, flatten, identity, read_run
 from ranet import mult_adds
 from tests.support.paths import PROJECT
 
@@ -211,3 +211,19 @@ def test_what_is_trained_and_where_it_lies_make_the_identity_and_nothing_else_do
         "name", "model", "data", "train", "registry", "cluster",
     }  # fmt: skip
     assert [key for key in keys if key.startswith("cluster.")] == ["cluster.storage_path"]
+
+
+@pytest.mark.parametrize(
+    ("budgets", "message"),
+    [
+        ((), "evaluation.budget_fractions must be above 0 and up to 1"),
+        ((0.5, 1.01), "evaluation.budget_fractions must be above 0 and up to 1"),
+        ((0.505,), "in steps of 0.01"),
+        ((float("nan"),), "evaluation.budget_fractions must be above 0"),
+        ((1.0, 0.5), "evaluation.budget_fractions must rise"),
+        ((0.5, 0.5), "evaluation.budget_fractions must rise"),
+    ],
+)
+def test_impossible_budget_fractions_are_rejected(budgets, message):
+    with pytest.raises(ValueError, match=message):
+        EvaluationConfig(budget_fractions=budgets)

@@ -194,7 +194,9 @@ def test_lost_nodes_end_no_run_that_makes_progress(caplog):
     assert "failure 2 in a row" in caplog.text
     decide.after_exception(None, {0: LOST})
     decide.after_exception(None, {0: LOST})
-    with pytest.raises(RunError, match=r"was lost: .* failure 3 in a row .*max_failures is 2"):
+    with pytest.raises(
+        RunError, match=r"was lost: .* failure 3 in a row .*max_consecutive_failures is 2"
+    ):
         decide.after_exception(None, {0: LOST})
 
 

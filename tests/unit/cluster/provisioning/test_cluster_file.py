@@ -56,7 +56,9 @@ def aws():
 
 
 def kuberay(name):
-    return yaml.safe_load((ROOT / "cluster" / "kuberay" / f"{name}.yaml").read_text())
+    return yaml.safe_load(
+        (ROOT / "cluster" / "provisioning" / "kuberay" / f"{name}.yaml").read_text()
+    )
 
 
 def read_config(name):
@@ -117,7 +119,7 @@ def test_the_cluster_file_uses_what_the_account_was_given(aws):
         pass
 
     Loader.add_multi_constructor("!", lambda loader, suffix, node: node.value)
-    template = yaml.load((ROOT / "cluster" / "aws.yaml").read_text(), Loader)
+    template = yaml.load((ROOT / "cluster" / "provisioning" / "aws.yaml").read_text(), Loader)
     resources = template["Resources"]
     names = {
         value
@@ -363,7 +365,9 @@ def test_kuberay_files_have_known_fields_and_sound_pods():
     assert any(
         each.get("value") == "spot" for each in workers[1]["template"]["spec"]["tolerations"]
     )
-    others = yaml.safe_load_all((ROOT / "cluster" / "kuberay" / "redis.yaml").read_text())
+    others = yaml.safe_load_all(
+        (ROOT / "cluster" / "provisioning" / "kuberay" / "redis.yaml").read_text()
+    )
     for each in others:
         kubernetes_validate.validate(each, "1.37", strict=True)
 

@@ -127,7 +127,14 @@ class Dropping(TwoExits):
     [
         (TwoExits, {}),
         (Dropping, {}),
-        (small_ranet, {"ema_decay": 0.9, "micro_batch": 16, "exit_loss_shift": 1.0}),
+        (
+            small_ranet,
+            {
+                "ema": EmaConfig(decay=0.9),
+                "micro_batch_size": 16,
+                "loss": LossConfig(curriculum=1.0),
+            },
+        ),
     ],
 )
 @pytest.mark.parametrize("seed", range(2))

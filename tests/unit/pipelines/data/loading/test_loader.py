@@ -122,7 +122,7 @@ def test_evaluation_resizes_and_crops_as_torchvision_does(large, loader):
 
 def test_a_jpeg_is_the_image_it_was_made_from(large):
     stored = with_settings(large, crop="none", flip=False)
-    beton = open_beton(Path(large.folder) / "test.beton")
+    beton = open_beton(Path(large.prepared_dir) / "test.beton")
     assert beton.sizes.tolist() == [[80, 64]] * 4
     assert (beton.table[:, 4] == 1).all()
     assert beton.table[:, 1].max() < 80 * 64 * 3 / 4
@@ -277,7 +277,7 @@ def test_the_number_of_torch_threads_is_left_alone(config):
 
 
 def test_a_damaged_jpeg_is_reported_with_its_number(large):
-    beton = open_beton(Path(large.folder) / "test.beton")
+    beton = open_beton(Path(large.prepared_dir) / "test.beton")
     data = np.array(beton.data)
     start, length = beton.table[2, :2]
     data[start + length // 2 : start + length] = 0
@@ -315,13 +315,13 @@ def copied(config, tmp_path):
 
 
 def test_a_missing_file_says_how_to_prepare_it(copied):
-    (Path(copied.folder) / "train.beton").unlink()
+    (Path(copied.prepared_dir) / "train.beton").unlink()
     with pytest.raises(FileNotFoundError, match=r"train.beton: no such file; run pipelines/prep"):
         batches_of(copied)
 
 
 def test_a_file_shorter_than_its_sidecar_says_is_refused_with_both_sizes(copied):
-    path = Path(copied.folder) / "train.beton"
+    path = Path(copied.prepared_dir) / "train.beton"
     content = path.read_bytes()
     path.write_bytes(content[:-7])
     size = len(content)
@@ -343,14 +343,14 @@ def test_a_file_shorter_than_its_sidecar_says_is_refused_with_both_sizes(copied)
     ],
 )
 def test_a_file_that_is_not_whole_is_refused(copied, damage, message):
-    path = Path(copied.folder) / "test.beton"
+    path = Path(copied.prepared_dir) / "test.beton"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
         open_beton(path)
 
 
 def test_a_file_with_other_fields_is_refused_with_their_names(copied):
-    path = Path(copied.folder) / "test.beton"
+    path = Path(copied.prepared_dir) / "test.beton"
     content = path.read_bytes()
     begin = content.index(b"\x02image\0")
     path.write_bytes(content[:begin] + b"\x00covar" + content[begin + 6 :])
@@ -360,9 +360,9 @@ def test_a_file_with_other_fields_is_refused_with_their_names(copied):
 
 
 def test_a_label_that_is_no_class_is_refused(copied):
-    sidecar = Path(copied.folder) / "test.beton.json"
+    sidecar = Path(copied.prepared_dir) / "test.beton.json"
     sidecar.write_text(sidecar.read_text().replace('"dog"', '"dog", "bird"', 1))
-    train = Path(copied.folder) / "train.beton.json"
+    train = Path(copied.prepared_dir) / "train.beton.json"
     train.write_text(train.read_text().replace(',\n  "dog"', ""))
     with pytest.raises(ValueError, match="image 3 has label 1, but there are 1 classes"):
         batches_of(copied, "test")
