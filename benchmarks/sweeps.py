@@ -24,8 +24,9 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from torch import nn
 
+from cluster.cli import parse_settings
 from pipelines.data import Split, open_batches, prepare
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs

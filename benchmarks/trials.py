@@ -23,10 +23,11 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from benchmarks.network import describe_machine
+from cluster.cli import parse_settings
 from cluster.execution.trainer import connected
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
-from pipelines.run import EvaluationConfig, Run, parse_settings
+from pipelines.run import EvaluationConfig, Run
 from pipelines.sweep_candidates import describe
 from pipelines.train import prepare_images, train_trial
 from pipelines.tune import common_run, make_sampler

@@ -14,27 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
+from cluster.cli import configure_logging, main_guard
 from cluster.execution.reporter import load_checkpoint
 from cluster.execution.trainer import connected, launch, resolve_storage
 from cluster.tracking import registry
 from cluster.tracking import runs as tracking
 from pipelines.data import prepare
-from pipelines.evaluation.report import (
-    check_budgets,
-    curve_line,
-    evaluate_outputs,
-    format_tables,
-    log_evaluation,
-)
-from pipelines.run import (
-    Run,
-    config_text,
-    configure_logging,
-    flatten,
-    identity,
-    main_guard,
-    read_run,
-)
+from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
+from pipelines.evaluation.mlflow_log import log_evaluation
+from pipelines.evaluation.report import curve_line, format_tables
+from pipelines.run import Run, config_text, flatten, identity, read_run
 from pipelines.scoring import evaluate_worker
 from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
@@ -101,7 +90,7 @@ def with_model(run: Run, classifier: Any) -> Run:
         )
     data = replace(
         run.data,
-        folder=info.folder,
+        prepared_dir=info.folder,
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),

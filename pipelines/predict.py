@@ -13,10 +13,10 @@ import pandas as pd
 from mlflow import MlflowException
 from PIL import Image
 
+from cluster.cli import configure_logging, main_guard
 from cluster.tracking import registry
 from pipelines.data import decode_rgb
 from pipelines.data.loading.augmentation import evaluation_boxes
-from pipelines.run import configure_logging, main_guard
 
 
 def main() -> None:

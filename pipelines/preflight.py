@@ -21,9 +21,10 @@ from cluster.tracking import runs as tracking
 from pipelines.data.config import LOCAL_SOURCES, Split
 from pipelines.data.format.metadata import read_info
 from pipelines.data.loading.staging import remote_files
+from pipelines.data.preflight import check_classes
 from pipelines.data.sources.factory import DOWNLOADS, check_source, open_source
 from pipelines.data.splits import hold_out
-from pipelines.evaluation.report import check_budgets, check_classes
+from pipelines.evaluation.budgets import check_budgets
 from pipelines.run import Run, identity
 from ranet import RANet, mult_adds
 from ranet.config import TrainConfig
@@ -130,7 +131,7 @@ def _images(run: Run, found: PreflightReport, *, is_here: bool) -> tuple[int, in
         found.lacks.append(str(error))
         return _suppose(run, found, "cannot be read")
     with found.checking():
-        check_classes(run, info)
+        check_classes(info, run.data.source, run.model.num_classes)
     found.lines.append(("images", _counted(info.num_samples)))
     cache_bytes = 0
     if is_uri(info.folder):

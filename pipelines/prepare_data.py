@@ -12,12 +12,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from cluster.cli import configure_logging, main_guard
 from cluster.execution.parallel_map import parallel_map
 from cluster.storage.s3 import is_uri
 from pipelines.data import DatasetInfo, prepare, verify
 from pipelines.data.config import SPLITS
 from pipelines.data.format.metadata import split_path
-from pipelines.run import configure_logging, main_guard, read_run
+from pipelines.run import read_run
 
 SKIP_UNREADABLE = "--skip-unreadable"
 

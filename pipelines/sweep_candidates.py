@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from cluster.cli import parse_settings
 from pipelines.data.config import prepared_settings
-from pipelines.run import Run, config_text, flatten, parse_settings
+from pipelines.run import Run, config_text, flatten
 from ranet import mult_adds
 from ranet.training.footprint import Footprint, footprint
 from tuning.sampler import Candidate
@@ -116,7 +117,9 @@ def best_config(candidate: Candidate, name: str, budget: float | None) -> str:
     shares = [share for share in run.evaluation.budget_fractions if share * cost[-1] >= cost[0]]
     share = 1.0 if budget is None else min(1.0, math.ceil(100 * budget / cost[-1]) / 100)
     budgets = tuple(sorted({*shares, share}))
-    return config_text(replace(run, name=name, registry=replace(run.registry, budgets=budgets)))
+    return config_text(
+        replace(run, name=name, evaluation=replace(run.evaluation, budget_fractions=budgets))
+    )
 
 
 def _parse(base: Run, settings: Mapping[str, Any]) -> Run:

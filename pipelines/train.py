@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from ray.train import Checkpoint, UserCallback
 
+from cluster.cli import configure_logging, main_guard
 from cluster.config import in_submitted_job
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
@@ -28,26 +29,14 @@ from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
 from pipelines.data import DatasetInfo, prepare
 from pipelines.data.config import prepared_path
-from pipelines.evaluation.report import (
-    check_budgets,
-    check_classes,
-    curve_line,
-    evaluate_outputs,
-    format_tables,
-    log_evaluation,
-    register_model,
-    save_examples,
-)
+from pipelines.data.preflight import check_classes
+from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
+from pipelines.evaluation.examples import save_examples
+from pipelines.evaluation.mlflow_log import log_evaluation
+from pipelines.evaluation.report import curve_line, format_tables
+from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
-from pipelines.run import (
-    Run,
-    config_text,
-    configure_logging,
-    flatten,
-    identity,
-    main_guard,
-    read_run,
-)
+from pipelines.run import Run, config_text, flatten, identity, read_run
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -76,7 +65,7 @@ def prepare_images(run: Run) -> DatasetInfo:
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
     info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
-    check_classes(run, info)
+    check_classes(info, run.data.source, run.model.num_classes)
     return info
 
 
@@ -199,7 +188,7 @@ def _located(run: Run) -> Run:
     """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
     data = replace(
         run.data,
-        folder=prepared_path(run.data, run.model.image_size),
+        prepared_dir=prepared_path(run.data, run.model.image_size),
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
     )
     return replace(run, data=data)

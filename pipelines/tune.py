@@ -16,20 +16,14 @@ from typing import Any
 
 import yaml
 
+from cluster.cli import configure_logging, main_guard, parse_settings, read_settings
 from cluster.errors import RunError
 from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
 from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_path
-from pipelines.run import (
-    Run,
-    configure_logging,
-    identity,
-    main_guard,
-    parse_settings,
-    read_settings,
-)
+from pipelines.run import Run, identity
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
 from pipelines.train import prepare_images, train_trial
 from tuning.reference_curves import reference_curve_for
@@ -57,7 +51,9 @@ def main() -> None:
         with connected(run.cluster, crowded=False):
             check_capacity(run.cluster)
             # Budgets are those of the best configs, not of the network that trials start from.
-            info = prepare_images(replace(run, registry=replace(run.registry, budgets=(1.0,))))
+            info = prepare_images(
+                replace(run, evaluation=replace(run.evaluation, budget_fractions=(1.0,)))
+            )
             run_trials(sweep, run, draws, reference_curve_for(classes_in(info)))
 
 
@@ -67,8 +63,8 @@ def common_run(sweep: Sweep) -> Run:
     check_space(sweep, run)
     return replace(
         run,
-        data=replace(run.data, folder=prepared_path(run.data, run.model.image_size)),
-        cluster=replace(run.cluster, storage=resolve_storage(run.cluster.storage_path)),
+        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
+        cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
 
 

@@ -14,11 +14,12 @@ import torch
 from ray.train import Checkpoint
 from torch import nn
 
+from cluster.cli import configure_logging
 from cluster.execution.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
 from cluster.storage.download import Cache
 from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
-from pipelines.run import Run, configure_logging
+from pipelines.run import Run
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
 from ranet.inference.latency import measure_latency

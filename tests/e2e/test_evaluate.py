@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
 from pipelines.data import open_batches, prepare
-from pipelines.evaluation.report import register_model
+from pipelines.model_packaging.package import register_model
 from pipelines.run import config_text
 from ranet.evaluation.exit_outputs import anytime_accuracy, collect_exit_outputs
 from ranet.model.preprocessing import Normalize

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from cluster.tracking import registry
-from pipelines.evaluation.report import RegisteredVersion
+from pipelines.model_packaging.package import RegisteredVersion
 from tests.support.paths import PROJECT
 from tests.support.registered import COSTS, register_tiny, trained_network
 

@@ -16,8 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.train import Checkpoint
 
+from cluster.cli import parse_settings, read_settings
 from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
-from pipelines.run import Run, parse_settings, read_settings
+from pipelines.run import Run
 from pipelines.sweep_candidates import check_candidate
 from tuning.sampler import Sampler
 from tuning.space import Sweep, as_arguments
@@ -80,7 +81,7 @@ def test_a_port_in_use_is_named_with_the_way_out():
 
 def test_an_unusable_python_is_refused_by_name():
     outcome = subprocess.run(
-        [ROOT / "cluster" / "setup.sh"],
+        [ROOT / "cluster" / "provisioning" / "setup.sh"],
         env={**os.environ, "PYTHON": "/no/such/python"},
         capture_output=True,
         text=True,
@@ -96,7 +97,7 @@ def test_system_packages_that_cannot_be_installed_are_named(tmp_path: Path):
             pytest.skip(f"no {tool}: not a Debian or Ubuntu machine")
         (tmp_path / tool).symlink_to(real)
     outcome = subprocess.run(
-        ["bash", ROOT / "cluster" / "packages.sh", "no-such-package"],
+        ["bash", ROOT / "cluster" / "provisioning" / "packages.sh", "no-such-package"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,

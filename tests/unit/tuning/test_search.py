@@ -17,13 +17,14 @@ import torch
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from cluster.cli import parse_settings
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
 from cluster.execution.trainer import connected
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun, children
 from pipelines import tune
-from pipelines.run import Run, flatten, parse_settings
+from pipelines.run import Run, flatten
 from pipelines.sweep_candidates import best_config, check_candidate, check_space
 from ranet import ModelConfig, RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs

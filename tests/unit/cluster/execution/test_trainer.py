@@ -12,6 +12,7 @@ import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from cluster.cli import PACKAGES, configure_logging, main_guard
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
 from cluster.execution.heartbeat import HeartbeatActor
@@ -24,7 +25,6 @@ from cluster.execution.trainer import (
     worker_environment,
 )
 from cluster.tracking.runs import check_reachable
-from pipelines.run import PACKAGES, configure_logging, main_guard
 from ranet.training.optim import NonFiniteLoss
 
 

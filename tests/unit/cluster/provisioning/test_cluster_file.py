@@ -16,9 +16,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.cli import parse_settings
 from cluster.provisioning.cluster_file import read_cluster_spec
 from cluster.provisioning.instance_types import INSTANCE_TYPES
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
 from tuning.space import Sweep, as_arguments
 

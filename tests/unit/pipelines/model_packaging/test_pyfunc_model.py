@@ -1,9 +1,7 @@
 """The registered model: answers within a budget, stops early, needs little, explains errors."""
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,45 +12,14 @@ from mlflow import MlflowClient, MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from cluster.tracking import registry
-from pipelines.evaluation.report import RegisteredVersion, evaluate_outputs, register_model
+from pipelines.evaluation.budgets import evaluate_outputs
+from pipelines.model_packaging.package import RegisteredVersion, register_model
 from ranet.evaluation.exit_outputs import SplitOutputs
 from ranet.inference.threshold_search import assign_exits
-from tests.support.registered import (
-    COSTS,
-    INFO,
-    MODEL,
-    RUN,
-    create_run,
-    register_tiny,
-    trained_network,
-)
+from tests.support.registered import COSTS, INFO, MODEL, RUN, create_run, trained_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
 SMALLEST = COSTS[0] / COSTS[-1]
-
-
-@pytest.fixture(scope="module")
-def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("mlflow")
-
-
-@pytest.fixture(scope="module")
-def client(mlflow_folder: Path, empty_database: Path) -> Iterator[MlflowClient]:
-    shutil.copy(empty_database, mlflow_folder / "mlflow.db")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{mlflow_folder}/mlflow.db")
-        patch.chdir(mlflow_folder)
-        yield MlflowClient()
-
-
-@pytest.fixture(scope="module")
-def version(client: MlflowClient, mlflow_folder: Path) -> RegisteredVersion:
-    return register_tiny(client, mlflow_folder)
-
-
-@pytest.fixture(scope="module")
-def model(version: RegisteredVersion) -> PyFuncModel:
-    return registry.load(f"models:/{version.name}@champion")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +53,7 @@ def test_a_model_whose_exits_answer_together_does_so_where_it_is_loaded(
     evaluation = replace(
         evaluate_outputs(COSTS, val, test, RUN.evaluation.budget_fractions), answer="together"
     )
-    run = replace(RUN, registry=replace(RUN.registry, model="together"))
+    run = replace(RUN, registry=replace(RUN.registry, model_name="together"))
     weights = network.model.state_dict()
     register_model(run, weights, evaluation, INFO, create_run(client, mlflow_folder))
     answers = registry.load("models:/together/1").predict(test_images, params={"budget": 0.75})
@@ -173,18 +140,6 @@ def test_images_of_another_form_are_refused(
 ):
     with pytest.raises(MlflowException, match=message):
         model.predict(images, params={"budget": budget})
-
-
-def test_a_run_that_registers_again_makes_no_second_version(
-    client: MlflowClient, version: RegisteredVersion
-):
-    network = trained_network()
-    run_id = client.get_model_version(version.name, version.version).run_id
-    assert run_id is not None
-    again = register_model(RUN, network.model.state_dict(), network.evaluation, INFO, run_id)
-    assert again == version
-    assert len(client.search_model_versions(f"name='{version.name}'")) == 1
-    assert client.get_run(run_id).info.status == "RUNNING"
 
 
 def test_the_model_needs_neither_ray_nor_ffcv_nor_the_pipelines(
