@@ -1,9 +1,9 @@
-"""Evaluate a registered model again: every exit, and budgets fitted anew on validation images.
+"""Evaluate a registered model: every exit, and thresholds refitted for each budget.
 
     python pipelines/evaluate.py models:/ranet-digits@champion --config configs/digits.yaml
 
-The images, the budgets and the workers are those of the config; the network, its weights and its
-normalisation are the model's. The numbers go to an MLflow run of their own.
+The config provides the images, the budgets and the workers; the model provides the network, its
+weights and its normalization. The results are logged to a separate MLflow run.
 """
 
 import sys
@@ -31,7 +31,7 @@ from ranet.evaluation.exit_outputs import SplitOutputs
 
 
 def main() -> None:
-    """Load the model, score it, and print, draw and log what it is worth."""
+    """Load the model, evaluate it, and print and log the results."""
     model_uri, run = read_arguments(sys.argv[1:])
     configure_logging()
     with main_guard():
@@ -48,9 +48,12 @@ def main() -> None:
             config_text=config_text(run),
             fresh=True,
         ) as record:
-            scores = score(run, classifier.weights, record.storage_name)
+            outputs = evaluate_weights(run, classifier.weights, record.storage_name)
             evaluation = evaluate_outputs(
-                mult_adds(run.model), scores["val"], scores["test"], run.evaluation.budget_fractions
+                mult_adds(run.model),
+                outputs["val"],
+                outputs["test"],
+                run.evaluation.budget_fractions,
             )
             plot = log_evaluation(
                 evaluation,
@@ -63,7 +66,7 @@ def main() -> None:
 
 
 def read_arguments(argv: Sequence[str]) -> tuple[str, Run]:
-    """Read the model's address and, from the rest, the run."""
+    """Parse the model URI and the run."""
     if not argv or argv[0].startswith("-"):
         sys.stderr.write("usage: evaluate.py MODEL_URI --config FILE [--section.field=value ...]\n")
         raise SystemExit(2)
@@ -71,22 +74,26 @@ def read_arguments(argv: Sequence[str]) -> tuple[str, Run]:
 
 
 def with_model(run: Run, classifier: Any) -> Run:
-    """Prepare the images of a run, and give it the network and normalisation of a loaded model."""
+    """Prepare the images of a run and insert the network and normalization of a loaded model.
+
+    Raises:
+        ValueError: The images differ from the images that the model was trained with.
+    """
     settings = classifier.settings
     model = ModelConfig(**settings["model"])
     check_budgets(mult_adds(model), run.evaluation.budget_fractions)
     info = prepare(run.data, model.image_size)
     if list(info.class_names) != settings["class_names"]:
         raise ValueError(
-            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "
-            f"model tells {settings['class_names']} apart; evaluate it on images of its classes"
+            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the model "
+            f"was trained on classes {settings['class_names']}; evaluate it on images of its classes"
         )
     if info.sha256["val"] != settings["validation_sha256"]:
         raise ValueError(
             f"the validation images of {info.folder} (SHA-256 {info.sha256['val'][:12]}) are not "
-            f"those that were held out when the model was trained "
-            f"({settings['validation_sha256'][:12]}): it may have been fitted on them, and so "
-            "would its thresholds; evaluate it on the images prepared for its training"
+            f"the images that were held out when the model was trained "
+            f"({settings['validation_sha256'][:12]}): the model may have been trained on them, "
+            "which would bias its thresholds; evaluate it on the images prepared for its training"
         )
     data = replace(
         run.data,
@@ -98,8 +105,10 @@ def with_model(run: Run, classifier: Any) -> Run:
     return replace(run, model=model, data=data)
 
 
-def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, SplitOutputs]:
-    """Score weights on the workers of a run; gives the answers of `val` and `test`."""
+def evaluate_weights(
+    run: Run, weights: dict[str, Tensor], storage_name: str
+) -> dict[str, SplitOutputs]:
+    """Run the network on the workers of a run; return exit outputs of `val` and `test`."""
     with connected(run.cluster):
         checkpoint = launch(
             evaluate_worker,

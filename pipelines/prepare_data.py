@@ -1,11 +1,10 @@
-"""Write the FFCV files of a run's images, from its source.
+"""Prepare the images of a run: write the FFCV files of all splits.
 
     python pipelines/prepare_data.py --config configs/cifar10.yaml [--data.source_dir=FOLDER ...]
 
-Takes the same settings as training, which does this by itself where files are missing. Images in
-folders are encoded on all CPUs of the Ray cluster that RAY_ADDRESS names, or of this machine.
-Stopped and started again it goes on. Files that are there are held against their checksums.
-`--skip-unreadable` leaves out images that cannot be decoded, and lists them.
+The settings are the settings of pipelines/train.py, which prepares missing files itself. Images in
+folders are encoded on all CPUs of the Ray cluster at RAY_ADDRESS, or of this machine. An interrupted
+preparation resumes. Existing files are verified against their checksums.
 """
 
 import sys
@@ -24,7 +23,7 @@ SKIP_UNREADABLE = "--skip-unreadable"
 
 
 def main() -> None:
-    """Read the run, prepare its images, and print what there is."""
+    """Prepare the images of a run and print their numbers."""
     arguments = sys.argv[1:]
     run = read_run([argument for argument in arguments if argument != SKIP_UNREADABLE])
     configure_logging()
@@ -36,19 +35,19 @@ def main() -> None:
             spread=partial(parallel_map, run.cluster),
         )
         if not is_uri(info.folder):
-            for split in SPLITS:  # read back from the disk, also where they were there before
+            for split in SPLITS:  # existing files too
                 verify(split_path(Path(info.folder), split))
         print(describe(info))
 
 
 def describe(info: DatasetInfo) -> str:
-    """Say how many images each split has, and which were left out."""
+    """Describe the number of images of each split and list the skipped images."""
     lines = [f"{info.folder}: {len(info.class_names)} classes"]
     for split, count in info.num_samples.items():
         lines.append(f"  {split:5}  {count:>9,} images")
         skipped = info.skipped[split]
         if skipped:
-            lines.append(f"         {len(skipped):>9,} unreadable, left out:")
+            lines.append(f"         {len(skipped):>9,} unreadable, skipped:")
             lines += [f"           {reason}" for reason in skipped]
     return "\n".join(lines)
 

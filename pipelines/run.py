@@ -1,4 +1,4 @@
-"""Every setting of a run, read from a YAML file and the command line."""
+"""Configuration of a run, parsed from YAML and the command line."""
 
 import json
 import math
@@ -19,7 +19,8 @@ class EvaluationConfig:
     """Evaluation of a trained network."""
 
     budget_fractions: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
-    """Budgets to report and to compare versions by, as fractions of the last exit's mult-adds."""
+    """Budgets that are reported and that compare versions of a model, as fractions of the last exit's
+    mult-adds: above 0, at most 1, ascending, in steps of 0.01."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget_fractions", tuple(self.budget_fractions))
@@ -32,31 +33,34 @@ class EvaluationConfig:
                 f"got {self.budget_fractions}"
             )
         if self.budget_fractions != tuple(sorted(set(self.budget_fractions))):
-            raise ValueError(f"evaluation.budget_fractions must rise, got {self.budget_fractions}")
+            raise ValueError(
+                f"evaluation.budget_fractions must be in ascending order, got {self.budget_fractions}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training, from images to a registered model."""
+    """Training run, from images to a registered model."""
 
     name: str = "cifar10"
-    """Name of the run; a second start goes on with an unfinished run, or repeats a finished one."""
+    """Name of the run. Re-running resumes an unfinished run, or starts a new attempt of a finished
+    one."""
     fresh: bool = False
-    """Give up an unfinished run of this name and start anew."""
+    """Abandon an unfinished run of this name and start a new attempt from scratch."""
     dry_run: bool = False
-    """Only say what the run would take and lack, with status 0 if it would start."""
+    """Print costs and missing requirements without starting; exit status 0 if the run can start."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the network."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images and how they are read."""
+    """Images, their preparation and their augmentation."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How the network is trained."""
+    """Training of the network."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers and storage."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Budgets that the network is evaluated at."""
+    """Evaluation of the trained network."""
     registry: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the model is registered."""
+    """Registration of the model in MLflow."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -64,19 +68,19 @@ class Run:
             raise ValueError(
                 f"train.batch_size must be at least cluster.num_workers "
                 f"({self.cluster.max_workers}), got {self.train.batch_size}: "
-                "it counts the images of all workers"
+                "it is the number of images of all workers per step"
             )
         for size in self.train.progressive_sizes:
             try:
                 replace(self.model, image_size=size)
             except ValueError as error:
                 raise ValueError(
-                    f"train.progressive_sizes has {size}, which this network cannot take: {error}"
+                    f"train.progressive_sizes contains {size}, which this network cannot process: {error}"
                 ) from error
         if self.train.progressive_sizes and self.data.augment.crop == "pad4":
             raise ValueError(
-                "train.progressive_sizes needs data.augment.crop random_resized or none, got pad4, which cuts "
-                "windows of model.image_size"
+                "train.progressive_sizes needs data.augment.crop random_resized or none, got pad4, "
+                "which crops to model.image_size"
             )
         weights = self.train.loss.exit_weights
         if weights and len(weights) != self.model.num_exits:
@@ -87,16 +91,16 @@ class Run:
 
 
 def read_run(argv: Sequence[str] | None = None) -> Run:
-    """Read a run from `--config FILE` and `--section.field=value`, or leave with status 2.
+    """Parse a run from `--config FILE` and `--section.field=value`, or exit with status 2.
 
     Args:
-        argv: the command line without the name of the script; by default that of this process.
+        argv: Command line without the name of the script; None: the command line of this process.
     """
     return read_settings(Run, argv)
 
 
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
-    """Return every setting by its dotted name; strings as they are, others as JSON."""
+    """Return all settings by dotted name: strings unchanged, other values as JSON."""
     flat: dict[str, str] = {}
     for entry in fields(settings):
         value = getattr(settings, entry.name)
@@ -109,7 +113,10 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def identity(run: Run) -> dict[str, str]:
-    """Return the settings that a resumed run must share; the number of workers is none of them."""
+    """Return the settings that must not change when a run resumes.
+
+    Settings of `cluster` may change, except the location of the checkpoints.
+    """
     free = {"fresh", "dry_run", *(f"cluster.{entry.name}" for entry in fields(run.cluster))}
     return {
         key: value
@@ -119,9 +126,9 @@ def identity(run: Run) -> dict[str, str]:
 
 
 def config_text(run: Run) -> str:
-    """Return the run as YAML that `--config` reads."""
+    """Serialize a run as YAML for `--config`."""
     settings = asdict(run)
-    for order in ("fresh", "dry_run"):  # for one start, no property of the run
+    for order in ("fresh", "dry_run"):  # of one invocation, not of the run
         del settings[order]
-    # By way of JSON, tuples become lists, which YAML knows.
+    # YAML has no tuples; JSON turns them into lists.
     return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)

@@ -1,10 +1,10 @@
-"""Run a command of this folder on the cluster that RAY_API_SERVER_ADDRESS names.
+"""Submit a command as a job to the Ray cluster at RAY_API_SERVER_ADDRESS.
 
     python pipelines/submit.py -- python pipelines/train.py --config configs/imagenet.yaml ...
-    python pipelines/submit.py --detach -- ...     # and come back: --follow JOB
+    python pipelines/submit.py --detach -- ...     # do not wait; later: --follow JOB
 
-The status is 0 where the job succeeded, 1 where it failed, 130 where it was stopped; Ctrl-C stops
-the following alone.
+The exit status is 0 if the job succeeded, 1 if it failed, 130 if it was stopped. Ctrl-C stops only
+this command; the job continues.
 """
 
 import argparse
@@ -22,9 +22,9 @@ STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
 def main() -> None:
-    """Submit a command, or come back to one, and leave with its status."""
+    """Submit a job or follow a submitted one; exit with the status of the job."""
     arguments = read_arguments()
-    logging.disable(logging.WARNING)  # Ray's tale of packing; what is sent is told by us
+    logging.disable(logging.WARNING)  # Ray logs each step of packaging the code
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
     try:
         client = connect(address)
@@ -37,54 +37,56 @@ def main() -> None:
     except JobError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        told = "the job goes on; come back with --follow, or end it with `ray job stop`"
-        print(told, file=sys.stderr)
+        message = "the job continues; follow it with --follow JOB, or stop it with `ray job stop`"
+        print(message, file=sys.stderr)
         sys.exit(130)
 
 
 def read_arguments() -> argparse.Namespace:
-    """Read the command line, or leave with status 2."""
+    """Parse and check the command line, or exit with status 2."""
     parser = argparse.ArgumentParser(usage="submit.py [--detach] [--env NAME ...] -- COMMAND ...\n"
                                            "       submit.py --follow JOB")  # fmt: skip
-    parser.add_argument("--detach", action="store_true", help="do not wait for the job's end")
-    parser.add_argument("--follow", metavar="JOB", help="come back to a job, from its first line")
+    parser.add_argument("--detach", action="store_true", help="do not wait for the end of the job")
+    parser.add_argument(
+        "--follow", metavar="JOB", help="follow a submitted job, from its first line of output"
+    )
     parser.add_argument("--env", metavar="NAME", action="append", default=[],
-                        help="a variable of this environment that the job gets too, as it does "
-                             "MLFLOW_TRACKING_URI")  # fmt: skip
-    parser.add_argument("command", nargs="*", help="what to run, after --")
+                        help="environment variable to pass to the job "
+                             "(MLFLOW_TRACKING_URI is always passed)")  # fmt: skip
+    parser.add_argument("command", nargs="*", help="command to run, after --")
     arguments = parser.parse_args()
     if bool(arguments.follow) == bool(arguments.command):
-        parser.error("give either a command after --, or --follow JOB")
+        parser.error("specify either a command after -- or --follow JOB")
     if arguments.follow and arguments.detach:
-        parser.error("--follow is to wait for a job, --detach is not to")
+        parser.error("--follow waits for a job and --detach does not; use only one of them")
     if unset := [name for name in arguments.env if name not in os.environ]:
-        parser.error(f"--env {unset[0]}: there is no such variable in this environment")
+        parser.error(f"--env {unset[0]}: no such variable in this environment")
     if arguments.command:
         try:
-            check_public(arguments.command, handed_on(arguments))
+            check_public(arguments.command, passed_variables(arguments))
         except JobError as error:
             parser.error(str(error))
     return arguments
 
 
-def handed_on(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the variables that the job gets of this environment."""
+def passed_variables(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the environment variables that are passed to the job."""
     names = ("MLFLOW_TRACKING_URI", *arguments.env)
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def send(client: JobSubmissionClient, arguments: argparse.Namespace) -> str:
-    """Send the code of this folder and start the command; say how to come back."""
+    """Upload the code of this folder and start the command as a job."""
     folder = Path.cwd()
-    print(f"{check_code(folder) / 1e6:.2f} MB of code to send", file=sys.stderr)
-    job_id = submit(client, shlex.join(arguments.command), folder, handed_on(arguments))
-    print(f"submitted {job_id}; come back: python pipelines/submit.py --follow {job_id}",
+    print(f"{check_code(folder) / 1e6:.2f} MB of code to upload", file=sys.stderr)
+    job_id = submit(client, shlex.join(arguments.command), folder, passed_variables(arguments))
+    print(f"submitted {job_id}; follow it: python pipelines/submit.py --follow {job_id}",
           file=sys.stderr)  # fmt: skip
     return job_id
 
 
 def write(text: str) -> None:
-    """Write a part of the job's output at once."""
+    """Write a part of the job's output immediately."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

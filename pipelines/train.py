@@ -1,9 +1,10 @@
-"""Train a RANet on two or more workers, evaluate it, and register it.
+"""Train a RANet with Ray Train, evaluate it and register it in MLflow.
 
     python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...] [--dry-run]
     ray job submit --working-dir . -- python pipelines/train.py --config configs/cifar10.yaml
 
-Uses the Ray cluster that RAY_ADDRESS names, as it does in a submitted job, or starts a local one.
+Runs on the Ray cluster at RAY_ADDRESS, which is set in a submitted job; without RAY_ADDRESS it
+starts a local cluster.
 """
 
 import sys
@@ -44,7 +45,7 @@ from tuning.objective import Objective
 
 
 def main() -> None:
-    """Read the run, train it, and register the model."""
+    """Prepare the images, train, evaluate and register."""
     run = read_run()
     configure_logging()
     with main_guard():
@@ -57,11 +58,11 @@ def main() -> None:
         info = prepare_images(run)
         with track(run) as record:
             trained = train(run, record)
-            print(offer(run, record, trained, info))
+            print(evaluate_and_register(run, record, trained, info))
 
 
 def prepare_images(run: Run) -> DatasetInfo:
-    """Prepare the images, and refuse what cannot work before a run is opened."""
+    """Prepare the images and reject invalid settings before an MLflow run is opened."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
     info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
@@ -70,7 +71,7 @@ def prepare_images(run: Run) -> DatasetInfo:
 
 
 def track(run: Run) -> AbstractContextManager[TrackedRun]:
-    """Open the MLflow run that the run's name means."""
+    """Open the MLflow run of this name: resume the last attempt or start a new one."""
     return tracking.start(
         run.name,
         settings=identity(run),
@@ -82,15 +83,15 @@ def track(run: Run) -> AbstractContextManager[TrackedRun]:
 
 
 def train(run: Run, record: TrackedRun) -> TrainOutput:
-    """Train on Ray, going on where an earlier start of this record stopped.
+    """Train on Ray, resuming from the latest checkpoint of the attempt.
 
     Args:
-        run: what to train; its images are prepared.
-        record: the run in MLflow, which gets metrics and checkpoints.
+        run: The run; its images must be prepared.
+        record: MLflow run that metrics and checkpoints are logged to.
     """
     checkpoint = _launch(train_worker, {"run": _located(run)}, run, record)
     trained = read_trained(checkpoint)
-    # Nothing is lost even where the controller, which sends metrics while training, was killed.
+    # Ray's controller logs metrics while training. If it was killed, some may be missing in MLflow.
     record.log_history(trained.snapshot["history"])
     record.log_checkpoint(
         trained.snapshot["history"][-1], checkpoint_uri(checkpoint), run.cluster.keep_checkpoints
@@ -106,17 +107,17 @@ def train_trial(
     callbacks: Sequence[UserCallback],
     watch: Any,
 ) -> Snapshot:
-    """Train a run of a sweep, going on where an earlier start stopped; test is never read.
+    """Train a trial of a sweep, resuming from its latest checkpoint; test images are never read.
 
     Args:
-        objective: what is measured after every epoch.
-        run: what to train; its images are prepared.
-        record: the trial in MLflow, which gets metrics and checkpoints.
-        callbacks: called in Ray's controller process after every epoch.
-        watch: where the workers of all trials give signs of life.
+        objective: Objective that is measured after every epoch.
+        run: Run of the trial; its images must be prepared.
+        record: MLflow run of the trial, which metrics and checkpoints are logged to.
+        callbacks: Called in Ray's controller process after every epoch.
+        watch: Heartbeats of the workers of all trials.
 
     Returns:
-        The state after the last epoch.
+        The snapshot after the last epoch.
     """
     task = {"run": _located(run), "objective": objective}
     checkpoint = _launch(trial_worker, task, run, record, callbacks, watch)
@@ -131,7 +132,7 @@ def _launch(
     callbacks: Sequence[UserCallback] = (),
     watch: Any = None,
 ) -> Checkpoint:
-    """Run a worker on what the run asks of Ray; its metrics and checkpoints go to the record."""
+    """Launch a worker function; its metrics and checkpoints are logged to the record."""
     with connected(run.cluster):
         return launch(
             worker,
@@ -147,8 +148,10 @@ def _launch(
         )
 
 
-def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo) -> str:
-    """Evaluate and register the best weights; return the closing lines for people."""
+def evaluate_and_register(
+    run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo
+) -> str:
+    """Evaluate and register the best weights; return the summary to print."""
     evaluation = evaluate_outputs(
         mult_adds(run.model), trained.val, trained.test, run.evaluation.budget_fractions
     )
@@ -162,7 +165,7 @@ def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo)
         title=f"{run.name}: best of {run.train.epochs} epochs",
     )
     example = (
-        "IMAGE"  # a job's folder is thrown away, and S3 has copies on the workers' nodes alone
+        "IMAGE"  # the folder of a job is deleted, and only worker nodes have copies of images in S3
         if in_submitted_job() or is_uri(run.data.prepared_dir)
         else save_examples(run, plot.parent / "examples")[0]
     )
@@ -179,13 +182,13 @@ def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo)
         "",
         f"see it in the browser:  {pages}",
         f"classify an image:      {here} pipelines/predict.py "
-        f"models:/{version.name}/{version.version} {example} --budget 0.5",
+        f"models:/{version.name}/{version.version} {example} --budget-fraction 0.5",
     ]
     return "\n".join(lines)
 
 
 def _located(run: Run) -> Run:
-    """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
+    """Return the run with absolute paths and the number of decoding threads set."""
     data = replace(
         run.data,
         prepared_dir=prepared_path(run.data, run.model.image_size),

@@ -1,4 +1,4 @@
-"""Example images for a first try of a model."""
+"""Example images to try a model with."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,12 @@ from pipelines.run import Run
 
 
 def save_examples(run: Run, folder: Path, count: int = 5) -> list[Path]:
-    """Write the first test images as PNG files, named by their labels, for a first try of a model.
+    """Write the first test images as PNG files named by label.
 
     Args:
-        run: its images are prepared.
-        folder: where to write them.
-        count: how many.
+        run: Run whose images are prepared.
+        folder: Folder of the PNG files.
+        count: Number of images.
     """
     folder.mkdir(parents=True, exist_ok=True)
     batches = open_batches(

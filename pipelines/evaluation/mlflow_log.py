@@ -17,30 +17,30 @@ from pipelines.evaluation.report import plot_curve
 def log_evaluation(
     evaluation: Evaluation, run_id: str, model_id: str | None = None, *, folder: Path, title: str
 ) -> Path:
-    """Write metrics, tables and the plot to an MLflow run.
+    """Log metrics, tables and the plot to an MLflow run.
 
-    A run that was stopped while it did so, or just after, has nothing twice.
+    Logging again after an interruption does not duplicate anything.
 
     Args:
-        evaluation: what to write.
-        run_id: the MLflow run.
-        model_id: a model of MLflow to give the metrics and the curves to as well.
-        folder: where the plot is kept on this machine.
-        title: heading of the plot.
+        evaluation: Evaluation to log.
+        run_id: ID of the MLflow run.
+        model_id: ID of an MLflow model that the metrics are linked to.
+        folder: Local folder of the plot.
+        title: Title of the plot.
 
     Returns:
-        The file of the plot.
+        Path of the plot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     plot = folder / "budget_curve.png"
     plot_curve(evaluation, title).savefig(plot, dpi=150)
     now = round(time.time() * 1000)
     metrics = [Metric(key, value, now, 0, model_id) for key, value in _metrics(evaluation).items()]
-    # A curve of MLflow has whole steps: here they are mult-adds.
+    # MLflow plots metrics over integer steps: the steps of these curves are mult-adds.
     metrics += [Metric(key, value, now, step, model_id) for key, step, value in _curves(evaluation)]
     with registry.client_to(f"log the evaluation to MLflow run {run_id}") as client:
         client.log_artifact(run_id, str(plot), "evaluation")
-        # Not log_table: it would add the rows to those of an earlier start.
+        # Not log_table, which would append the rows to the rows of a previous invocation.
         tables = {f"evaluation/{name}.json": table for name, table in _tables(evaluation).items()}
         for file, table in tables.items():
             client.log_dict(run_id, table.to_dict("split", index=False), file)
@@ -57,14 +57,17 @@ def _metrics(evaluation: Evaluation) -> dict[str, float]:
         metrics[f"test/exit{number}/top1"] = row.test_top1
         metrics[f"test/exit{number}/top5"] = row.test_top5
     for row in evaluation.reported:
-        metrics[f"val/budget_{row.budget:.2f}/top1"] = row.val_top1
-        metrics[f"test/budget_{row.budget:.2f}/top1"] = row.test_top1
-        metrics[f"test/budget_{row.budget:.2f}/mult_adds"] = row.test_mult_adds
+        metrics[f"val/budget_{row.budget_fraction:.2f}/top1"] = row.val_top1
+        metrics[f"test/budget_{row.budget_fraction:.2f}/top1"] = row.test_top1
+        metrics[f"test/budget_{row.budget_fraction:.2f}/mult_adds"] = row.test_mult_adds
     return metrics
 
 
 def _curves(evaluation: Evaluation) -> list[tuple[str, int, float]]:
-    """Metric, mult-adds and accuracy of every point; of budgets that cost the same, the last."""
+    """Return metric name, mult-adds and accuracy of every point.
+
+    Among budgets of equal cost, the last one counts.
+    """
     anytime = {row.mult_adds: row.test_top1 for row in evaluation.exits}
     budgeted = {round(row.test_mult_adds): row.test_top1 for row in evaluation.curve}
     return [
@@ -79,7 +82,7 @@ def _tables(evaluation: Evaluation) -> dict[str, pd.DataFrame]:
     exits.insert(0, "exit", range(1, len(exits) + 1))
     budgets = pd.DataFrame(
         {
-            "budget": row.budget,
+            "budget_fraction": row.budget_fraction,
             "val_top1": row.val_top1,
             "test_top1": row.test_top1,
             "test_mult_adds": row.test_mult_adds,

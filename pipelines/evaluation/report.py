@@ -1,4 +1,4 @@
-"""Evaluation for people: tables and the plot of accuracy against mult-adds."""
+"""Tables and plot of an evaluation: accuracy against mult-adds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,11 +9,11 @@ from pipelines.evaluation.budgets import Evaluation
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LEAST_POINTS_SHOWN = 3.0
+_MIN_POINTS_SHOWN = 3.0
 
 
 def format_tables(evaluation: Evaluation) -> str:
-    """Two tables for people: accuracy on the test images by exit, and by budget."""
+    """Format two tables of test accuracy: by exit and by budget."""
     lines = ["exit   mult-adds   top-1 %   top-5 %"]
     lines += [
         f"{number:4d}  {row.mult_adds / 1e6:8.2f} M  {row.test_top1:8.2f}  {row.test_top5:8.2f}"
@@ -21,33 +21,33 @@ def format_tables(evaluation: Evaluation) -> str:
     ]
     lines += ["", "budget   mult-adds   top-1 %   % of the images leaving at exit 1, 2, ..."]
     lines += [
-        f"{row.budget:6.2f}  {row.test_mult_adds / 1e6:8.2f} M  {row.test_top1:8.2f}   "
+        f"{row.budget_fraction:6.2f}  {row.test_mult_adds / 1e6:8.2f} M  {row.test_top1:8.2f}   "
         + " ".join(f"{share:5.1f}" for share in row.exit_shares)
         for row in evaluation.reported
     ]
     if evaluation.answer == "together":
         lines += [
             "",
-            "every answer is the mean of all exits passed: better on the validation images",
+            "every prediction averages the logits of all exits passed: better on the validation images",
         ]
     return "\n".join(lines)
 
 
 def plot_curve(evaluation: Evaluation, title: str) -> "Figure":
-    """Draw test top-1 against mult-adds: each exit on its own, and every budget."""
-    from matplotlib.figure import Figure  # half a second that a run's start can do without
+    """Plot test top-1 accuracy against mult-adds: each exit and every budget."""
+    from matplotlib.figure import Figure  # imported here: it takes half a second
 
     figure = Figure(figsize=(7.2, 4.5), layout="constrained")
     axes = figure.subplots()
     costs = [row.mult_adds / 1e6 for row in evaluation.exits]
     top1 = [row.test_top1 for row in evaluation.exits]
-    # A larger budget may cost the test images less: they are not those of the fit.
+    # On the test images a larger budget may cost less: thresholds are fitted on other images.
     points = sorted((row.test_mult_adds / 1e6, row.test_top1) for row in evaluation.curve)
     axes.plot(
         *zip(*points, strict=True),
         color="tab:blue",
         marker=".",
-        label="budgeted batch: each image leaves when the network is sure",
+        label="budgeted batch: each image leaves at sufficient confidence",
     )
     axes.plot(
         costs,
@@ -75,9 +75,9 @@ def plot_curve(evaluation: Evaluation, title: str) -> "Figure":
     axes.set_xlabel("mult-adds per image, mean (millions)")
     axes.set_ylabel("test top-1 accuracy (%)")
     axes.margins(x=0.06, y=0.14)
-    # However alike the exits are, one image more or less must not look like a step.
+    # A single image must not look like a step where all exits are about equally accurate.
     bottom, top = axes.get_ylim()
-    missing = max(0.0, _LEAST_POINTS_SHOWN - (top - bottom))
+    missing = max(0.0, _MIN_POINTS_SHOWN - (top - bottom))
     axes.set_ylim(bottom - 0.8 * missing, top + 0.2 * missing)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
@@ -85,6 +85,6 @@ def plot_curve(evaluation: Evaluation, title: str) -> "Figure":
 
 
 def curve_line(plot: Path) -> str:
-    """Say where the plot of `log_evaluation` is; the folder of a submitted job is thrown away."""
+    """Return a line with the location of the plot; a submitted job's folder is deleted."""
     place = f"evaluation/{plot.name} of the MLflow run" if in_submitted_job() else plot
     return f"curve       {place}"

@@ -1,4 +1,4 @@
-"""Log a trained network to MLflow as a model, and register it."""
+"""Log a trained network as an MLflow model and register it."""
 
 import json
 import tempfile
@@ -20,18 +20,18 @@ from pipelines.data import DatasetInfo
 from pipelines.evaluation.budgets import Evaluation
 from pipelines.run import Run
 
-_SCORE_NAME = "mean validation top-1 over the budgets"
+_METRIC_NAME = "mean validation top-1 over the budgets"
 
 
 @dataclass(frozen=True)
 class RegisteredVersion:
-    """A model in the registry."""
+    """Registered version of a model."""
 
     name: str
     version: str
     model_id: str
     sentence: str
-    """What became of it: champion or candidate, and why."""
+    """Summary for the user: whether the version is champion or candidate, and why."""
 
 
 def register_model(
@@ -41,21 +41,21 @@ def register_model(
     data_info: DatasetInfo,
     run_id: str,
 ) -> RegisteredVersion:
-    """Log the model to an MLflow run, register it, and decide whether it is the champion.
+    """Log the model to an MLflow run, register a version, and promote it if it is better.
 
-    A run that was stopped while it did so registers nothing twice.
+    Registering again after an interruption creates no second version.
 
     Args:
-        run: what was trained.
-        state_dict: weights to register.
-        evaluation: the network's accuracies and thresholds.
-        data_info: what it was trained and evaluated on.
-        run_id: the MLflow run.
+        run: The run that trained the network.
+        state_dict: Weights to register.
+        evaluation: Accuracies and thresholds of the network.
+        data_info: Images that it was trained and evaluated on.
+        run_id: ID of the MLflow run.
     """
     name = run.registry.model_name
     found = registry.find_version(name, run_id)
     if found is None:
-        budgets = ", ".join(f"{row.budget:.2f}" for row in evaluation.reported)
+        budgets = ", ".join(f"{row.budget_fraction:.2f}" for row in evaluation.reported)
         found = registry.register(
             name,
             _log_model(run, state_dict, evaluation, data_info, run_id),
@@ -63,7 +63,7 @@ def register_model(
             score=evaluation.val_top1,
             yardstick=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
         )
-    verdict = registry.offer(name, str(found.version), score_name=_SCORE_NAME)
+    verdict = registry.offer(name, str(found.version), score_name=_METRIC_NAME)
     model_id = str(found.source).removeprefix("models:/")
     return RegisteredVersion(name, verdict.version, model_id, verdict.sentence)
 
@@ -81,7 +81,7 @@ def _log_model(
         "std": run.data.std,
         "class_names": data_info.class_names,
         "validation_sha256": data_info.sha256["val"],
-        "budgets": [row.budget for row in evaluation.curve],
+        "budget_fractions": [row.budget_fraction for row in evaluation.curve],
         "answer": evaluation.answer,
     }
     tensors = {
@@ -104,7 +104,7 @@ def _log_model(
             source_run_id=run_id,
             params=mlflow_run.data.params,
         )
-        # Not mlflow.pyfunc.log_model: it would open the run, and end it too early.
+        # Not mlflow.pyfunc.log_model, which would open the run and end it too early.
         Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -115,7 +115,7 @@ def _log_model(
             code_paths=[str(Path(ranet.__file__).parent)],
             signature=_signature(run.model.image_size),
             pip_requirements=[
-                # Without the build, such as +cu130, which package indexes do not list.
+                # Without the local version, such as +cu130, which package indexes do not list.
                 f"{name}=={version(name).partition('+')[0]}"
                 for name in ("mlflow", "numpy", "pandas", "torch")
             ],
@@ -135,5 +135,5 @@ def _signature(image_size: int) -> ModelSignature:
                 ColSpec(DataType.long, "mult_adds"),
             ]
         ),
-        params=ParamSchema([ParamSpec("budget", DataType.double, default=1.0)]),
+        params=ParamSchema([ParamSpec("budget_fraction", DataType.double, default=1.0)]),
     )

@@ -233,7 +233,7 @@ def test_two_hosts_train_while_the_server_restarts_and_a_reader_pulls_the_model(
     files_of_a_run = ("snapshot.pt", "scores.pt", "config.yaml", "MLmodel", "job-driver", "worker-")
     assert not findings(planted, written(cluster, server, job), files_of_a_run)
     model = mlflow.pyfunc.load_model("models:/small@champion")
-    answers = model.predict(np.zeros((2, 3, 16, 16), np.uint8), params={"budget": 1.0})
+    answers = model.predict(np.zeros((2, 3, 16, 16), np.uint8), params={"budget_fraction": 1.0})
     assert len(answers) == 2
     with pytest.raises(mlflow.MlflowException, match="Permission denied"):
         MlflowClient().set_registered_model_alias("small", "champion", "1")

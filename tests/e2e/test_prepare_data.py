@@ -63,7 +63,7 @@ def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp
     arguments = (f"--data.source_dir={root}", f"--data.prepared_dir={folder}", "--skip-unreadable")
     status, output, errors = run(ray_folder, *arguments)
     assert status == 0, errors
-    assert "1 unreadable, left out:" in output
+    assert "1 unreadable, skipped:" in output
     assert f"{root}/val/cat/bad.jpg is not a readable image" in output
     with (folder / "val.beton").open("r+b") as file:
         file.seek(-1, os.SEEK_END)

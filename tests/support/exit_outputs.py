@@ -13,9 +13,9 @@ def make_exit_outputs(confidences: list[list[float]], correct: list[list[int]]) 
     return SplitOutputs(alone=scores, together=scores)
 
 
-# Exit 1 is right where it is sure, and only there; exit 2 is always right.
+# Exit 1 is correct where its confidence is high, and only there; exit 2 is always correct.
 VAL = make_exit_outputs([[0.9, 0.8, 0.3, 0.2], [0.9, 0.9, 0.9, 0.9]], [[1, 1, 0, 0], [1, 1, 1, 1]])
-# On the test images exit 1 is sure once and wrong then; exit 2 errs on the last image.
+# On the test images exit 1 is confident once, and wrong; exit 2 is wrong on the last image.
 TEST = make_exit_outputs(
     [[0.95, 0.1, 0.1, 0.1], [0.9, 0.9, 0.9, 0.9]], [[0, 1, 0, 0], [1, 1, 1, 0]]
 )

@@ -1,11 +1,11 @@
-"""The command line: settings from files and options, and how a wrong one is rejected."""
+"""Command line: settings from files and options, errors, and help."""
 
 import pytest
 
 from pipelines.run import Run, flatten, read_run
 
 
-def test_the_command_line_overrides_the_file(tmp_path):
+def test_command_line_overrides_the_config_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("name: mine\ntrain: {epochs: 7, optim: {lr: 0.5}}\n")
     run = read_run(["--config", str(path), "--train.optim.lr=0.3", "--model.scales=[1,2,3]"])
@@ -47,7 +47,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         ),
         (
             ["--train.progressive_sizes=[8]", "--data.augment.crop=none"],
-            "train.progressive_sizes has 8, which this network cannot take: model.image_size 8 gives",
+            "train.progressive_sizes contains 8, which this network cannot process: model.image_size 8 gives",
         ),
         (
             ["--train.progressive_sizes=[24]"],
@@ -77,7 +77,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         (["train"], "unrecognized arguments: train"),
     ],
 )
-def test_a_wrong_setting_is_named_in_one_line_with_status_2(arguments, sentence, capsys):
+def test_invalid_setting_is_rejected_in_one_line_with_status_2(arguments, sentence, capsys):
     with pytest.raises(SystemExit) as ending:
         read_run(arguments)
     assert ending.value.code == 2
@@ -103,7 +103,7 @@ def test_a_wrong_setting_is_named_in_one_line_with_status_2(arguments, sentence,
         ("--data.source_dir=s3://AKIAPLANTED:zq-planted@team/images", "data.source_dir"),
     ],
 )
-def test_a_key_in_an_address_is_refused_and_not_repeated(argument, setting, capsys):
+def test_key_in_a_uri_is_rejected_and_not_printed(argument, setting, capsys):
     with pytest.raises(SystemExit):
         read_run([argument])
     written = capsys.readouterr().err
@@ -126,7 +126,9 @@ def test_a_key_in_an_address_is_refused_and_not_repeated(argument, setting, caps
         ("train: {optim: }", "run.yaml: train: optim must hold settings"),
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line_with_status_2(text, sentence, tmp_path, capsys):
+def test_invalid_config_file_is_rejected_in_one_line_with_status_2(
+    text, sentence, tmp_path, capsys
+):
     path = tmp_path / "run.yaml"
     path.write_text(text)
     with pytest.raises(SystemExit) as ending:
@@ -138,7 +140,7 @@ def test_a_wrong_file_is_refused_in_one_line_with_status_2(text, sentence, tmp_p
 
 
 @pytest.mark.parametrize("option", ["--help", "--print_config"])
-def test_help_and_print_config_show_every_setting(option, capsys):
+def test_help_and_print_config_contain_every_setting(option, capsys):
     with pytest.raises(SystemExit) as ending:
         read_run([option])
     assert ending.value.code == 0

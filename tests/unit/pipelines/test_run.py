@@ -1,4 +1,4 @@
-"""Settings of a run, its identity, and its text."""
+"""Configuration of a run: checks, identity and YAML."""
 
 from dataclasses import replace
 
@@ -13,14 +13,14 @@ CONFIGS = sorted((PROJECT / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_loads_has_budgets_its_network_keeps_and_says_what_it_costs(path):
+def test_config_loads_with_valid_budgets_and_starts_with_its_cost(path):
     run = read_run(["--config", str(path)])
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
     assert run.name == path.stem.replace("_", "-")
     assert path.read_text().startswith("# ")
 
 
-def test_the_paper_recipe_is_the_paper_recipe():
+def test_cifar10_config_has_the_settings_of_the_paper():
     run = read_run(["--config", str(next(path for path in CONFIGS if path.stem == "cifar10"))])
     assert run.model.scales == (1, 2, 3, 3)
     assert run.model.num_exits == 8
@@ -36,7 +36,7 @@ def test_the_paper_recipe_is_the_paper_recipe():
     assert (optim.nesterov, optim.decay, optim.warmup_epochs) == (False, "all", 0)
 
 
-def test_image_sizes_share_the_epochs_equally():
+def test_progressive_sizes_divide_the_epochs_equally():
     run = read_run(
         [
             "--train.progressive_sizes=[24,28,32]",
@@ -48,14 +48,14 @@ def test_image_sizes_share_the_epochs_equally():
     assert Run().train.epoch_sizes == ()
 
 
-def test_the_resolved_config_is_the_same_run(tmp_path):
+def test_config_text_parses_to_the_same_run(tmp_path):
     run = read_run(["--config", str(CONFIGS[0]), "--train.loss.exit_weights=[]", "--fresh"])
     path = tmp_path / "config.yaml"
     path.write_text(config_text(run))
     assert read_run(["--config", str(path)]) == replace(run, fresh=False)
 
 
-def test_settings_are_flattened_with_strings_as_they_are_and_the_rest_as_json():
+def test_flattened_settings_are_strings_or_json():
     flat = flatten(Run())
     assert flat["name"] == "cifar10"
     assert flat["fresh"] == "false"
@@ -63,7 +63,7 @@ def test_settings_are_flattened_with_strings_as_they_are_and_the_rest_as_json():
     assert flat["train.optim.lr"] == "0.1"
 
 
-def test_what_is_trained_and_where_it_lies_make_the_identity_and_nothing_else_does():
+def test_identity_has_all_sections_and_of_the_cluster_only_the_storage_path():
     keys = identity(Run())
     assert {key.split(".")[0] for key in keys} == {
         "name", "model", "data", "train", "evaluation", "registry", "cluster",
@@ -78,8 +78,8 @@ def test_what_is_trained_and_where_it_lies_make_the_identity_and_nothing_else_do
         ((0.5, 1.01), "evaluation.budget_fractions must be above 0 and up to 1"),
         ((0.505,), "in steps of 0.01"),
         ((float("nan"),), "evaluation.budget_fractions must be above 0"),
-        ((1.0, 0.5), "evaluation.budget_fractions must rise"),
-        ((0.5, 0.5), "evaluation.budget_fractions must rise"),
+        ((1.0, 0.5), "evaluation.budget_fractions must be in ascending order"),
+        ((0.5, 0.5), "evaluation.budget_fractions must be in ascending order"),
     ],
 )
 def test_impossible_budget_fractions_are_rejected(budgets, message):

@@ -13,7 +13,7 @@ from tests.support.image_files import with_settings
 from tests.support.registered import RUN
 
 
-def test_example_images_are_the_first_test_images_as_files(tmp_path: Path):
+def test_example_images_are_the_first_test_images(tmp_path: Path):
     run = replace(
         RUN, data=with_settings(RUN.data, prepared_dir=str(tmp_path / "digits"), crop="none")
     )

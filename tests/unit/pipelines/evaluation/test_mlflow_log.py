@@ -1,4 +1,4 @@
-"""An evaluation in MLflow: metrics, tables, curves and the plot."""
+"""Logging of an evaluation to MLflow: metrics, tables, curves and the plot."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return MlflowClient()
 
 
-def test_mlflow_gets_metrics_tables_the_plot_and_curves_on_the_model(
+def test_logged_evaluation_has_metrics_tables_plot_and_curves_of_the_model(
     evaluation: Evaluation, client: MlflowClient, tmp_path: Path
 ):
     run_id = create_run(client, tmp_path)
@@ -42,14 +42,14 @@ def test_mlflow_gets_metrics_tables_the_plot_and_curves_on_the_model(
     table = json.loads(
         Path(client.download_artifacts(run_id, "evaluation/budgets.json")).read_text()
     )
-    assert table["columns"][:2] == ["budget", "val_top1"]
+    assert table["columns"][:2] == ["budget_fraction", "val_top1"]
     assert len(table["data"]) == len(evaluation.curve)
     assert Path(client.download_artifacts(run_id, "evaluation/budget_curve.png")).stat().st_size
     assert plot == tmp_path / "out" / "budget_curve.png"
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_evaluation_logged_again_is_there_once(
+def test_evaluation_logged_twice_has_no_duplicates(
     evaluation: Evaluation, client: MlflowClient, tmp_path: Path
 ):
     run_id = create_run(client, tmp_path)
@@ -65,7 +65,7 @@ def test_an_evaluation_logged_again_is_there_once(
     assert table["test_top1"].tolist() == [25, 75]
 
 
-def test_an_mlflow_that_is_away_is_one_clear_sentence(
+def test_unreachable_mlflow_gives_one_clear_sentence(
     evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

@@ -6,7 +6,7 @@ from pipelines.evaluation.budgets import Evaluation
 from pipelines.evaluation.report import format_tables, plot_curve
 
 
-def test_the_tables_show_every_exit_and_every_budget(evaluation: Evaluation):
+def test_tables_contain_every_exit_and_every_reported_budget(evaluation: Evaluation):
     exits, budgets = format_tables(evaluation).split("\n\n")
     assert [line.split() for line in exits.splitlines()[1:]] == [
         ["1", "0.00", "M", "25.00", "50.00"],
@@ -15,7 +15,7 @@ def test_the_tables_show_every_exit_and_every_budget(evaluation: Evaluation):
     assert budgets.splitlines()[2].split() == ["0.67", "0.00", "M", "50.00", "25.0", "75.0"]
 
 
-def test_the_plot_shows_both_settings_against_mult_adds(evaluation: Evaluation):
+def test_plot_shows_anytime_and_budgeted_accuracy_against_mult_adds(evaluation: Evaluation):
     axes = plot_curve(evaluation, "a title").axes[0]
     budgeted, anytime = axes.get_lines()
     assert np.asarray(anytime.get_xydata()).tolist() == [[10e-6, 25], [30e-6, 75]]

@@ -1,4 +1,4 @@
-"""Registration of a trained network as a model of MLflow."""
+"""Registration of a trained network as an MLflow model."""
 
 from mlflow import MlflowClient
 
@@ -6,9 +6,7 @@ from pipelines.model_packaging.package import RegisteredVersion, register_model
 from tests.support.registered import INFO, RUN, trained_network
 
 
-def test_a_run_that_registers_again_makes_no_second_version(
-    client: MlflowClient, version: RegisteredVersion
-):
+def test_run_that_registers_twice_has_one_version(client: MlflowClient, version: RegisteredVersion):
     network = trained_network()
     run_id = client.get_model_version(version.name, version.version).run_id
     assert run_id is not None
