@@ -6,15 +6,13 @@ The config provides the images, the budgets and the workers; the model provides 
 weights and its normalization. The results are logged to a separate MLflow run.
 """
 
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from cluster.cli import configure_logging, main_guard
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.execution.reporter import load_checkpoint
 from cluster.execution.trainer import connected, launch, resolve_storage
 from cluster.tracking import registry
@@ -23,7 +21,7 @@ from pipelines.data import prepare
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
-from pipelines.run import Run, config_text, flatten, identity, read_run
+from pipelines.run import Run, config_text, flatten, identity
 from pipelines.scoring import evaluate_worker
 from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
@@ -32,7 +30,8 @@ from ranet.evaluation.exit_outputs import SplitOutputs
 
 def main() -> None:
     """Load the model, evaluate it, and print and log the results."""
-    model_uri, run = read_arguments(sys.argv[1:])
+    options = command_line().read()
+    model_uri, run = options.model_uri, options.settings
     configure_logging()
     with main_guard():
         tracking.check_reachable()
@@ -65,12 +64,13 @@ def main() -> None:
         print(f"MLflow run  {record.run_id} ({name}, attempt {record.attempt})")
 
 
-def read_arguments(argv: Sequence[str]) -> tuple[str, Run]:
-    """Parse the model URI and the run."""
-    if not argv or argv[0].startswith("-"):
-        sys.stderr.write("usage: evaluate.py MODEL_URI --config FILE [--section.field=value ...]\n")
-        raise SystemExit(2)
-    return argv[0], read_run(argv[1:])
+def command_line() -> CommandLine:
+    """Declare the model beside the settings of a run."""
+    parser = CommandLine(
+        __doc__, Run, usage="%(prog)s MODEL_URI [--config FILE] [--section.field=value ...]"
+    )
+    parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
+    return parser
 
 
 def with_model(run: Run, classifier: Any) -> Run:

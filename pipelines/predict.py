@@ -3,7 +3,6 @@
 python pipelines/predict.py models:/ranet-digits@champion IMAGE... --budget-fraction 0.5
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pandas as pd
 from mlflow import MlflowException
 from PIL import Image
 
-from cluster.cli import configure_logging, main_guard
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.tracking import registry
 from pipelines.data import decode_rgb
 from pipelines.data.loading.augmentation import evaluation_boxes
@@ -21,27 +20,27 @@ from pipelines.data.loading.augmentation import evaluation_boxes
 
 def main() -> None:
     """Load the model, classify the images, and print a table."""
-    arguments = read_arguments()
+    options = command_line().read()
     configure_logging()
     with main_guard():
-        model = registry.load(arguments.model_uri)
+        model = registry.load(options.model_uri)
         size = model.metadata.signature.inputs.inputs[0].shape[-1]
-        images = np.stack([read_image(path, size) for path in arguments.images])
-        print(format_table(arguments.images, classify(model, images, arguments.budget_fraction)))
+        images = np.stack([read_image(path, size) for path in options.images])
+        print(format_table(options.images, classify(model, images, options.budget_fraction)))
 
 
-def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def command_line() -> CommandLine:
+    """Declare the arguments of the script."""
+    parser = CommandLine(__doc__)
     parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
     parser.add_argument(
         "--budget-fraction",
         type=float,
         default=1.0,
-        help="mean mult-adds per image, as a fraction of the last exit's mult-adds (default: 1)",
+        help="mean mult-adds per image, as a fraction of the last exit's mult-adds",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def read_image(path: Path, size: int) -> np.ndarray:

@@ -84,7 +84,7 @@ class Place:
     """The cluster file whose machines would be rented; None where what is there will do."""
 
 
-def preflight(run: Run) -> PreflightReport:
+def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
     """Compute what a run would take and check what it needs; nothing is started or kept."""
     found = PreflightReport()
     costs = mult_adds(run.model)
@@ -99,7 +99,7 @@ def preflight(run: Run) -> PreflightReport:
         check_budgets(costs, run.evaluation.budget_fractions)
     with found.checking():
         tracking.check_reachable()
-        tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
+        tracking.check_startable(run.name, settings=identity(run), fresh=new_attempt)
     with found.checking():
         resolve_storage(run.cluster.storage_path)
     hand = None

@@ -7,37 +7,45 @@ folders are encoded on all CPUs of the Ray cluster at RAY_ADDRESS, or of this ma
 preparation resumes. Existing files are verified against their checksums.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
-from cluster.cli import configure_logging, main_guard
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.execution.parallel_map import parallel_map
 from cluster.storage.s3 import is_uri
 from pipelines.data import DatasetInfo, prepare, verify
 from pipelines.data.config import SPLITS
 from pipelines.data.format.metadata import split_path
-from pipelines.run import read_run
-
-SKIP_UNREADABLE = "--skip-unreadable"
+from pipelines.run import Run
 
 
 def main() -> None:
     """Prepare the images of a run and print their numbers."""
-    arguments = sys.argv[1:]
-    run = read_run([argument for argument in arguments if argument != SKIP_UNREADABLE])
+    options = command_line().read()
+    run = options.settings
     configure_logging()
     with main_guard():
         info = prepare(
             run.data,
             run.model.image_size,
-            skip_unreadable=SKIP_UNREADABLE in arguments,
+            skip_unreadable=options.skip_unreadable,
             spread=partial(parallel_map, run.cluster),
         )
         if not is_uri(info.folder):
             for split in SPLITS:  # existing files too
                 verify(split_path(Path(info.folder), split))
         print(describe(info))
+
+
+def command_line() -> CommandLine:
+    """Declare the option of an invocation beside the settings of a run."""
+    parser = CommandLine(__doc__, Run)
+    parser.add_argument(
+        "--skip-unreadable",
+        action="store_true",
+        help="skip images that cannot be decoded, and list them; default: an error",
+    )
+    return parser
 
 
 def describe(info: DatasetInfo) -> str:

@@ -45,10 +45,6 @@ class Run:
     name: str = "cifar10"
     """Name of the run. Re-running resumes an unfinished run, or starts a new attempt of a finished
     one."""
-    fresh: bool = False
-    """Abandon an unfinished run of this name and start a new attempt from scratch."""
-    dry_run: bool = False
-    """Print costs and missing requirements without starting; exit status 0 if the run can start."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the network."""
     data: DataConfig = field(default_factory=DataConfig)
@@ -117,18 +113,14 @@ def identity(run: Run) -> dict[str, str]:
 
     Settings of `cluster` may change, except the location of the checkpoints.
     """
-    free = {"fresh", "dry_run", *(f"cluster.{entry.name}" for entry in fields(run.cluster))}
     return {
         key: value
         for key, value in flatten(run).items()
-        if key == "cluster.storage_path" or key not in free
+        if key == "cluster.storage_path" or not key.startswith("cluster.")
     }
 
 
 def config_text(run: Run) -> str:
     """Serialize a run as YAML for `--config`."""
-    settings = asdict(run)
-    for order in ("fresh", "dry_run"):  # of one invocation, not of the run
-        del settings[order]
     # YAML has no tuples; JSON turns them into lists.
-    return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
+    return yaml.safe_dump(json.loads(json.dumps(asdict(run))), sort_keys=False)

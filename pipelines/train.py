@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from ray.train import Checkpoint, UserCallback
 
-from cluster.cli import configure_logging, main_guard
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.config import in_submitted_job
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
@@ -37,7 +37,7 @@ from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
-from pipelines.run import Run, config_text, flatten, identity, read_run
+from pipelines.run import Run, config_text, flatten, identity
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -46,19 +46,37 @@ from tuning.objective import Objective
 
 def main() -> None:
     """Prepare the images, train, evaluate and register."""
-    run = read_run()
+    options = command_line().read()
+    run, new_attempt = options.settings, options.new_attempt
     configure_logging()
     with main_guard():
-        if run.dry_run:
-            expected = preflight(run)
+        if options.dry_run:
+            expected = preflight(run, new_attempt=new_attempt)
             print(expected)
             sys.exit(0 if expected.starts else 1)
         tracking.check_reachable()
-        tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
+        tracking.check_startable(run.name, settings=identity(run), fresh=new_attempt)
         info = prepare_images(run)
-        with track(run) as record:
+        with track(run, new_attempt=new_attempt) as record:
             trained = train(run, record)
             print(evaluate_and_register(run, record, trained, info))
+
+
+def command_line() -> CommandLine:
+    """Declare the options of an invocation beside the settings of a run."""
+    parser = CommandLine(__doc__, Run)
+    parser.add_argument(
+        "--new-attempt",
+        action="store_true",
+        help="abandon an unfinished run of this name and train from scratch as a new attempt",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print costs and missing requirements without starting anything; "
+        "exit status 0 if the run can start",
+    )
+    return parser
 
 
 def prepare_images(run: Run) -> DatasetInfo:
@@ -70,7 +88,7 @@ def prepare_images(run: Run) -> DatasetInfo:
     return info
 
 
-def track(run: Run) -> AbstractContextManager[TrackedRun]:
+def track(run: Run, *, new_attempt: bool = False) -> AbstractContextManager[TrackedRun]:
     """Open the MLflow run of this name: resume the last attempt or start a new one."""
     return tracking.start(
         run.name,
@@ -78,7 +96,7 @@ def track(run: Run) -> AbstractContextManager[TrackedRun]:
         parameters=flatten(run),
         tags=tracking.provenance(),
         config_text=config_text(run),
-        fresh=run.fresh,
+        fresh=new_attempt,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from cluster.cli import configure_logging, main_guard, parse_settings, read_settings
+from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
 from cluster.errors import RunError
 from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
 from cluster.tracking import runs as tracking
@@ -40,12 +40,13 @@ _OBJECTIVE = "sweep.objective"
 
 def main() -> None:
     """Read the sweep, run its trials, and tell what came of them."""
-    sweep = read_settings(Sweep)
+    options = command_line().read()
+    sweep, new_attempt = options.settings, options.new_attempt
     configure_logging()
     with main_guard():
         tracking.check_reachable()
         run = common_run(sweep)
-        tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
+        tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=new_attempt)
         draws = make_sampler(sweep, run)
         draws.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
@@ -54,7 +55,18 @@ def main() -> None:
             info = prepare_images(
                 replace(run, evaluation=replace(run.evaluation, budget_fractions=(1.0,)))
             )
-            run_trials(sweep, run, draws, reference_curve_for(classes_in(info)))
+            run_trials(sweep, run, draws, reference_curve_for(classes_in(info)), new_attempt)
+
+
+def command_line() -> CommandLine:
+    """Declare the option of an invocation beside the settings of a sweep."""
+    parser = CommandLine(__doc__, Sweep)
+    parser.add_argument(
+        "--new-attempt",
+        action="store_true",
+        help="abandon an unfinished sweep of this name and start from scratch as a new attempt",
+    )
+    return parser
 
 
 def common_run(sweep: Sweep) -> Run:
@@ -118,8 +130,8 @@ def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
 
 
 def _settings_of(sweep: Sweep) -> dict[str, Any]:
-    """Return all that a sweep is, as lists and mappings, but whether it starts afresh."""
-    return json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
+    """Return the settings of a sweep as lists and mappings."""
+    return json.loads(json.dumps(asdict(sweep)))
 
 
 def classes_in(info: DatasetInfo) -> tuple[str, ...]:
@@ -128,7 +140,9 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
     return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
 
 
-def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
+def run_trials(
+    sweep: Sweep, run: Run, draws: Sampler, published: str, new_attempt: bool = False
+) -> None:
     """Search, and leave the report and the winning configs.
 
     Args:
@@ -136,6 +150,7 @@ def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
         run: what all trials start from; its images are prepared.
         draws: where samples come from.
         published: data set whose published RANet is drawn as well, if there is one.
+        new_attempt: Start from scratch even if the last attempt is unfinished.
 
     Raises:
         RunError: trials were lost, which another start goes on with, or all have failed.
@@ -148,7 +163,7 @@ def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
         parameters={},
         tags=tracking.provenance(),
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
-        fresh=sweep.fresh,
+        fresh=new_attempt,
     ) as record:
         with TrialStore(record, describe) as book:
             trials = search(

@@ -130,8 +130,6 @@ class Sweep:
 
     name: str = "sweep"
     """Name of the sweep; a second start goes on with an unfinished one, or repeats a finished."""
-    fresh: bool = False
-    """Give up an unfinished sweep of this name and start anew."""
     run: str = "configs/cifar10.yaml"
     """File of the run that every trial starts from."""
     settings: dict[str, Any] = field(default_factory=dict)

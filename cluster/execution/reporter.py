@@ -221,5 +221,5 @@ def _newest_whole(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
             logger.warning("%s; going on from the one before", error)
     raise DamagedCheckpointError(
         f"no checkpoint of this run is whole, the newest is {checkpoint_uri(newest)}; start the run "
-        "anew with --fresh=true, and keep more than cluster.keep_checkpoints next time"
+        "anew with --new-attempt, and keep more than cluster.keep_checkpoints next time"
     )

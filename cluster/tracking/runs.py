@@ -655,7 +655,7 @@ def _check_same_settings(name: str, run: Run, settings: Mapping[str, str]) -> No
     if changes:
         raise TrackingError(
             f"{name} is unfinished and its settings have changed: {'; '.join(changes)}; give the "
-            "old settings to go on with it, --fresh=true to give it up, or another name"
+            "old settings to go on with it, --new-attempt to abandon it, or another name"
         )
 
 

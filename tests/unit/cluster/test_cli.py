@@ -2,6 +2,8 @@
 
 import pytest
 
+from cluster.cli import RENAMED, setting_names
+from pipelines import train, tune
 from pipelines.run import Run, flatten, read_run
 
 
@@ -11,9 +13,8 @@ def test_command_line_overrides_the_config_file(tmp_path):
     run = read_run(["--config", str(path), "--train.optim.lr=0.3", "--model.scales=[1,2,3]"])
     assert (run.name, run.train.epochs, run.train.optim.lr) == ("mine", 7, 0.3)
     assert run.model.scales == (1, 2, 3)
-    assert not run.fresh
-    assert read_run(["--fresh"]).fresh
-    assert read_run(["--fresh=true"]).fresh
+    assert not train.command_line().read([]).new_attempt
+    assert train.command_line().read(["--new-attempt"]).new_attempt
 
 
 @pytest.mark.parametrize(
@@ -120,10 +121,10 @@ def test_key_in_a_uri_is_rejected_and_not_printed(argument, setting, capsys):
         ("train: {optim: {lr: fast}}", "train.optim.lr: must be float, got fast"),
         ("name: [", "run.yaml is not YAML: while parsing"),
         ("\x01", "run.yaml is not YAML: unacceptable character"),
-        ("- name", "run.yaml must hold settings, as in name: value; got ['name']"),
-        ("", "run.yaml must hold settings, as in name: value; got None"),
-        ("train: 5", "run.yaml: train must hold settings, as in name: value; got 5"),
-        ("train: {optim: }", "run.yaml: train: optim must hold settings"),
+        ("- name", "run.yaml must contain settings, as in name: value; got ['name']"),
+        ("", "run.yaml must contain settings, as in name: value; got None"),
+        ("train: 5", "run.yaml: train must contain settings, as in name: value; got 5"),
+        ("train: {optim: }", "run.yaml: train: optim must contain settings"),
     ],
 )
 def test_invalid_config_file_is_rejected_in_one_line_with_status_2(
@@ -147,3 +148,60 @@ def test_help_and_print_config_contain_every_setting(option, capsys):
     shown = " ".join(capsys.readouterr().out.split())  # help is wrapped
     assert all(name.split(".")[-1] in shown for name in flatten(Run()))
     assert ("Images a step, over all workers together" in shown) == (option == "--help")
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_old_name_of_a_setting_is_rejected_with_the_new_name(old, new, capsys):
+    options = [train.command_line(), tune.command_line()]
+    parsers = [
+        parser
+        for parser in options
+        if new in {*setting_names(parser.settings_type), *parser._option_string_actions}
+    ]
+    assert parsers, f"{new} is no setting of a run or a sweep, and no option"
+    for parser in parsers:
+        assert old not in setting_names(parser.settings_type)
+        with pytest.raises(SystemExit) as ending:
+            parser.read([f"--{old}=1"])
+        assert ending.value.code == 2
+        assert capsys.readouterr().err == f"error: {old} was renamed to {new}\n"
+
+
+def test_old_name_in_a_config_file_is_rejected_with_the_new_name(tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text("train: {ema_decay: 0.9}\n")
+    with pytest.raises(SystemExit):
+        read_run(["--config", str(path)])
+    assert capsys.readouterr().err == "error: train.ema_decay was renamed to train.ema.decay\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("dry_run: true", "run.yaml contains dry_run, which is no setting"),
+        ("fresh: true", "fresh was renamed to --new-attempt"),
+    ],
+)
+def test_option_of_an_invocation_is_rejected_in_a_config_file(text, sentence, tmp_path, capsys):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(SystemExit) as ending:
+        train.command_line().read(["--config", str(path)])
+    assert ending.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_misspelled_option_of_an_invocation_gets_a_suggestion(capsys):
+    with pytest.raises(SystemExit):
+        train.command_line().read(["--dry-runn"])
+    assert "did you mean --dry-run?" in capsys.readouterr().err
+
+
+def test_print_config_omits_options_of_an_invocation(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        train.command_line().read(["--dry-run", "--name=printed", "--print_config"])
+    text = capsys.readouterr().out
+    assert "dry_run" not in text
+    path = tmp_path / "printed.yaml"
+    path.write_text(text)
+    assert train.command_line().read(["--config", str(path)]).settings == Run(name="printed")

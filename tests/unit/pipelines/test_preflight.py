@@ -165,7 +165,7 @@ def test_a_name_that_is_unfinished_with_other_settings_would_not_start(at_home, 
     told = preflight(read("digits", tmp_path, "--train.epochs=3"))
     [sentence] = told.lacks
     assert "is unfinished and its settings have changed: train.epochs: 10 -> 3" in sentence
-    assert preflight(read("digits", tmp_path, "--train.epochs=3", "--fresh=true")).starts
+    assert preflight(read("digits", tmp_path, "--train.epochs=3"), new_attempt=True).starts
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 31), (95, 3), (60, 4)])

@@ -1,6 +1,5 @@
 """Configuration of a run: checks, identity and YAML."""
 
-from dataclasses import replace
 
 import pytest
 
@@ -49,16 +48,16 @@ def test_progressive_sizes_divide_the_epochs_equally():
 
 
 def test_config_text_parses_to_the_same_run(tmp_path):
-    run = read_run(["--config", str(CONFIGS[0]), "--train.loss.exit_weights=[]", "--fresh"])
+    run = read_run(["--config", str(CONFIGS[0]), "--train.loss.exit_weights=[]"])
     path = tmp_path / "config.yaml"
     path.write_text(config_text(run))
-    assert read_run(["--config", str(path)]) == replace(run, fresh=False)
+    assert read_run(["--config", str(path)]) == run
 
 
 def test_flattened_settings_are_strings_or_json():
     flat = flatten(Run())
     assert flat["name"] == "cifar10"
-    assert flat["fresh"] == "false"
+    assert flat["data.augment.flip"] == "true"
     assert flat["model.scales"] == "[1, 2, 3]"
     assert flat["train.optim.lr"] == "0.1"
 

@@ -112,7 +112,7 @@ def test_an_interface_that_the_user_chose_is_kept(monkeypatch):
         (ValueError("data.source_dir is wrong"), 1, "error: data.source_dir is wrong\n"),
         (RunError("worker 1 failed: it"), 1, "error: worker 1 failed: it\n"),
         (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
-        (KeyboardInterrupt(), 130, "stopped; start it again under the same name to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again under the same name to resume\n"),
     ],
 )
 def test_an_error_of_the_user_ends_with_one_sentence(error, status, sentence, capsys):

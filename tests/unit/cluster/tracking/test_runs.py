@@ -120,7 +120,7 @@ def test_changed_settings_under_an_unfinished_name_are_refused_with_the_differen
         pass
     assert "train.optim.lr: 0.1 -> 0.3; data.augment.flip: (none) -> true;" in str(refusal.value)
     assert "model.scales" not in str(refusal.value)
-    assert "--fresh" in str(refusal.value)
+    assert "--new-attempt" in str(refusal.value)
     with pytest.raises(TrackingError) as before_it_opens:
         check_startable("digits", settings=changed)
     assert str(before_it_opens.value) == str(refusal.value)
