@@ -43,9 +43,9 @@ from benchmarks.sweeps import (
 from pipelines.run import Run
 from pipelines.tune import check_candidate
 from ranet.protocols import LogReporter, Metrics, Snapshot
+from tuning.config import Sweep
 from tuning.objective import budget_metric
 from tuning.sampler import Candidate
-from tuning.space import Sweep
 
 Method = Literal["uniform", "constant", "population"]
 METHODS: tuple[Method, ...] = ("uniform", "constant", "population")

@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from torch import nn
 
+from benchmarks.hypervolume import hypervolume
 from pipelines.data import Split, open_batches, prepare
 from pipelines.run import Run, parse_settings
 from pipelines.tune import make_sampler
@@ -33,11 +34,11 @@ from ranet.inference.threshold_search import fit_budgets, score_budget
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
 from ranet.training.loop import fit
+from tuning.config import CostLimits, Dimension, EarlyStopping, Sweep
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
-from tuning.pareto import hypervolume
 from tuning.sampler import Candidate
 from tuning.search import make_scheduler
-from tuning.space import CostLimits, Dimension, EarlyStopping, Sweep, as_arguments
+from tuning.space import as_arguments
 
 Method = Literal["random", "TPE", "TPE + ASHA"]
 METHODS: tuple[Method, ...] = ("random", "TPE", "TPE + ASHA")

@@ -31,11 +31,11 @@ from pipelines.sweep_candidates import describe
 from pipelines.train import prepare_images, train_trial
 from pipelines.tune import common_run, make_sampler
 from ranet.protocols import Snapshot
+from tuning.config import EarlyStopping, Sweep
 from tuning.objective import SECONDS, Objective
+from tuning.results import TrialResult
 from tuning.sampler import Candidate
 from tuning.search import search
-from tuning.space import EarlyStopping, Sweep
-from tuning.trial_result import TrialResult
 from tuning.trial_store import TrialStore, Unfinished
 
 STAGES = {

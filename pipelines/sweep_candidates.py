@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.data.config import prepared_settings
-from pipelines.run import Run, config_text, flatten, parse_settings
+from pipelines.run import EvaluationConfig, Run, config_text, flatten, parse_settings
 from ranet import mult_adds
 from ranet.training.footprint import Footprint, footprint
+from tuning.config import RejectedError, Sweep
 from tuning.sampler import Candidate
 from tuning.space import (
     SHORTHANDS,
-    RejectedError,
-    Sweep,
     as_arguments,
     expand_model,
     expand_weights,
@@ -115,8 +114,8 @@ def best_config(candidate: Candidate, name: str, budget: float | None) -> str:
     run, cost = candidate.run, candidate.cost
     shares = [share for share in run.evaluation.budget_fractions if share * cost[-1] >= cost[0]]
     share = 1.0 if budget is None else min(1.0, math.ceil(100 * budget / cost[-1]) / 100)
-    budgets = tuple(sorted({*shares, share}))
-    return config_text(replace(run, name=name, registry=replace(run.registry, budgets=budgets)))
+    evaluation = EvaluationConfig(budget_fractions=tuple(sorted({*shares, share})))
+    return config_text(replace(run, name=name, evaluation=evaluation))
 
 
 def _parse(base: Run, settings: Mapping[str, Any]) -> Run:

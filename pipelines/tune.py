@@ -23,6 +23,7 @@ from cluster.tracking.runs import TrackedRun
 from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_path
 from pipelines.run import (
+    EvaluationConfig,
     Run,
     configure_logging,
     identity,
@@ -32,13 +33,13 @@ from pipelines.run import (
 )
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
 from pipelines.train import prepare_images, train_trial
+from tuning.config import Sweep
 from tuning.reference_curves import reference_curve_for
 from tuning.report import write_report
-from tuning.results import SweepResults
+from tuning.results import SweepResults, TrialResult
 from tuning.sampler import Sampler
 from tuning.search import search
-from tuning.space import Sweep, as_arguments
-from tuning.trial_result import TrialResult
+from tuning.space import as_arguments
 from tuning.trial_store import TrialStore, read_trials
 
 _OBJECTIVE = "sweep.objective"
@@ -57,7 +58,9 @@ def main() -> None:
         with connected(run.cluster, crowded=False):
             check_capacity(run.cluster)
             # Budgets are those of the best configs, not of the network that trials start from.
-            info = prepare_images(replace(run, registry=replace(run.registry, budgets=(1.0,))))
+            info = prepare_images(
+                replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,)))
+            )
             run_trials(sweep, run, draws, reference_curve_for(classes_in(info)))
 
 
@@ -67,8 +70,8 @@ def common_run(sweep: Sweep) -> Run:
     check_space(sweep, run)
     return replace(
         run,
-        data=replace(run.data, folder=prepared_path(run.data, run.model.image_size)),
-        cluster=replace(run.cluster, storage=resolve_storage(run.cluster.storage_path)),
+        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
+        cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which results no other one beats, how much they cover, and where they lie far apart."""
+"""Which results no other one beats, and where they lie far apart."""
 
 import math
 from collections.abc import Sequence
@@ -25,42 +25,13 @@ def pareto_front(
     Raises:
         ValueError: a point has not one value per objective, or one that is not a number.
     """
-    losses = _losses(points, directions)
+    losses = losses_of(points, directions)
     # In rising order a point can only be beaten by one before it: by one of the front so far.
     front: list[int] = []
     for place in sorted(range(len(losses)), key=losses.__getitem__):
         if not any(_beats(losses[other], losses[place]) for other in front):
             front.append(place)
     return tuple(sorted(front))
-
-
-def hypervolume(
-    points: Sequence[Sequence[float]],
-    directions: Sequence[Direction],
-    reference: Sequence[float],
-) -> float:
-    """Return the volume between the points and a reference that is worse: exact.
-
-    What lies beyond the reference in any objective counts nothing. The time grows with the number
-    of points to the power of the number of objectives: meant for the results of sweeps.
-
-    Args:
-        points: values of the objectives of each point, finite.
-        directions: of each objective.
-        reference: value of each objective that is just not worth anything.
-
-    Raises:
-        ValueError: as `pareto_front`, or a number is infinite.
-    """
-    (worst,) = _losses([reference], directions)
-    losses = _losses(points, directions)
-    if not all(math.isfinite(value) for row in (worst, *losses) for value in row):
-        raise ValueError(
-            f"hypervolume needs finite numbers, got reference {list(reference)} and points "
-            f"{[list(point) for point in points]}"
-        )
-    inside = {row for row in losses if all(a < b for a, b in zip(row, worst, strict=True))}
-    return _volume(sorted(inside, key=lambda row: row[-1]), worst)
 
 
 @dataclass(frozen=True)
@@ -92,7 +63,7 @@ def gaps(points: Sequence[tuple[float, float]]) -> list[Gap]:
     return sorted(found, key=lambda gap: -gap.share)
 
 
-def _losses(
+def losses_of(
     points: Sequence[Sequence[float]], directions: Sequence[Direction]
 ) -> list[tuple[float, ...]]:
     """Turn every objective into one of which less is better."""
@@ -109,18 +80,3 @@ def _losses(
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-
-def _volume(losses: Sequence[tuple[float, ...]], worst: tuple[float, ...]) -> float:
-    """Add up slices across the last objective, by which the losses are in rising order."""
-    if not losses:
-        return 0.0
-    if len(worst) == 1:
-        return worst[0] - losses[0][0]
-    total = 0.0
-    ends = [*(row[-1] for row in losses[1:]), worst[-1]]
-    for count, (row, end) in enumerate(zip(losses, ends, strict=True), start=1):
-        if end > row[-1]:
-            below = sorted((other[:-1] for other in losses[:count]), key=lambda part: part[-1])
-            total += (end - row[-1]) * _volume(below, worst[:-1])
-    return total

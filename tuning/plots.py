@@ -19,8 +19,7 @@ from optuna.trial import create_trial
 
 from tuning.pareto import pareto_front
 from tuning.reference_curves import RANET_CURVES
-from tuning.results import SweepResults, shown
-from tuning.trial_result import TrialResult
+from tuning.results import SweepResults, TrialResult, shown
 
 FEWEST_FOR_IMPORTANCES = 8
 """Measured trials below which importances are not computed."""

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from tuning.pareto import gaps
 from tuning.plots import FEWEST_FOR_IMPORTANCES, plot_front, plot_importances, plot_parallel
-from tuning.results import SweepResults, accuracy_at, millions, shown
-from tuning.trial_result import TrialResult
+from tuning.results import SweepResults, TrialResult, accuracy_at, millions, shown
 
 _ROWS_SHOWN = 20
 _GAPS_SHOWN = 2

@@ -16,9 +16,9 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from tuning.config import Dimension, RejectedError
 from tuning.objective import Objective
-from tuning.space import Dimension, RejectedError
-from tuning.trial_result import TrialResult
+from tuning.results import TrialResult
 
 logger = logging.getLogger(__name__)
 

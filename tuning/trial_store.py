@@ -13,8 +13,8 @@ from mlflow.entities import Run
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
 from ranet.protocols import Metrics
+from tuning.results import TrialResult
 from tuning.sampler import Candidate
-from tuning.trial_result import TrialResult
 
 logger = logging.getLogger(__name__)
 

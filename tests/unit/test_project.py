@@ -19,8 +19,9 @@ from ray.train import Checkpoint
 from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
 from pipelines.run import Run, parse_settings, read_settings
 from pipelines.sweep_candidates import check_candidate
+from tuning.config import Sweep
 from tuning.sampler import Sampler
-from tuning.space import Sweep, as_arguments
+from tuning.space import as_arguments
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

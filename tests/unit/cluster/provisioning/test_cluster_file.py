@@ -20,7 +20,8 @@ from cluster.provisioning.cluster_file import read_cluster_spec
 from cluster.provisioning.instance_types import INSTANCE_TYPES
 from pipelines.run import Run, parse_settings
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
-from tuning.space import Sweep, as_arguments
+from tuning.config import Sweep
+from tuning.space import as_arguments
 
 GPU_CONFIGS = ("cifar10", "imagenet", "imagenet_paper", "sweeps/cifar10")
 IMAGENET_TRAIN = 1_281_167

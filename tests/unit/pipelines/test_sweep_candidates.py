@@ -1,0 +1,107 @@
+"""What a draw means: a run, what it costs, and why it is refused."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.run import Run, flatten, parse_settings
+from pipelines.sweep_candidates import best_config, check_candidate, check_space
+from ranet import mult_adds
+from tests.support.sweeps import BASE, sweep_of
+from tuning.config import CostLimits, Dimension, RejectedError
+from tuning.objective import Objective
+from tuning.space import as_arguments
+
+
+def test_a_sample_becomes_a_run_by_the_door_of_a_file():
+    draw = {"model.growth_rate": 8, "exit_weights.family": "power", "exit_weights.strength": 1.0}
+    candidate = check_candidate(sweep_of(), BASE, draw)
+    assert candidate.run.model.growth_rate == 8
+    assert candidate.cost == mult_adds(candidate.run.model)
+    assert np.mean(candidate.run.train.loss.exit_weights) == pytest.approx(1, abs=1e-3)
+    again = parse_settings(Run, as_arguments({**flatten(BASE), **candidate.settings}))
+    assert again == candidate.run
+
+
+@pytest.mark.parametrize(
+    ("draw", "settings", "bound"),
+    [
+        ({"model.scales": [3, 2, 1]}, {}, "model.scales"),
+        ({"model.growht_rate": 3}, {}, "model.growht_rate"),
+        ({"train.optim.lr": -1.0}, {}, "train.optim.lr"),
+        ({}, {"window": CostLimits(mult_adds=(1, 2))}, "window.mult_adds"),
+        ({}, {"window": CostLimits(first_exit=(1, 2))}, "window.first_exit"),
+        ({}, {"window": CostLimits(parameters=(1, 2))}, "window.parameters"),
+        ({}, {"window": CostLimits(memory=(1, 2))}, "window.memory"),
+        ({}, {"objective": Objective(budgets=(10.0,))}, "objective.budgets"),
+    ],
+)
+def test_a_sample_outside_is_rejected_by_the_name_of_its_bound(draw, settings, bound):
+    with pytest.raises(RejectedError) as caught:
+        check_candidate(sweep_of(**settings), BASE, draw)
+    assert caught.value.bound == bound
+
+
+def test_windows_may_be_open_on_either_side():
+    (mult_adds,) = {check_candidate(sweep_of(), BASE, {}).cost[-1]}
+    for bounds, fits in (((None, mult_adds), True), ((None, mult_adds - 1), False),
+                         ((mult_adds, None), True), ((mult_adds + 1, None), False)):  # fmt: skip
+        sweep = sweep_of(window=CostLimits(mult_adds=bounds))
+        if fits:
+            check_candidate(sweep, BASE, {})
+        else:
+            with pytest.raises(RejectedError, match=r"window\.mult_adds is"):
+                check_candidate(sweep, BASE, {})
+    with pytest.raises(ValueError, match=r"window.memory must be .*got \[-1, None\]"):
+        CostLimits(memory=(-1, None))
+
+
+def test_draws_that_mean_one_training_are_one():
+    same = (
+        {"train.optim.lr": 0.1}, {"train.optim.lr": 0.1, "train.seed": 0},
+        {"train.optim.lr": 0.1, "exit_weights.family": "uniform"},
+        {"train.optim.lr": 0.1, "exit_weights.family": "power", "exit_weights.strength": 0.0},
+    )  # fmt: skip
+    assert len({check_candidate(sweep_of(), BASE, draw).key for draw in same}) == 1
+    ones = {check_candidate(sweep_of(), BASE, {"train.optim.lr": lr}).key for lr in (1, 1.0, 0.1)}
+    assert len(ones) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"model.growht_rate": [3]}, "model.growht_rate, which is not a setting; did you mean "
+                                     "model.growth_rate"),
+        ({"exit_weights.strenght": [3]}, "exit_weights.strenght, .*did you mean exit_weights.str"),
+        ({"pair": [{"train.optim.lr": 0.1}, {"modle.scales": [1]}]}, "modle.scales, which is not"),
+        ({"registry.model_name": ["a", "b"]}, "registry.model_name: it is the same for all trials"),
+        ({"name": ["a", "b"]}, "name: it is the same for all trials of a sweep"),
+        ({"cluster.num_workers": [1, 64]}, "cluster.num_workers: it is the same for all"),
+        ({"train.epochs": [1, 2]}, "train.epochs: it is the same for all trials"),
+        ({"data.split_seed": [1, 2]}, "data.split_seed: all trials of a sweep read the same"),
+    ],
+)  # fmt: skip
+def test_a_space_sets_networks_and_their_training_alone(space, message):
+    sweep = sweep_of({name: Dimension(choice=choices) for name, choices in space.items()})
+    with pytest.raises(ValueError, match=f"^space has {message}"):
+        check_space(sweep, BASE)
+
+
+def test_shorthands_and_groups_of_settings_are_part_of_a_space():
+    names = ("scale_factors", "exit_weights.family", "exit_weights.strength", "exit_weights.free")
+    space: dict[str, Any] = {name: Dimension(choice=(1,)) for name in names}
+    space["shape"] = Dimension(choice=({"model.scales": [1]}, {"model.growth_rate": 4}))
+    space["data.augment.crop"] = Dimension(choice=("none", "pad4"))
+    check_space(sweep_of(space), BASE)
+
+
+def test_a_best_config_trains_as_it_is_and_is_evaluated_at_its_budget(tmp_path):
+    candidate = check_candidate(sweep_of(), BASE, {"model.growth_rate": 4})
+    file = tmp_path / "best.yaml"
+    file.write_text(best_config(candidate, "best-20M", 0.7 * candidate.cost[-1]))
+    run = parse_settings(Run, ["--config", str(file)])
+    assert run.name == "best-20M"
+    assert run.model.growth_rate == 4
+    assert 0.7 in run.evaluation.budget_fractions
+    assert min(run.evaluation.budget_fractions) >= candidate.cost[0] / candidate.cost[-1]

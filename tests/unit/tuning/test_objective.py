@@ -1,0 +1,37 @@
+"""What is measured of a trial."""
+
+import pytest
+import torch
+
+from ranet.evaluation.exit_outputs import ExitOutputs
+from tuning.objective import Objective, cross_fitted
+
+
+def test_accuracy_within_a_budget_is_measured_on_images_that_thresholds_never_saw():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.rand((2, 400), generator=generator)
+    # Confidence says nothing: a fit can only find luck, which the other half does not share.
+    correct = torch.rand((2, 400), generator=generator) < 0.5
+    scores = ExitOutputs(noise, correct, correct)
+    [accuracy] = cross_fitted(scores, (10, 20), [15.0])
+    assert 40 < accuracy < 60
+    certain = torch.stack((torch.arange(400) % 2 == 0, torch.ones(400, dtype=torch.bool)))
+    scores = ExitOutputs(torch.where(certain, 0.9, 0.1), certain, certain)
+    full, half = cross_fitted(scores, (10, 20), [20.0, 15.0])
+    assert full == 100
+    assert half == pytest.approx(100, abs=4)  # half of the images leave at the first exit
+
+
+def test_the_objective_gives_each_of_its_names_and_every_budget():
+    correct = torch.stack((torch.zeros(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)))
+    scores = ExitOutputs(torch.full((2, 20), 0.5), correct, correct)
+    metrics = Objective(
+        names=("area", "mult_adds", "latency"), budgets=(100, 200), area_range=(100, 200)
+    ).measure(scores, (100, 200), 1.5)
+    assert metrics["objective/budget1_top1"] == 0
+    assert metrics["objective/budget2_top1"] == 100
+    assert 0 < metrics["objective/area"] < 60
+    assert metrics["objective/mult_adds"] == 200
+    assert metrics["objective/latency"] == 1.5
+    own = Objective().measure(scores, (100, 200), None)
+    assert own["objective/accuracy"] == 100

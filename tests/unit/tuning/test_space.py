@@ -1,0 +1,55 @@
+"""How a draw becomes settings of a run."""
+
+import pytest
+
+from pipelines.run import Run, flatten, parse_settings
+from tests.support.sweeps import BASE, COSTS
+from tuning.config import RejectedError
+from tuning.space import as_arguments, expand_model, expand_weights
+
+
+def test_a_setting_comes_back_from_the_command_line_as_it_was():
+    assert parse_settings(Run, as_arguments(flatten(BASE))) == BASE
+
+
+def test_factors_follow_the_scales_with_the_highest_resolution_last():
+    draw = {"scale_factors": [8, 4, 2, 1], "model.scales": [1, 2, 3, 3]}
+    assert expand_model(draw, (1, 2))["model.growth_factors"] == [4, 2, 1, 1]
+    assert expand_model({"scale_factors": [4, 2, 1]}, (1, 2))["model.bottleneck_factors"] == [2, 1]
+    with pytest.raises(RejectedError, match="an entry for each of the 3 scales"):
+        expand_model({"scale_factors": [2, 1]}, (1, 2, 3))
+
+
+def test_a_choice_may_set_several_settings():
+    draw = {"shape": {"model.scales": [1, 2], "model.growth_rate": 4}, "train.seed": 1}
+    assert expand_model(draw, (1,)) == {
+        "model.scales": [1, 2], "model.growth_rate": 4, "train.seed": 1,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("draw", "weights"),
+    [
+        ({"family": "uniform"}, [1, 1, 1]),
+        ({"family": "linear", "strength": 0.5}, [0.5, 1, 1.5]),
+        ({"family": "power", "strength": 1.0}, [0.5, 1, 1.5]),
+        ({"family": "power", "strength": -1.0}, [1.636, 0.8182, 0.5455]),
+        ({"family": "cost", "strength": 1.0}, [0.4286, 0.8571, 1.714]),
+        ({"family": "free", "free": [1.0, 2.0, 3.0, 9.0]}, [0.5, 1, 1.5]),
+    ],
+)
+def test_exit_weights_are_a_family_with_mean_one(draw: dict, weights: list):
+    draw = {f"exit_weights.{name}": value for name, value in draw.items()}
+    assert expand_weights(draw, COSTS) == pytest.approx(weights)
+
+
+def test_impossible_exit_weights_are_rejected_by_their_setting():
+    for draw, bound in (
+        ({"exit_weights.family": "linear", "exit_weights.strength": 2.0}, "exit_weights.strength"),
+        ({"exit_weights.free": [1.0]}, "exit_weights.free"),
+        ({"exit_weights.family": "cubic"}, "exit_weights.family"),
+    ):
+        with pytest.raises(RejectedError) as caught:
+            expand_weights(draw, COSTS)
+        assert caught.value.bound == bound
+    assert expand_weights({"train.seed": 1}, COSTS) is None

@@ -1,0 +1,43 @@
+"""What MLflow remembers of a sweep."""
+
+import time
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from cluster.tracking.runs import children
+from tests.support.sweeps import accept, described, result_of
+from tuning.trial_store import TrialStore, read_trials
+
+
+def test_the_time_of_a_sweep_is_that_of_all_its_starts(parent):
+    for resumed in (False, True):
+        with TrialStore(replace(parent, resumed=resumed), described):
+            time.sleep(0.3)
+    began = time.monotonic()
+    book = TrialStore(replace(parent, resumed=True), described)
+    assert book.seconds - (time.monotonic() - began) > 0.55  # written to a tenth of a second
+
+
+def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(parent, monkeypatch):
+    uri, candidate = parent.uri, accept({"x": 1})
+
+    def away(*_: object, **__: object) -> None:
+        raise OSError("MLflow is away")
+
+    with TrialStore(parent, described) as book:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", away)
+            with pytest.raises(OSError, match="away"):
+                book.open(1, candidate)
+        record, _ = book.open(1, candidate)
+    assert len(children(uri, parent.run_id)) == 2
+    again = TrialStore(replace(parent, resumed=True), described)
+    assert [each.run.info.run_id for each in again.unfinished] == [record.run_id]
+    with again:
+        again.open(1, candidate, again.unfinished[0])
+        again.close(result_of({}, (50.0,)))
+    ended, left = read_trials(uri, parent.run_id)
+    assert [each.run_id for each in ended] == [record.run_id]
+    assert left == []
