@@ -173,7 +173,7 @@ def train_population(method: Method, seed: int) -> Winner:
     scored = [(best_epoch(member.snapshot), member) for member in members if member.snapshot]
     metrics, best = max(scored, key=lambda each: each[0][ACCURACY])
     assert best.snapshot is not None, "it was trained"
-    budgets = sweep.objective.budgets
+    budgets = sweep.objective.budgets_mult_adds
     return Winner(
         weights=best.trained,
         accuracies=[metrics[budget_metric(k)] for k in range(len(budgets))],

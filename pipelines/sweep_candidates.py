@@ -48,7 +48,7 @@ def check_space(sweep: Sweep, base: Run) -> None:
             )
 
 
-def check_candidate(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candidate:
+def check_candidate(sweep: Sweep, base: Run, params: Mapping[str, Any]) -> Candidate:
     """Give what a draw means, or refuse it.
 
     What is cheap comes first: the network's own rules, then its cost, then all settings by the
@@ -57,12 +57,12 @@ def check_candidate(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candida
     Args:
         sweep: its space, window and objective.
         base: the run that all trials start from.
-        draw: values by the names of the space.
+        params: values by the names of the space.
 
     Raises:
         RejectedError: the draw cannot be trained, or lies outside the window.
     """
-    settings = expand_model(draw, base.model.scales)
+    settings = expand_model(params, base.model.scales)
     shape = {k.removeprefix("model."): v for k, v in settings.items() if k.startswith("model.")}
     try:
         cost = mult_adds(replace(base.model, **shape))
@@ -70,24 +70,24 @@ def check_candidate(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candida
         raise RejectedError(_bound(error), str(error)) from None
     except TypeError:  # no field of a network, or no value of one: the door says which
         cost = mult_adds(_parse(base, settings).model)
-    sweep.window.check("mult_adds", cost[-1])
-    sweep.window.check("first_exit", cost[0])
-    if cost[0] > sweep.objective.least_budget:
+    sweep.cost_limits.check("mult_adds", cost[-1])
+    sweep.cost_limits.check("first_exit_mult_adds", cost[0])
+    if cost[0] > sweep.objective.min_budget_mult_adds:
         raise RejectedError(
-            "objective.budgets",
-            f"the smallest budget of the objective is {sweep.objective.least_budget:.4g} "
+            "objective.budgets_mult_adds",
+            f"the smallest budget of the objective is {sweep.objective.min_budget_mult_adds:.4g} "
             f"mult-adds, the first exit of a drawn network costs {cost[0]:.4g}",
         )
-    if (weights := expand_weights(draw, cost)) is not None:
+    if (weights := expand_weights(params, cost)) is not None:
         settings[_WEIGHTS] = weights if set(weights) != {1.0} else []
     run = _parse(base, settings)
-    if sweep.window.parameters is not None or sweep.window.memory is not None:
+    if sweep.cost_limits.parameters is not None or sweep.cost_limits.memory_bytes is not None:
         size = _footprint(run)
-        sweep.window.check("parameters", size.parameters)
-        sweep.window.check("memory", size.memory)
+        sweep.cost_limits.check("parameters", size.parameters)
+        sweep.cost_limits.check("memory_bytes", size.memory)
     before = flatten(base)
     meant = {name: value for name, value in flatten(run).items() if value != before[name]}
-    return Candidate(run=run, draw=draw, settings=meant, cost=cost)
+    return Candidate(run=run, params=params, settings=meant, cost=cost)
 
 
 def describe(candidate: Candidate, name: str) -> TrialConfig:
@@ -99,7 +99,7 @@ def describe(candidate: Candidate, name: str) -> TrialConfig:
         settings=flatten(run),
         config_text=config_text(run),
         parameters=size.parameters,
-        memory=size.memory,
+        memory_bytes=size.memory,
     )
 
 

@@ -53,20 +53,20 @@ def main() -> None:
         tracking.check_reachable()
         run = common_run(sweep)
         tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
-        draws = make_sampler(sweep, run)
-        draws.check_ahead(sweep.num_trials)
+        sampler = make_sampler(sweep, run)
+        sampler.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
             check_capacity(run.cluster)
             # Budgets are those of the best configs, not of the network that trials start from.
             info = prepare_images(
                 replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,)))
             )
-            run_trials(sweep, run, draws, reference_curve_for(classes_in(info)))
+            run_trials(sweep, run, sampler, reference_curve_for(classes_in(info)))
 
 
 def common_run(sweep: Sweep) -> Run:
     """Read the run that all trials start from, with paths that hold on every node."""
-    run = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
+    run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
     return replace(
         run,
@@ -82,18 +82,18 @@ def make_sampler(sweep: Sweep, run: Run) -> Sampler:
         ValueError: a sweep of `warm_start` is not there, or is none to learn from.
     """
     earlier = [result for name in sweep.warm_start for result in earlier_results(name, sweep, run)]
-    draws = Sampler(
+    sampler = Sampler(
         sweep.space,
-        search=sweep.search,
+        method=sweep.sampler,
         objective=sweep.objective,
         num_trials=sweep.num_trials,
         seed=sweep.seed,
         check=partial(check_candidate, sweep, run),
     )
     if earlier:
-        known = sum(draws.learn(result) for result in earlier)
+        known = sum(sampler.learn(result) for result in earlier)
         print(f"{known} of {len(earlier)} trials of {', '.join(sweep.warm_start)} are known")
-    return draws
+    return sampler
 
 
 def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
@@ -135,13 +135,13 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
     return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
 
 
-def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
+def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None:
     """Search, and leave the report and the winning configs.
 
     Args:
         sweep: what is searched.
         run: what all trials start from; its images are prepared.
-        draws: where samples come from.
+        sampler: where samples come from.
         published: data set whose published RANet is drawn as well, if there is one.
 
     Raises:
@@ -157,51 +157,51 @@ def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         fresh=sweep.fresh,
     ) as record:
-        with TrialStore(record, describe) as book:
+        with TrialStore(record, describe) as store:
             trials = search(
-                draws,
-                book,
+                sampler,
+                store,
                 partial(train_trial, sweep.objective),
                 cluster=cluster,
                 objective=sweep.objective,
-                stopping=sweep.stopping,
+                early_stopping=sweep.early_stopping,
                 num_trials=sweep.num_trials,
                 num_epochs=run.train.epochs,
             )
-        outcome = SweepResults(
+        results = SweepResults(
             name=sweep.name,
-            objectives=sweep.objective.names,
+            objectives=sweep.objective.metrics,
             directions=sweep.objective.directions,
-            budgets=sweep.objective.budgets,
-            results=tuple(flat(result) for result in book.results),
+            budgets=sweep.objective.budgets_mult_adds,
+            trials=tuple(flat(result) for result in store.results),
             rejected=trials.rejected,
-            seconds=book.seconds,
+            seconds=store.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
             device=cluster.device.upper(),
             published=published,
         )
-        report(outcome, sweep, run, record)
+        report(results, sweep, run, record)
         if trials.lost:
             raise RunError(
                 f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
                 f"start {sweep.name} again to go on with them"
             )
-        if not outcome.ranking:
+        if not results.ranking:
             raise RunError(
-                f"all {len(book.results)} trials failed, the last one: {book.results[-1].error}"
+                f"all {len(store.results)} trials failed, the last one: {store.results[-1].error}"
             )
 
 
-def report(outcome: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
+def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
     """Write table, pictures and configs to a folder and to MLflow, and print the summary."""
-    draws = {each.number: each.settings for each in read_trials(record.uri, record.run_id)[0]}
+    params_of = {each.number: each.params for each in read_trials(record.uri, record.run_id)[0]}
 
     def config_of(result: TrialResult, name: str, budget: float | None) -> str:
-        return best_config(check_candidate(sweep, run, draws[result.number]), name, budget)
+        return best_config(check_candidate(sweep, run, params_of[result.number]), name, budget)
 
     folder = Path("outputs") / "sweeps" / record.storage_name
-    summary = write_report(folder, outcome, config_of)
+    summary = write_report(folder, results, config_of)
     record.log_folder(folder, "sweep")
     print(f"\n{summary}\n\nfiles       {folder}")
     print(f"MLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
@@ -210,9 +210,9 @@ def report(outcome: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
 
 
 def flat(result: TrialResult) -> TrialResult:
-    """Return a trial whose choices of several settings are shown one by one."""
+    """Return a trial whose choices of several settings are format_value one by one."""
     settings: dict[str, Any] = {}
-    for name, value in result.settings.items():
+    for name, value in result.params.items():
         settings |= value if isinstance(value, Mapping) else {name: value}
     return replace(result, settings=settings)
 

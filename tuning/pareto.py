@@ -1,4 +1,4 @@
-"""Which results no other one beats, and where they lie far apart."""
+"""Pareto front, and the largest gaps on it."""
 
 import math
 from collections.abc import Sequence
@@ -7,58 +7,57 @@ from itertools import pairwise
 from typing import Literal
 
 Direction = Literal["minimize", "maximize"]
-"""Whether less or more of an objective is better."""
+"""Direction of an objective, as Optuna names it."""
 
 
 def pareto_front(
     points: Sequence[Sequence[float]], directions: Sequence[Direction]
 ) -> tuple[int, ...]:
-    """Return the places of the points that no other beats, in the order of the points.
+    """Return the indices of the non-dominated points, ascending.
 
-    A point beats another that it is no worse than in every objective and better than in one, so
-    equal points leave each other on the front.
+    A point dominates another if it is no worse in every objective and better in at least one, so
+    equal points do not dominate each other.
 
     Args:
         points: values of the objectives of each point.
-        directions: of each objective.
+        directions: direction of each objective.
 
     Raises:
-        ValueError: a point has not one value per objective, or one that is not a number.
+        ValueError: a point does not have one number per objective, or a number is nan.
     """
     losses = losses_of(points, directions)
-    # In rising order a point can only be beaten by one before it: by one of the front so far.
+    # In ascending order a point can only be dominated by a point of the front so far.
     front: list[int] = []
-    for place in sorted(range(len(losses)), key=losses.__getitem__):
-        if not any(_beats(losses[other], losses[place]) for other in front):
-            front.append(place)
+    for index in sorted(range(len(losses)), key=losses.__getitem__):
+        if not any(_dominates(losses[other], losses[index]) for other in front):
+            front.append(index)
     return tuple(sorted(front))
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Two neighbours on a front of cost and accuracy, and the room between them."""
+    """Gap between two neighbours on a front of cost and accuracy."""
 
     cheaper: tuple[float, float]
-    """Cost and accuracy."""
-    dearer: tuple[float, float]
+    """Cost and accuracy of the cheaper neighbour."""
+    costlier: tuple[float, float]
+    """Cost and accuracy of the costlier neighbour."""
     share: float
-    """Of the rectangle that the whole front spans, what one better point in between could add."""
+    """Area of the rectangle between the neighbours, as a fraction of the whole front's rectangle.
+    One point between the neighbours could add at most this area."""
 
 
 def gaps(points: Sequence[tuple[float, float]]) -> list[Gap]:
-    """Return the gaps of the front of (cost, accuracy) points, the widest first.
-
-    A point between two neighbours can add at most the rectangle that they span, so where that is
-    large the front is thin: little is known of what the costs between them could give.
+    """Return the gaps on the front of (cost, accuracy) points, largest first.
 
     Raises:
-        ValueError: as `pareto_front`.
+        ValueError: as for `pareto_front`.
     """
-    front = sorted({points[place] for place in pareto_front(points, ("minimize", "maximize"))})
+    front = sorted({points[index] for index in pareto_front(points, ("minimize", "maximize"))})
     whole = (front[-1][0] - front[0][0]) * (front[-1][1] - front[0][1]) if front else 0.0
     found = [
-        Gap(cheaper, dearer, (dearer[0] - cheaper[0]) * (dearer[1] - cheaper[1]) / whole)
-        for cheaper, dearer in pairwise(front)
+        Gap(cheaper, costlier, (costlier[0] - cheaper[0]) * (costlier[1] - cheaper[1]) / whole)
+        for cheaper, costlier in pairwise(front)
     ]
     return sorted(found, key=lambda gap: -gap.share)
 
@@ -66,7 +65,11 @@ def gaps(points: Sequence[tuple[float, float]]) -> list[Gap]:
 def losses_of(
     points: Sequence[Sequence[float]], directions: Sequence[Direction]
 ) -> list[tuple[float, ...]]:
-    """Turn every objective into one of which less is better."""
+    """Negate maximized objectives, so that less is better in each.
+
+    Raises:
+        ValueError: a point does not have one number per objective, or a number is nan.
+    """
     signs = [{"minimize": 1.0, "maximize": -1.0}[direction] for direction in directions]
     losses = []
     for point in points:
@@ -78,5 +81,5 @@ def losses_of(
     return losses
 
 
-def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
+def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return one != other and all(a <= b for a, b in zip(one, other, strict=True))

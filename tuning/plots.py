@@ -19,22 +19,22 @@ from optuna.trial import create_trial
 
 from tuning.pareto import pareto_front
 from tuning.reference_curves import RANET_CURVES
-from tuning.results import SweepResults, TrialResult, shown
+from tuning.results import SweepResults, TrialResult, format_value
 
-FEWEST_FOR_IMPORTANCES = 8
+MIN_TRIALS_FOR_IMPORTANCES = 8
 """Measured trials below which importances are not computed."""
-_ENOUGH_FOR_IMPORTANCES = 30  # with fewer, settings of no effect came out first now and then
+_RELIABLE_TRIALS = 30  # with fewer, settings of no effect came out first now and then
 _LABELS_SHOWN = 14
 _STANDING = MarkerStyle("v", transform=Affine2D().translate(0, 0.5))  # on its tip
 _LOG_RATIO = 20.0  # values above 0 that differ by such a factor get a logarithmic axis
 
 
-def plot_front(outcome: SweepResults) -> Figure | None:
+def plot_front(results: SweepResults) -> Figure | None:
     """Draw accuracy against mult-adds: one point a trial and budget, and the front.
 
     Points far below the front would squeeze it: they are triangles at the lower edge.
     """
-    points = outcome.points()
+    points = results.points()
     if not points:
         return None
     figure = Figure(figsize=(8, 5), layout="constrained")
@@ -42,7 +42,7 @@ def plot_front(outcome: SweepResults) -> Figure | None:
     places = pareto_front([point[:2] for point in points], ("minimize", "maximize"))
     front = sorted({points[place][:2]: points[place][2] for place in reversed(places)}.items())
     costs, top1s = zip(*((cost / 1e6, top1) for (cost, top1), _ in front), strict=True)
-    published = RANET_CURVES.get(outcome.published, ())
+    published = RANET_CURVES.get(results.published, ())
     _scatter(axes, points, [*top1s, *(top1 for _, top1 in published)])
     axes.step(
         [*costs, max(cost / 1e6 for cost, *_ in points)], [*top1s, top1s[-1]],
@@ -58,13 +58,13 @@ def plot_front(outcome: SweepResults) -> Figure | None:
         axes.plot(
             [cost / 1e6 for cost, _ in published], [top1 for _, top1 in published],
             color="tab:green", linestyle="--", marker="s", markersize=4,
-            label=f"RANet of the paper, {outcome.published}, test images",
+            label=f"RANet of the paper, {results.published}, test images",
         )  # fmt: skip
     shown = [*costs, *(cost / 1e6 for cost, *_ in points), *(cost / 1e6 for cost, _ in published)]
     if max(shown) > _LOG_RATIO * min(shown):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_title(f"{outcome.name}: accuracy within a budget")
+    axes.set_title(f"{results.name}: accuracy within a budget")
     axes.set_xlabel("mult-adds per image, mean (millions)")
     axes.set_ylabel("top-1 on held-out validation images (%)")
     axes.grid(alpha=0.3)
@@ -105,14 +105,14 @@ def _scatter(
         axes.margins(y=0.12)
 
 
-def plot_parallel(outcome: SweepResults) -> Figure | None:
+def plot_parallel(results: SweepResults) -> Figure | None:
     """Draw every measured trial as a line over what was varied and what came of it."""
-    if not outcome.ranking:
+    if not results.ranking:
         return None
-    columns = outcome.columns()
-    for place, name in enumerate(outcome.objectives):
-        columns[name] = [result.values[place] for result in outcome.ranking]
-    columns["last exit, M"] = [result.cost[-1] / 1e6 for result in outcome.ranking]
+    columns = results.columns()
+    for place, name in enumerate(results.objectives):
+        columns[name] = [result.values[place] for result in results.ranking]
+    columns["last exit, M"] = [result.cost[-1] / 1e6 for result in results.ranking]
     scales = [_scale(values) for values in columns.values()]
     figure = Figure(figsize=(max(6.0, 1.35 * len(columns)), 5.5), layout="constrained")
     axes = figure.subplots()
@@ -120,8 +120,8 @@ def plot_parallel(outcome: SweepResults) -> Figure | None:
         [scale.height(value, place / len(values)) for place, value in enumerate(values)]
         for scale, values in zip(scales, columns.values(), strict=True)
     ]
-    scores = [result.values[0] for result in outcome.ranking]
-    best_is_low = outcome.directions[0] == "minimize"
+    scores = [result.values[0] for result in results.ranking]
+    best_is_low = results.directions[0] == "minimize"
     colors = colormaps["viridis_r" if best_is_low else "viridis"]
     # What most trials reach tells more than the few that learned nothing.
     rising = sorted(scores, reverse=best_is_low)
@@ -146,7 +146,7 @@ def plot_parallel(outcome: SweepResults) -> Figure | None:
     axes.set_xlim(0, len(columns) - 0.6)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(f"{outcome.name}: {len(scores)} trials by {outcome.objectives[0]}, best thick")
+    axes.set_title(f"{results.name}: {len(scores)} trials by {results.objectives[0]}, best thick")
     return figure
 
 
@@ -174,7 +174,7 @@ class _Scale:
         """Give the values to write at the axis."""
         if self.kind == "names":
             step = -(-len(self.values) // _LABELS_SHOWN)
-            return [(value, shown(value)) for value in self.values[::step]]
+            return [(value, format_value(value)) for value in self.values[::step]]
         low, high = self.values
         shares = [0.0, 0.25, 0.5, 0.75, 1.0] if high > low else [0.0]
         if self.kind == "log":
@@ -194,9 +194,9 @@ def _scale(values: Sequence[Any]) -> _Scale:
     return _Scale((low, high), "log" if low > 0 and high > _LOG_RATIO * low else "linear")
 
 
-def plot_importances(outcome: SweepResults) -> Figure | None:
+def plot_importances(results: SweepResults) -> Figure | None:
     """Draw the share of each setting in the spread of each objective, as fANOVA estimates it."""
-    found = importances(outcome)
+    found = importances(results)
     if not found:
         return None
     names = list(reversed(next(iter(found.values()))))
@@ -213,37 +213,37 @@ def plot_importances(outcome: SweepResults) -> Figure | None:
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("share of the spread between trials that it explains, % (fANOVA)")
     axes.margins(x=0.08)
-    trust = "" if len(outcome.ranking) >= _ENOUGH_FOR_IMPORTANCES else ", few: only a hint"
-    axes.set_title(f"{outcome.name}: importances, from {len(outcome.ranking)} trials{trust}")
+    trust = "" if len(results.ranking) >= _RELIABLE_TRIALS else ", few: only a hint"
+    axes.set_title(f"{results.name}: importances, from {len(results.ranking)} trials{trust}")
     if len(found) > 1:
         axes.legend()
     return figure
 
 
-def importances(outcome: SweepResults) -> dict[str, dict[str, float]]:
+def importances(results: SweepResults) -> dict[str, dict[str, float]]:
     """Estimate the share of each setting in the spread of each objective; they sum to 1.
 
     Only settings that all measured trials have are counted, lists of numbers entry by entry. With
-    fewer than `FEWEST_FOR_IMPORTANCES` measured trials there are none. Trials that were stopped
+    fewer than `MIN_TRIALS_FOR_IMPORTANCES` measured trials there are none. Trials that were stopped
     early count with what they had reached.
 
     Returns:
         By objective, the most important of the first objective first.
     """
-    measured = outcome.ranking
-    columns = {name: values for name, values in outcome.columns().items() if None not in values}
-    if len(measured) < FEWEST_FOR_IMPORTANCES or not columns:
+    measured = results.ranking
+    columns = {name: values for name, values in results.columns().items() if None not in values}
+    if len(measured) < MIN_TRIALS_FOR_IMPORTANCES or not columns:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {name: _distribution(values) for name, values in columns.items()}
-    study = optuna.create_study(directions=list(outcome.directions))
+    study = optuna.create_study(directions=list(results.directions))
     for place, result in enumerate(measured):
         params = {name: _optunas(values[place]) for name, values in columns.items()}
         study.add_trial(
             create_trial(params=params, distributions=distributions, values=list(result.values))
         )
     found = {}
-    for place, objective in enumerate(outcome.objectives):
+    for place, objective in enumerate(results.objectives):
         if len({result.values[place] for result in measured}) > 1:
             found[objective] = get_param_importances(
                 study,
@@ -266,7 +266,7 @@ def _distribution(values: Sequence[Any]) -> BaseDistribution:
 
 def _optunas(value: Any) -> Any:
     """Give a value as Optuna takes it: sequences as text."""
-    return shown(value) if isinstance(value, tuple) else value
+    return format_value(value) if isinstance(value, tuple) else value
 
 
 def _is_number(value: Any) -> bool:

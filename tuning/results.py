@@ -18,12 +18,12 @@ class TrialResult:
     """One trial: what it tried, what that costs, and what came of it."""
 
     number: int
-    """Place in the order of the draws, from 1."""
+    """Place in the order of the sampler, from 1."""
     trial_id: str
     """Tune's name of the trial."""
     run_id: str
     """Its MLflow run; empty where it ended before it had one."""
-    settings: Mapping[str, Any]
+    params: Mapping[str, Any]
     """Sampled values by dotted name."""
     state: State
     """How it ended."""
@@ -35,7 +35,7 @@ class TrialResult:
     """Cumulative mult-adds of every exit."""
     parameters: int
     """Weights of the network."""
-    memory: int
+    memory_bytes: int
     """Estimated bytes of a training step on one worker."""
     values: tuple[float, ...] = ()
     """Its objectives, in the order of the sweep; empty where none was measured."""
@@ -63,7 +63,7 @@ class SweepResults:
     budgets: tuple[float, ...]
     """Mean mult-adds per image to find the best configs for, rising; empty: no budgets, every trial
     was measured at its own last exit's cost."""
-    results: tuple[TrialResult, ...]
+    trials: tuple[TrialResult, ...]
     """All trials, in any order."""
     rejected: Mapping[str, int]
     """Samples that no worker was taken for, by reason."""
@@ -79,7 +79,7 @@ class SweepResults:
     @cached_property
     def measured(self) -> tuple[TrialResult, ...]:
         """Trials to compare; one that failed is none, however far it came: it would fail again."""
-        return tuple(each for each in self.results if each.values and each.state != "failed")
+        return tuple(each for each in self.trials if each.values and each.state != "failed")
 
     @cached_property
     def ranking(self) -> tuple[TrialResult, ...]:
@@ -118,15 +118,15 @@ class SweepResults:
 
     def varied(self, result: TrialResult) -> dict[str, Any]:
         """Return those settings of a trial that are not the same in all, by short name."""
-        names = list(dict.fromkeys(name for each in self.results for name in each.settings))
+        names = list(dict.fromkeys(name for each in self.trials for name in each.params))
         short = [
             name if name.startswith(WEIGHTS) else name.rpartition(".")[2] for name in names
         ]  # "family" alone says nothing
         return {
-            last if short.count(last) == 1 else name: _frozen(result.settings[name])
+            last if short.count(last) == 1 else name: _frozen(result.params[name])
             for name, last in zip(names, short, strict=True)
-            if name in result.settings
-            and len({_frozen(each.settings.get(name)) for each in self.results}) > 1
+            if name in result.params
+            and len({_frozen(each.params.get(name)) for each in self.trials}) > 1
         }
 
     def columns(self) -> dict[str, list[Any]]:
@@ -158,10 +158,10 @@ def accuracy_at(result: TrialResult, budget: float) -> float:
     return result.accuracies[result.budgets.index(budget)]
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Write a setting briefly."""
     if isinstance(value, tuple):
-        return "-".join(map(shown, value))
+        return "-".join(map(format_value, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -51,25 +51,25 @@ class _Ends(tune.Callback):
 
 
 def search(
-    draws: Sampler,
-    book: TrialStore,
+    sampler: Sampler,
+    store: TrialStore,
     train: Train,
     *,
     cluster: ClusterConfig,
     objective: Objective,
-    stopping: EarlyStopping,
+    early_stopping: EarlyStopping,
     num_trials: int,
     num_epochs: int,
 ) -> SweepSearcher:
-    """Run the trials that are left to their ends; `book.results` has them all then.
+    """Run the trials that are left to their ends; `store.results` has them all then.
 
     Args:
-        draws: where samples come from.
-        book: where trials are written down, and what earlier starts wrote.
+        sampler: where samples come from.
+        store: where trials are written down, and what earlier starts wrote.
         train: trains a run.
         cluster: what each trial asks of Ray.
         objective: what is compared.
-        stopping: when a trial is given up early.
+        early_stopping: when a trial is given up early.
         num_trials: trials in all.
         num_epochs: epochs of a trial that is not stopped.
     """
@@ -81,12 +81,12 @@ def search(
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we say what went wrong
     watch = start_heartbeats()
     trials = SweepSearcher(
-        draws, book, cluster=cluster, objective=objective,
+        sampler, store, cluster=cluster, objective=objective,
         num_trials=num_trials, num_epochs=num_epochs, watch=watch,
     )  # fmt: skip
-    metric = objective_metric(objective.names[0])
+    metric = objective_metric(objective.metrics[0])
     mode = "min" if objective.directions[0] == "minimize" else "max"
-    scheduler = make_scheduler(stopping, metric, mode, num_epochs)
+    scheduler = make_scheduler(early_stopping, metric, mode, num_epochs)
     for trial_id, measured in trials.earlier().items():
         earlier = SimpleNamespace(trial_id=trial_id)
         scheduler.on_trial_add(None, earlier)  # pyright: ignore[reportArgumentType]
@@ -99,7 +99,7 @@ def search(
             tune_config=tune.TuneConfig(
                 search_alg=trials,
                 scheduler=scheduler,
-                num_samples=num_trials - len(book.results),
+                num_samples=num_trials - len(store.results),
                 trial_dirname_creator=_folder,
                 reuse_actors=True,
             ),
@@ -112,18 +112,18 @@ def search(
 
 
 def make_scheduler(
-    stopping: EarlyStopping, metric: str, mode: str, num_epochs: int
+    early_stopping: EarlyStopping, metric: str, mode: str, num_epochs: int
 ) -> TrialScheduler:
     """Make Tune's scheduler; it looks at whole epochs, and never at the last one."""
-    if stopping.method == "none" or num_epochs <= stopping.first_epoch:
+    if early_stopping.method == "none" or num_epochs <= early_stopping.first_epoch:
         return FIFOScheduler()
     return AsyncHyperBandScheduler(
         time_attr=EPOCH,
         metric=metric,
         mode=mode,
-        grace_period=stopping.first_epoch,
-        reduction_factor=stopping.factor,
-        brackets=stopping.brackets,
+        grace_period=early_stopping.first_epoch,
+        reduction_factor=early_stopping.factor,
+        brackets=early_stopping.brackets,
         max_t=num_epochs - 1,
         stop_last_trials=False,
     )

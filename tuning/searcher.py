@@ -36,7 +36,7 @@ class _Live:
     number: int
     candidate: Candidate
     asked: int
-    """The number by which the draws know it."""
+    """The number by which the sampler know it."""
     storage_name: str
     """Ray's name of its training."""
     before: dict[int, float]
@@ -56,8 +56,8 @@ class SweepSearcher(Searcher):
 
     def __init__(
         self,
-        draws: Sampler,
-        book: TrialStore,
+        sampler: Sampler,
+        store: TrialStore,
         *,
         cluster: ClusterConfig,
         objective: Objective,
@@ -68,8 +68,8 @@ class SweepSearcher(Searcher):
         """Take over the trials that an earlier start left behind; they go first.
 
         Args:
-            draws: where samples come from; it learns what became of them.
-            book: where trials are written down.
+            sampler: where samples come from; it learns what became of them.
+            store: where trials are written down.
             cluster: what each trial asks of Ray.
             objective: what is compared.
             num_trials: trials in all, those of earlier starts included.
@@ -77,14 +77,14 @@ class SweepSearcher(Searcher):
             watch: knows the controllers of the trials.
         """
         super().__init__()
-        self._draws, self._book, self._cluster, self._watch = draws, book, cluster, watch
+        self._sampler, self._store, self._cluster, self._watch = sampler, store, cluster, watch
         self._objective, self._num_trials, self._num_epochs = objective, num_trials, num_epochs
-        for result in book.results:
-            draws.learn(result)
-        if book.num_opened:
-            draws.reseed()
-        self._waiting = [(each, *draws.again(each.draw)) for each in book.unfinished]
-        self._opened = book.num_opened
+        for result in store.results:
+            sampler.learn(result)
+        if store.num_opened:
+            sampler.reseed()
+        self._waiting = [(each, *sampler.resume(each.params)) for each in store.unfinished]
+        self._opened = store.num_opened
         self._drawn: tuple[Unfinished | None, Candidate, int] | None = None
         self._live: dict[str, _Live] = {}
         self._lost_in_a_row = 0
@@ -99,7 +99,7 @@ class SweepSearcher(Searcher):
     @property
     def rejected(self) -> dict[str, int]:
         """Draws that were refused, by bound, those of earlier starts included."""
-        total = self._draws.rejected + type(self._draws.rejected)(self._book.rejected)
+        total = self._sampler.rejected + type(self._sampler.rejected)(self._store.rejected)
         return dict(total.most_common())
 
     def suggest(self, trial_id: str) -> Any:
@@ -112,7 +112,9 @@ class SweepSearcher(Searcher):
             if self.is_done:
                 return Searcher.FINISHED
             try:
-                self._drawn = self._waiting.pop(0) if self._waiting else (None, *self._draws.next())
+                self._drawn = (
+                    self._waiting.pop(0) if self._waiting else (None, *self._sampler.next())
+                )
             except SpaceExhaustedError as error:
                 logger.warning("the sweep ends after %d trials: %s", self._opened, error)
                 self._num_trials = self._opened
@@ -120,7 +122,7 @@ class SweepSearcher(Searcher):
         before, candidate, asked = self._drawn
         number = self._opened + 1 if before is None else before.number
         try:
-            record, run = self._book.open(number, candidate, before)
+            record, run = self._store.open(number, candidate, before)
             history = {} if before is None else self._measured(record.run_id)
         except tracking.FAILURES as error:
             logger.warning("MLflow does not answer, no trial is begun until it does: %s", error)
@@ -129,10 +131,10 @@ class SweepSearcher(Searcher):
         self._opened = max(self._opened, number)
         worked = 0.0 if before is None else before.run.data.metrics.get(SECONDS, 0.0)
         self._live[trial_id] = _Live(number, candidate, asked, record.storage_name, history, worked)
-        self._book.note_rejected(self.rejected)
+        self._store.note_rejected(self.rejected)
         logger.info(
             "trial %d %s, %.4g M mult-adds: %s", number, "goes on" if before else "begins",
-            candidate.cost[-1] / 1e6, " ".join(as_arguments(candidate.draw)),
+            candidate.cost[-1] / 1e6, " ".join(as_arguments(candidate.params)),
         )  # fmt: skip
         return {"task": Task(run, record)}
 
@@ -143,7 +145,7 @@ class SweepSearcher(Searcher):
         live.best = result.get(BEST, live.best)
         if not live.history or live.history[-1][EPOCH] < result[EPOCH]:
             live.history.append(result[METRICS])
-            self._book.note_seconds()
+            self._store.note_seconds()
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -157,8 +159,8 @@ class SweepSearcher(Searcher):
             logger.error("trial %d was lost: %s", live.number, error)
             self.lost.append(error)
             self._lost_in_a_row += 1
-            self._book.give_up(live.number)
-            self._draws.tell(live.asked, TrialState.FAIL)
+            self._store.give_up(live.number)
+            self._sampler.tell(live.asked, TrialState.FAIL)
             return
         last = live.best or (live.history[-1] if live.history else {})
         num_epochs = int(live.history[-1][EPOCH]) if live.history else max(live.before, default=0)
@@ -167,33 +169,33 @@ class SweepSearcher(Searcher):
             state = "failed"
         if state == "stopped":  # next Tune ends the trial's process, and with it Ray's controller
             abort(self._watch, live.storage_name)
-        names = [objective_metric(name) for name in self._objective.names]
+        names = [objective_metric(name) for name in self._objective.metrics]
         values = tuple(last[name] for name in names) if last else ()
         budgets = self._objective.budgets_of(live.candidate.cost) if last else ()
         result = TrialResult(
             number=live.number,
             trial_id=trial_id,
             run_id="",
-            settings={},
+            params={},
             state=state,
             epochs=num_epochs,
             seconds=live.history[-1][SECONDS] if live.history else live.seconds_before,
             cost=(),
             parameters=0,
-            memory=0,
+            memory_bytes=0,
             values=values,
             budgets=budgets,
             accuracies=tuple(last[budget_metric(k)] for k in range(len(budgets))),
             exits=tuple(validation_top1(last)),
             error="" if error is None else str(error),
         )
-        self._book.close(result, live.history)
+        self._store.close(result, live.history)
         state_of = {
             "finished": TrialState.COMPLETE,
             "stopped": TrialState.PRUNED,
             "failed": TrialState.FAIL,
         }
-        self._draws.tell(live.asked, state_of[state], values, num_epochs)
+        self._sampler.tell(live.asked, state_of[state], values, num_epochs)
         if error is not None:
             logger.error("trial %d failed: %s", live.number, error)
         else:
@@ -201,7 +203,7 @@ class SweepSearcher(Searcher):
                 "trial %d %s after %d epochs: %s", live.number, state, num_epochs,
                 ", ".join(
                     f"{name} {value:.4g}"
-                    for name, value in zip(self._objective.names, values, strict=True)
+                    for name, value in zip(self._objective.metrics, values, strict=True)
                 ),
             )  # fmt: skip
 
@@ -211,11 +213,11 @@ class SweepSearcher(Searcher):
 
     def earlier(self) -> dict[str, dict[int, float]]:
         """Return the objective by epoch of every trial that an earlier start brought to its end."""
-        return {each.trial_id: self._measured(each.run_id) for each in self._book.results}
+        return {each.trial_id: self._measured(each.run_id) for each in self._store.results}
 
     def _measured(self, run_id: str) -> dict[int, float]:
-        metric = objective_metric(self._objective.names[0])
-        return tracking.history(self._book.uri, run_id, metric)
+        metric = objective_metric(self._objective.metrics[0])
+        return tracking.history(self._store.uri, run_id, metric)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave all out of the copy that Tune writes of what it was given."""

@@ -1,4 +1,4 @@
-"""What a draw means for a run: the settings that it stands for."""
+"""Expand the parameters of a candidate to settings of a run."""
 
 import json
 from collections.abc import Mapping
@@ -7,22 +7,16 @@ from typing import Any
 from tuning.config import Dimension, RejectedError
 
 WEIGHTS = "exit_weights"
-
-
 FACTORS = "scale_factors"
-
-
 FAMILIES = ("uniform", "linear", "power", "cost", "free")
-
-
 SHORTHANDS = (FACTORS, f"{WEIGHTS}.family", f"{WEIGHTS}.strength", f"{WEIGHTS}.free")
-"""Names of a space that are no settings of a run, and stand for several."""
+"""Names of a space that are not settings of a run, but expand to several."""
 
 
 def names_in(space: Mapping[str, Dimension]) -> set[str]:
-    """Return all that a space may set, by the names of settings and those that stand for several.
+    """Return the names of all settings and shorthands that a space can set.
 
-    A choice that is a mapping sets what is in it, under whatever name it stands.
+    A choice that is a mapping sets the names in the mapping instead of the name of its entry.
     """
     names: set[str] = set()
     for name, dimension in space.items():
@@ -31,18 +25,18 @@ def names_in(space: Mapping[str, Dimension]) -> set[str]:
     return names
 
 
-def expand_model(draw: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str, Any]:
-    """Return the settings that a draw means, all but the loss weights of `expand_weights`.
+def expand_model(params: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str, Any]:
+    """Return the settings of a candidate, except the loss weights of `expand_weights`.
 
     Args:
-        draw: values by the names of the space.
-        scales: those of the network where the draw has none.
+        params: values by the names of the space.
+        scales: scales of the network if `params` does not set them.
 
     Raises:
         RejectedError: `scale_factors` has no entry for a scale.
     """
     settings: dict[str, Any] = {}
-    for name, value in draw.items():
+    for name, value in params.items():
         settings |= value if isinstance(value, Mapping) else {name: value}
     settings = {name: v for name, v in settings.items() if not name.startswith(f"{WEIGHTS}.")}
     if FACTORS in settings:
@@ -59,26 +53,26 @@ def expand_model(draw: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str, 
     return settings
 
 
-def expand_weights(draw: Mapping[str, Any], cost: tuple[int, ...]) -> list[float] | None:
-    """Return the exit loss weights that a draw means, their mean 1; none where it has none.
+def expand_weights(params: Mapping[str, Any], cost: tuple[int, ...]) -> list[float] | None:
+    """Return the exit loss weights of a candidate, with mean 1; None if it does not set them.
 
-    With depth d from 0 (first exit) to 1 (last) and strength s:
+    With depth d from 0 (first exit) to 1 (last exit) and strength s:
 
     - uniform: 1;
-    - linear: 1 + s (2 d - 1), for s of -1 to 1;
+    - linear: 1 + s (2 d - 1), for s from -1 to 1;
     - power: (number of the exit / number of exits) ^ s;
-    - cost: (mult-adds of the exit / those of the last) ^ s;
+    - cost: (mult-adds of the exit / mult-adds of the last exit) ^ s;
     - free: the first entries of `exit_weights.free`.
 
     Args:
-        draw: values by the names of the space.
+        params: values by the names of the space.
         cost: cumulative mult-adds of every exit.
 
     Raises:
-        RejectedError: these are no weights.
+        RejectedError: the weights are invalid.
     """
     settings: dict[str, Any] = {}
-    for name, value in draw.items():
+    for name, value in params.items():
         settings |= value if isinstance(value, Mapping) else {name: value}
     given = {name for name in settings if name.startswith(f"{WEIGHTS}.")}
     if not given:
@@ -99,8 +93,8 @@ def expand_weights(draw: Mapping[str, Any], cost: tuple[int, ...]) -> list[float
         if len(free) < num_exits:
             raise RejectedError(
                 f"{WEIGHTS}.free",
-                f"{WEIGHTS}.free has {len(free)} entries and a drawn network {num_exits} exits: "
-                "give it a larger length",
+                f"{WEIGHTS}.free has {len(free)} entries, but a candidate has {num_exits} exits: "
+                "increase its length",
             )
         weights = [float(each) for each in free[:num_exits]]
     else:
@@ -118,7 +112,7 @@ def expand_weights(draw: Mapping[str, Any], cost: tuple[int, ...]) -> list[float
 
 
 def as_arguments(settings: Mapping[str, Any]) -> list[str]:
-    """Return settings as a command line gives them: strings as they are, others as JSON."""
+    """Format settings as command-line arguments: strings unchanged, other values as JSON."""
     return [
         f"--{name}={value if isinstance(value, str) else json.dumps(value)}"
         for name, value in settings.items()

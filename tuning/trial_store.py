@@ -19,7 +19,7 @@ from tuning.sampler import Candidate
 logger = logging.getLogger(__name__)
 
 _NUMBER = "sweep.number"
-_DRAW = "sweep.draw"
+_PARAMS = "sweep.params"
 _RESULT = "sweep.result"
 _REJECTED = "sweep.rejected"
 _SECONDS = "sweep.seconds"
@@ -36,7 +36,7 @@ class Unfinished:
     """A trial of an earlier start that had not come to its end."""
 
     number: int
-    draw: Mapping[str, Any]
+    params: Mapping[str, Any]
     run: Run
 
 
@@ -52,7 +52,7 @@ class TrialConfig:
     """The whole configuration."""
     parameters: int
     """Weights of the network."""
-    memory: int
+    memory_bytes: int
     """Estimated bytes of a training step on one worker."""
 
 
@@ -131,14 +131,14 @@ class TrialStore:
                 self._parent,
                 name,
                 parameters=described.settings,
-                tags={_NUMBER: str(number), _DRAW: json.dumps(candidate.draw)},
+                tags={_NUMBER: str(number), _PARAMS: json.dumps(candidate.params)},
             )
         self._open[number] = record, candidate, described
         self._send(record.client.log_text, record.run_id, described.config_text, "config.yaml")
         return record, described.run
 
     def note_rejected(self, counts: Mapping[str, int]) -> None:
-        """Keep how many draws were refused so far, by this start and the earlier ones."""
+        """Keep how many sampler were refused so far, by this start and the earlier ones."""
         self._send(
             self._parent.client.set_tag, self._parent.run_id, _REJECTED, json.dumps(dict(counts))
         )
@@ -153,7 +153,7 @@ class TrialStore:
         """Write down how a trial ended.
 
         Args:
-            result: of `number`, without what this book knows: its run and what it cost.
+            result: of `number`, without what this store knows: its run and what it cost.
             history: metrics of its epochs as far as they are known here; MLflow may lack the last
                 ones of a trial that was stopped.
         """
@@ -161,10 +161,10 @@ class TrialStore:
         result = replace(
             result,
             run_id=record.run_id,
-            settings=candidate.draw,
+            params=candidate.params,
             cost=candidate.cost,
             parameters=described.parameters,
-            memory=described.memory,
+            memory_bytes=described.memory_bytes,
         )
         self.results.append(result)
         self._send(record.log_history, history)
@@ -205,6 +205,6 @@ def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinish
             lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
             ended[number] = TrialResult(**(values | lists))
         else:
-            others[number] = Unfinished(number, json.loads(tags[_DRAW]), run)
+            others[number] = Unfinished(number, json.loads(tags[_PARAMS]), run)
     left = sorted(others.keys() - ended.keys())
     return [ended[number] for number in sorted(ended)], [others[number] for number in left]

@@ -23,16 +23,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SWEEP = """
 name: small-sweep
-run: {config}
-settings: {settings}
+base_config: {config}
+overrides: {settings}
 space:
   model.scales: {{choice: [[1, 2], [2, 1]]}} # the second is no network
   model.growth_rate: {{choice: [4, 6, 40]}} # the last is too large
   train.optim.lr: {{choice: [{lrs}]}}
   train.loss.curriculum: {{uniform: [-1.0, 1.0]}}
-window: {{mult_adds: [0, 4.0e+6]}}
-objective: {{names: {objectives}}}
-stopping: {{method: {stopping}, first_epoch: 1, factor: 2}}
+cost_limits: {{mult_adds: [0, 4.0e+6]}}
+objective: {{metrics: {objectives}}}
+early_stopping: {{method: {stopping}, first_epoch: 1, factor: 2}}
 num_trials: {trials}
 """
 
@@ -114,7 +114,7 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
             }  # fmt: skip
     check_every_epoch_once(database)
     rejected = json.loads(parent.data.tags["sweep.rejected"])
-    assert set(rejected) <= {"model.scales", "window.mult_adds"}
+    assert set(rejected) <= {"model.scales", "cost_limits.mult_adds"}
     assert sum(rejected.values()) > 0
     assert "Traceback" not in output
 
@@ -130,17 +130,17 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
 
 CASES = """
 name: cases
-run: config.yaml
-settings: {{cluster.num_workers: 2, train.epochs: 2, data.prepared_dir: {folder}}}
+base_config: config.yaml
+overrides: {{cluster.num_workers: 2, train.epochs: 2, data.prepared_dir: {folder}}}
 space:
   case:
     choice:
     - {{train.optim.lr: 1.0e-7}} # learns nothing
     - {{train.optim.lr: 0.1}}
     - {{model.stem_channels: 1000000}} # 65 GB for a batch
-search: random # with this seed the second comes first: what is worse is known by then
+sampler: random # with this seed the second comes first: what is worse is known by then
 seed: 0
-stopping: {{method: asha, first_epoch: 1, factor: 2}}
+early_stopping: {{method: asha, first_epoch: 1, factor: 2}}
 num_trials: 3
 """
 
@@ -158,7 +158,7 @@ def test_trials_of_two_workers_are_stopped_and_outlived_and_none_reads_test(tmp_
     database = client(tmp_path)
     ends = {}
     for run in children(database).values():
-        [case] = json.loads(run.data.tags["sweep.draw"]).values()
+        [case] = json.loads(run.data.tags["sweep.params"]).values()
         result = json.loads(run.data.tags["sweep.result"])
         assert run.data.params["cluster.num_workers"] == "2"
         ends[str(case)] = result["state"], run.info.status, steps(database, run.info.run_id)
@@ -178,7 +178,7 @@ def test_trials_of_two_workers_are_stopped_and_outlived_and_none_reads_test(tmp_
 def test_more_workers_than_the_machine_has_are_refused_before_images_are_prepared(tmp_path, device):
     write_sweep(tmp_path)
     asked = {"cluster.device": device, "cluster.num_workers": 64, "train.epochs": 1}
-    settings = f"--settings={json.dumps(asked)}"
+    settings = f"--overrides={json.dumps(asked)}"
     with training(tmp_path, settings, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait() == 1
         last = sweep.output().splitlines()[-1]
@@ -221,7 +221,7 @@ def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submi
 ):
     places = {"cluster.storage_path": STORAGE, "data.prepared_dir": IMAGES}
     file = write_sweep(
-        tmp_path, objectives="[accuracy, latency]", trials=3, **{"train.epochs": 8}, **places
+        tmp_path, objectives="[accuracy, latency_ms]", trials=3, **{"train.epochs": 8}, **places
     )
 
     def submit() -> Job:

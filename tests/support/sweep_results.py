@@ -11,13 +11,13 @@ def trial(number: int, *top1: float, top: float = 20e6, **other) -> TrialResult:
         "number": number,
         "trial_id": f"id{number}",
         "run_id": f"run{number}",
-        "settings": {"model.growth_rate": 4 + number, "train.optim.lr": 0.1},
+        "params": {"model.growth_rate": 4 + number, "train.optim.lr": 0.1},
         "state": "finished",
         "epochs": 6,
         "seconds": 90.0,
         "cost": (int(top) // 5, int(top)),
         "parameters": 250_000,
-        "memory": 10**8,
+        "memory_bytes": 10**8,
         "values": (sum(top1) / len(top1),) if top1 else (),
         "budgets": (5e6, 10e6, 20e6)[len(top1) and 3 - len(top1):][:len(top1)],
         "accuracies": top1,
@@ -25,13 +25,13 @@ def trial(number: int, *top1: float, top: float = 20e6, **other) -> TrialResult:
     })  # fmt: skip
 
 
-def outcome(*results: TrialResult, **other) -> SweepResults:
+def sweep_results(*results: TrialResult, **other) -> SweepResults:
     return SweepResults(**{
         "name": "digits-sweep",
         "objectives": ("accuracy",),
         "directions": ("maximize",),
         "budgets": (5e6, 10e6, 20e6),
-        "results": results,
+        "trials": results,
         "rejected": {},
         "seconds": 4000.0,
         "devices": 2.0,
@@ -47,6 +47,6 @@ def config_of(result: TrialResult, name: str, budget: float | None) -> str:
 def several(*values: tuple[float, float]) -> SweepResults:
     """Accuracy and mult-adds of trials, and nothing else."""
     results = [trial(k, values=pair) for k, pair in enumerate(values, start=1)]
-    return outcome(
+    return sweep_results(
         *results, objectives=("accuracy", "mult_adds"), directions=("maximize", "minimize")
     )

@@ -15,21 +15,23 @@ BASE = Run(name="base")
 COSTS = (100, 200, 400)
 
 
-def accept(draw) -> Candidate:
-    return Candidate(run=None, draw=draw, settings=draw, cost=COSTS)
+def accept(params) -> Candidate:
+    return Candidate(run=None, params=params, settings=params, cost=COSTS)
 
 
-def draws_of(space, check=accept, *, search: Any = "random", objective=None, seed=0, num_trials=40):
+def make_sampler(
+    space, check=accept, *, method: Any = "random", objective=None, seed=0, num_trials=40
+):
     return Sampler(
-        space, search=search, objective=objective or Objective(), num_trials=num_trials,
+        space, method=method, objective=objective or Objective(), num_trials=num_trials,
         seed=seed, check=check,
     )  # fmt: skip
 
 
-def result_of(draw, objectives, state: Any = "finished", number=1, epochs=3) -> TrialResult:
+def result_of(params, objectives, state: Any = "finished", number=1, epochs=3) -> TrialResult:
     return TrialResult(
-        number=number, trial_id=str(number), run_id="", settings=draw, state=state, epochs=epochs,
-        seconds=1.0, cost=COSTS, parameters=1, memory=1, values=objectives,
+        number=number, trial_id=str(number), run_id="", params=params, state=state, epochs=epochs,
+        seconds=1.0, cost=COSTS, parameters=1, memory_bytes=1, values=objectives,
     )  # fmt: skip
 
 
@@ -38,4 +40,4 @@ def sweep_of(space=None, **settings) -> Sweep:
 
 
 def described(candidate, name) -> TrialConfig:
-    return TrialConfig(run=name, settings={"x": "1"}, config_text="", parameters=1, memory=1)
+    return TrialConfig(run=name, settings={"x": "1"}, config_text="", parameters=1, memory_bytes=1)

@@ -54,14 +54,14 @@ def test_the_model_alone_needs_torch_alone():
 def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     sweep = read_settings(Sweep, ["--config", str(path)])
-    base = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
-    draws = Sampler(
-        sweep.space, search=sweep.search, objective=sweep.objective, seed=1,
+    base = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
+    sampler = Sampler(
+        sweep.space, method=sweep.sampler, objective=sweep.objective, seed=1,
         num_trials=sweep.num_trials, check=partial(check_candidate, sweep, base),
     )  # fmt: skip
     for _ in range(4):
-        candidate, _ = draws.next()
-        assert candidate.draw.keys() == sweep.space.keys()
+        candidate, _ = sampler.next()
+        assert candidate.params.keys() == sweep.space.keys()
 
 
 def test_a_port_in_use_is_named_with_the_way_out():

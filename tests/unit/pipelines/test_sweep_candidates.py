@@ -15,8 +15,8 @@ from tuning.space import as_arguments
 
 
 def test_a_sample_becomes_a_run_by_the_door_of_a_file():
-    draw = {"model.growth_rate": 8, "exit_weights.family": "power", "exit_weights.strength": 1.0}
-    candidate = check_candidate(sweep_of(), BASE, draw)
+    params = {"model.growth_rate": 8, "exit_weights.family": "power", "exit_weights.strength": 1.0}
+    candidate = check_candidate(sweep_of(), BASE, params)
     assert candidate.run.model.growth_rate == 8
     assert candidate.cost == mult_adds(candidate.run.model)
     assert np.mean(candidate.run.train.loss.exit_weights) == pytest.approx(1, abs=1e-3)
@@ -25,21 +25,25 @@ def test_a_sample_becomes_a_run_by_the_door_of_a_file():
 
 
 @pytest.mark.parametrize(
-    ("draw", "settings", "bound"),
+    ("params", "settings", "bound"),
     [
         ({"model.scales": [3, 2, 1]}, {}, "model.scales"),
         ({"model.growht_rate": 3}, {}, "model.growht_rate"),
         ({"train.optim.lr": -1.0}, {}, "train.optim.lr"),
-        ({}, {"window": CostLimits(mult_adds=(1, 2))}, "window.mult_adds"),
-        ({}, {"window": CostLimits(first_exit=(1, 2))}, "window.first_exit"),
-        ({}, {"window": CostLimits(parameters=(1, 2))}, "window.parameters"),
-        ({}, {"window": CostLimits(memory=(1, 2))}, "window.memory"),
-        ({}, {"objective": Objective(budgets=(10.0,))}, "objective.budgets"),
+        ({}, {"cost_limits": CostLimits(mult_adds=(1, 2))}, "cost_limits.mult_adds"),
+        (
+            {},
+            {"cost_limits": CostLimits(first_exit_mult_adds=(1, 2))},
+            "cost_limits.first_exit_mult_adds",
+        ),
+        ({}, {"cost_limits": CostLimits(parameters=(1, 2))}, "cost_limits.parameters"),
+        ({}, {"cost_limits": CostLimits(memory_bytes=(1, 2))}, "cost_limits.memory_bytes"),
+        ({}, {"objective": Objective(budgets_mult_adds=(10.0,))}, "objective.budgets_mult_adds"),
     ],
 )
-def test_a_sample_outside_is_rejected_by_the_name_of_its_bound(draw, settings, bound):
+def test_a_sample_outside_is_rejected_by_the_name_of_its_bound(params, settings, bound):
     with pytest.raises(RejectedError) as caught:
-        check_candidate(sweep_of(**settings), BASE, draw)
+        check_candidate(sweep_of(**settings), BASE, params)
     assert caught.value.bound == bound
 
 
@@ -47,14 +51,14 @@ def test_windows_may_be_open_on_either_side():
     (mult_adds,) = {check_candidate(sweep_of(), BASE, {}).cost[-1]}
     for bounds, fits in (((None, mult_adds), True), ((None, mult_adds - 1), False),
                          ((mult_adds, None), True), ((mult_adds + 1, None), False)):  # fmt: skip
-        sweep = sweep_of(window=CostLimits(mult_adds=bounds))
+        sweep = sweep_of(cost_limits=CostLimits(mult_adds=bounds))
         if fits:
             check_candidate(sweep, BASE, {})
         else:
-            with pytest.raises(RejectedError, match=r"window\.mult_adds is"):
+            with pytest.raises(RejectedError, match=r"cost_limits\.mult_adds is"):
                 check_candidate(sweep, BASE, {})
-    with pytest.raises(ValueError, match=r"window.memory must be .*got \[-1, None\]"):
-        CostLimits(memory=(-1, None))
+    with pytest.raises(ValueError, match=r"cost_limits.memory_bytes must be .*got \[-1, None\]"):
+        CostLimits(memory_bytes=(-1, None))
 
 
 def test_draws_that_mean_one_training_are_one():
@@ -63,7 +67,7 @@ def test_draws_that_mean_one_training_are_one():
         {"train.optim.lr": 0.1, "exit_weights.family": "uniform"},
         {"train.optim.lr": 0.1, "exit_weights.family": "power", "exit_weights.strength": 0.0},
     )  # fmt: skip
-    assert len({check_candidate(sweep_of(), BASE, draw).key for draw in same}) == 1
+    assert len({check_candidate(sweep_of(), BASE, params).key for params in same}) == 1
     ones = {check_candidate(sweep_of(), BASE, {"train.optim.lr": lr}).key for lr in (1, 1.0, 0.1)}
     assert len(ones) == 2
 

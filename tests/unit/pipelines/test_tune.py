@@ -32,10 +32,10 @@ def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
 
     def note(name: str, settings, *trials: tuple[dict, float]) -> None:
         start = tracking.start(name, settings=settings, parameters={}, tags={}, config_text="")
-        with start as record, TrialStore(record, described) as book:
-            for number, (draw, accuracy) in enumerate(trials, start=1):
-                book.open(number, accept(draw))
-                book.close(result_of(draw, (accuracy,), number=number))
+        with start as record, TrialStore(record, described) as store:
+            for number, (params, accuracy) in enumerate(trials, start=1):
+                store.open(number, accept(params))
+                store.close(result_of(params, (accuracy,), number=number))
 
     space = {"model.growth_rate": Dimension(choice=(4, 6, 8))}
     earlier = sweep_of(space, name="earlier")
@@ -44,11 +44,11 @@ def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
     note("a-training", {"train.seed": "0"})
 
     sweep = sweep_of(space, name="later", warm_start=("earlier",))
-    draws = tune.make_sampler(sweep, BASE)
+    sampler = tune.make_sampler(sweep, BASE)
     assert "2 of 3 trials of earlier are known" in capsys.readouterr().out
-    assert draws.next()[0].draw == {"model.growth_rate": 6}
+    assert sampler.next()[0].params == {"model.growth_rate": 6}
     with pytest.raises(SpaceExhaustedError):
-        draws.next()
+        sampler.next()
 
     for name in ("nobody", "a-training"):
         with pytest.raises(ValueError, match=f"warm_start has {name}: .* knows no sweep of that"):
@@ -57,7 +57,7 @@ def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
     with pytest.raises(ValueError, match=r"differs in train.epochs: \d+ -> 7$"):
         tune.make_sampler(sweep, other)
     with pytest.raises(ValueError, match=r"differs in sweep.objective: "):
-        tune.make_sampler(replace(sweep, objective=Objective(budgets=(1e9,))), BASE)
+        tune.make_sampler(replace(sweep, objective=Objective(budgets_mult_adds=(1e9,))), BASE)
 
 
 @pytest.mark.timeout(300)
@@ -85,7 +85,7 @@ def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
     monkeypatch.setattr(tune, "train_trial", train)
     sweep = Sweep(
         name="known", num_trials=4, space={"model.growth_rate": Dimension(choice=(4, 6, 7, 8))},
-        objective=Objective(names=("accuracy", "mult_adds")),
+        objective=Objective(metrics=("accuracy", "mult_adds")),
     )  # fmt: skip
     run = replace(BASE, model=SMALL, cluster=small_ray, train=replace(BASE.train, epochs=1))
     tune.run_trials(sweep, run, tune.make_sampler(sweep, run), "")
@@ -94,7 +94,7 @@ def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
     assert parent is not None
     assert parent.info.status == "FINISHED"
     results, left = read_trials(database, parent.info.run_id)
-    by_growth = {each.settings["model.growth_rate"]: each for each in results}
+    by_growth = {each.params["model.growth_rate"]: each for each in results}
     assert {growth: each.state for growth, each in by_growth.items()} == {
         4: "finished", 6: "finished", 7: "finished", 8: "failed",
     }  # fmt: skip

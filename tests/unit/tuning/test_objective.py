@@ -26,12 +26,14 @@ def test_the_objective_gives_each_of_its_names_and_every_budget():
     correct = torch.stack((torch.zeros(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)))
     scores = ExitOutputs(torch.full((2, 20), 0.5), correct, correct)
     metrics = Objective(
-        names=("area", "mult_adds", "latency"), budgets=(100, 200), area_range=(100, 200)
+        metrics=("accuracy_auc", "mult_adds", "latency_ms"),
+        budgets_mult_adds=(100, 200),
+        auc_range_mult_adds=(100, 200),
     ).measure(scores, (100, 200), 1.5)
     assert metrics["objective/budget1_top1"] == 0
     assert metrics["objective/budget2_top1"] == 100
-    assert 0 < metrics["objective/area"] < 60
+    assert 0 < metrics["objective/accuracy_auc"] < 60
     assert metrics["objective/mult_adds"] == 200
-    assert metrics["objective/latency"] == 1.5
+    assert metrics["objective/latency_ms"] == 1.5
     own = Objective().measure(scores, (100, 200), None)
     assert own["objective/accuracy"] == 100

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Annotation
 
-from tests.support.sweep_results import config_of, outcome, trial
+from tests.support.sweep_results import config_of, sweep_results, trial
 from tuning.plots import importances, plot_front, plot_parallel
 from tuning.reference_curves import RANET_CURVES
 from tuning.report import write_report
@@ -13,7 +13,7 @@ from tuning.results import TrialResult
 
 def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_curve():
     stopped = trial(2, 66, 75, top=9e6, state="stopped")
-    figure = plot_front(outcome(trial(1, 70, 80, 81), stopped, published="cifar10"))
+    figure = plot_front(sweep_results(trial(1, 70, 80, 81), stopped, published="cifar10"))
     assert figure is not None
     (axes,) = figure.axes
     finished, early, marked = (
@@ -37,7 +37,7 @@ def test_points_far_below_the_front_are_counted_at_the_lower_edge_of_the_picture
     stopped = [
         trial(k, 6 * k, 6 * k, 6 * k, budgets=budgets, state="stopped") for k in (5, 6, 7, 8, 11)
     ]
-    figure = plot_front(outcome(*good, poor, *stopped, budgets=budgets))
+    figure = plot_front(sweep_results(*good, poor, *stopped, budgets=budgets))
     assert figure is not None
     (axes,) = figure.axes
     bottom, top = axes.get_ylim()
@@ -68,7 +68,7 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
     results = [
         trial(
             k, 70 + k, 80, 81,
-            settings={
+            params={
                 "model.scales": [[1, 2], [1, 2, 3]][k % 2],
                 "train.loss.exit_weights": [[0.5, 1.5], [0.5, 1.0 * k, 1.5]][k % 2],
                 "train.optim.lr": 10.0**-k,
@@ -79,7 +79,7 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
         )
         for k in range(1, 10)
     ]  # fmt: skip
-    found = outcome(*results)
+    found = sweep_results(*results)
     assert list(found.columns()) == [
         "scales", "exit_weights[2]", "exit_weights[3]", "lr", "exit_weights.family",
         "exit_weights.slope",
@@ -96,8 +96,8 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
 
 
 def test_whole_numbers_are_whole_at_their_axis():
-    results = [trial(k, 70 + k, settings={"model.growth_rate": k}) for k in (3, 5, 8)]
-    figure = plot_parallel(outcome(*results))
+    results = [trial(k, 70 + k, params={"model.growth_rate": k}) for k in (3, 5, 8)]
+    figure = plot_parallel(sweep_results(*results))
     assert figure is not None
     (axes,) = figure.axes
     at_first = [note for note in axes.texts if isinstance(note, Annotation) and note.xy[0] == 0]
@@ -109,12 +109,12 @@ def test_the_setting_that_decides_is_the_most_important():
         lr, growth = 10 ** -(1 + number % 7 / 2), 4 + number * 5 % 9
         top1 = 90 - 3 * (number % 7) + 0.1 * growth
         return trial(
-            number, top1, settings={"train.optim.lr": lr, "model.growth_rate": growth},
+            number, top1, params={"train.optim.lr": lr, "model.growth_rate": growth},
             values=(top1, float(growth)),
         )  # fmt: skip
 
     found = importances(
-        outcome(
+        sweep_results(
             *map(of, range(40)),
             objectives=("accuracy", "mult_adds"),
             directions=("maximize", "minimize"),
@@ -127,5 +127,5 @@ def test_the_setting_that_decides_is_the_most_important():
 
 
 def test_few_trials_have_no_importances():
-    assert importances(outcome(*(trial(k, 70 + k) for k in range(1, 8)))) == {}
-    assert importances(outcome(*(trial(k, 70 + k) for k in range(1, 9)))) != {}
+    assert importances(sweep_results(*(trial(k, 70 + k) for k in range(1, 8)))) == {}
+    assert importances(sweep_results(*(trial(k, 70 + k) for k in range(1, 9)))) != {}

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import yaml
 
-from tests.support.sweep_results import config_of, outcome, several, trial
+from tests.support.sweep_results import config_of, several, sweep_results, trial
 from tuning.report import summarize, write_report
 
 
@@ -18,7 +18,7 @@ def test_of_several_objectives_the_front_comes_first():
 
 
 def test_every_best_config_is_a_file_that_is_named_after_sweep_and_budget(tmp_path):
-    found = outcome(trial(1, 70, 80, 81), trial(2, 85, 90), budgets=(2.5e6, 5e6, 10e6, 20e6))
+    found = sweep_results(trial(1, 70, 80, 81), trial(2, 85, 90), budgets=(2.5e6, 5e6, 10e6, 20e6))
     write_report(tmp_path, found, config_of)
     files = {path.name: yaml.safe_load(path.read_text()) for path in tmp_path.glob("*.yaml")}
     assert files == {
@@ -32,7 +32,7 @@ def test_every_best_config_is_a_file_that_is_named_after_sweep_and_budget(tmp_pa
 
 def test_without_budgets_there_is_one_best_config(tmp_path):
     results = [trial(k, top1, budgets=(20e6,)) for k, top1 in ((1, 80.0), (2, 90.0))]
-    summary = write_report(tmp_path, outcome(*results, budgets=()), config_of)
+    summary = write_report(tmp_path, sweep_results(*results, budgets=()), config_of)
     (file,) = tmp_path.glob("*.yaml")
     assert yaml.safe_load(file.read_text())["trial"] == 2
     assert "best: accuracy 90.00 %, trial 2, best.yaml" in summary
@@ -56,11 +56,11 @@ def test_of_several_objectives_every_trial_of_the_front_has_its_config(tmp_path)
 
 
 def test_of_several_objectives_and_budgets_both_kinds_of_best_have_their_configs(tmp_path):
-    found = outcome(
+    found = sweep_results(
         trial(1, 70, 80, 81, values=(77.0, 1.25)),
         trial(2, 60, 85, 90, values=(78.3, 3.5)),
         trial(3, 72, 73, 74, values=(73.0, 1.5)),
-        objectives=("accuracy", "latency"),
+        objectives=("accuracy", "latency_ms"),
         directions=("maximize", "minimize"),
     )
     summary = write_report(tmp_path, found, config_of)
@@ -79,11 +79,11 @@ def test_of_several_objectives_and_budgets_both_kinds_of_best_have_their_configs
     assert lines[start + 1 : start + 5] == [
         "best at 10 M: 85.00 %, trial 2, best-10M.yaml",
         "best at 20 M: 90.00 %, trial 2, best-20M.yaml",
-        "on the front: accuracy 78.30 %, latency 3.50 ms, trial 2, best-trial2.yaml",
-        "on the front: accuracy 77.00 %, latency 1.25 ms, trial 1, best-trial1.yaml",
+        "on the front: accuracy 78.30 %, latency_ms 3.50, trial 2, best-trial2.yaml",
+        "on the front: accuracy 77.00 %, latency_ms 1.25, trial 1, best-trial1.yaml",
     ]
     headings, *rows = lines[lines.index("") + 1 :][:4]
-    assert "accuracy %  latency ms" in headings
+    assert "accuracy %  latency_ms" in headings
     assert [row.split()[8:10] for row in rows] == [
         ["78.30", "3.50"], ["77.00", "1.25"], ["73.00", "1.50"]
     ]  # fmt: skip
@@ -94,7 +94,7 @@ def test_the_summary_counts_states_rejections_time_and_devices():
     stopped = trial(3, 60, 61, 62, state="stopped", epochs=2, seconds=30.0)
     failed = trial(4, state="failed", epochs=1, seconds=6.0, error="the loss is nan")
     text = summarize(
-        outcome(
+        sweep_results(
             trial(1, 70, 80, 81), trial(2, 71, 80, 80), stopped, failed,
             rejected={"tried before": 2, "last exit above 50 M": 31},
         )
@@ -114,7 +114,7 @@ def test_the_summary_counts_states_rejections_time_and_devices():
 
 
 def test_the_summary_tells_what_differs_between_trials_and_where_the_front_is_thin():
-    text = summarize(outcome(trial(1, 70, 80, 81), trial(2, 66, 75, 90)))
+    text = summarize(sweep_results(trial(1, 70, 80, 81), trial(2, 66, 75, 90)))
     assert "trial 1: growth_rate=5\n" in text
     assert "lr=" not in text
     assert "front: 3 points from 5 M (70.00 %) to 20 M (90.00 %)" in text
@@ -123,14 +123,14 @@ def test_the_summary_tells_what_differs_between_trials_and_where_the_front_is_th
 
 
 def test_a_budget_that_no_trial_meets_is_named():
-    text = summarize(outcome(trial(1, 80, 90, top=30e6)))
+    text = summarize(sweep_results(trial(1, 80, 90, top=30e6)))
     assert "best at 5 M: no trial, the cheapest first exit costs 6 M" in text
 
 
 def test_only_the_first_rows_are_shown_and_all_are_in_the_csv(tmp_path):
     results = [trial(k, k, k + 1, k + 2) for k in range(1, 26)]
-    failed = trial(26, state="failed", error="no memory", settings={"model.growth_rate": 3})
-    summary = write_report(tmp_path, outcome(*results, failed), config_of)
+    failed = trial(26, state="failed", error="no memory", params={"model.growth_rate": 3})
+    summary = write_report(tmp_path, sweep_results(*results, failed), config_of)
     assert "and 5 more, in ranking.csv" in summary
     assert (tmp_path / "summary.txt").read_text() == summary + "\n"
     with (tmp_path / "ranking.csv").open(newline="") as stream:
@@ -144,17 +144,19 @@ def test_only_the_first_rows_are_shown_and_all_are_in_the_csv(tmp_path):
 
 def test_a_sweep_without_a_measured_trial_still_has_its_report(tmp_path):
     failed = trial(1, state="failed", error="no memory")
-    assert "no trial was measured" in write_report(tmp_path, outcome(failed), config_of)
+    assert "no trial was measured" in write_report(tmp_path, sweep_results(failed), config_of)
     assert {path.name for path in tmp_path.iterdir()} == {"summary.txt", "ranking.csv"}
 
 
 def test_the_summary_says_why_importances_are_absent(tmp_path):
     results = [trial(k, 70 + k) for k in range(1, 9)]
     picture = tmp_path / "importances.png"
-    summary = write_report(tmp_path, outcome(*results[:7], trial(9, state="failed")), config_of)
+    summary = write_report(
+        tmp_path, sweep_results(*results[:7], trial(9, state="failed")), config_of
+    )
     assert not picture.exists()
     told = "importances.png is left out: it needs 8 measured trials and has 7"
     assert summary.splitlines()[-1] == told
-    summary = write_report(tmp_path, outcome(*results), config_of)
+    summary = write_report(tmp_path, sweep_results(*results), config_of)
     assert picture.exists()
     assert "importances" not in summary

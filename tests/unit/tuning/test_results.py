@@ -2,21 +2,21 @@
 
 from dataclasses import replace
 
-from tests.support.sweep_results import outcome, trial
+from tests.support.sweep_results import sweep_results, trial
 
 
 def test_trials_are_ranked_by_their_objective_and_equal_ones_by_cost():
     dear, cheap = trial(1, 80, 90, top=12e6), trial(2, 85, 85, top=11e6)
     best, unmeasured = trial(3, 86, 87), trial(4, state="failed", error="no memory")
-    ranked = outcome(dear, cheap, best, unmeasured).ranking
+    ranked = sweep_results(dear, cheap, best, unmeasured).ranking
     assert [each.number for each in ranked] == [3, 2, 1]
-    latency = outcome(dear, replace(best, values=(3.0,)), directions=("minimize",))
+    latency = sweep_results(dear, replace(best, values=(3.0,)), directions=("minimize",))
     assert [each.number for each in latency.ranking] == [3, 1]
 
 
 def test_a_trial_that_diverged_is_no_best_however_good_it_was_before():
     diverged = trial(1, 95, 96, 97, state="failed", error="the loss is nan")
-    found = outcome(diverged, trial(2, 70, 80, 81))
+    found = sweep_results(diverged, trial(2, 70, 80, 81))
     assert [each.number for each in found.ranking] == [2]
     assert found.front == {2}
     assert {result.number for *_, result in found.points()} == {2}
@@ -25,8 +25,8 @@ def test_a_trial_that_diverged_is_no_best_however_good_it_was_before():
 
 def test_the_best_of_a_budget_is_the_most_accurate_that_meets_it():
     small, large = trial(1, 70, 80, 81), trial(2, 85, 90, top=30e6)
-    found = outcome(small, large, trial(3, 70, 80, 81, top=19e6))
+    found = sweep_results(small, large, trial(3, 70, 80, 81, top=19e6))
     best = {budget: found.best(budget) for budget in found.budgets}
     numbers = [None if each is None else each.number for each in best.values()]
     assert numbers == [3, 2, 2]
-    assert outcome(large).best(5e6) is None
+    assert sweep_results(large).best(5e6) is None

@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 
 from pipelines.sweep_candidates import check_candidate
-from tests.support.sweeps import BASE, accept, draws_of, result_of, sweep_of
+from tests.support.sweeps import BASE, accept, make_sampler, result_of, sweep_of
 from tuning.config import CostLimits, Dimension, RejectedError
 from tuning.objective import Objective
 from tuning.pareto import pareto_front
@@ -15,8 +15,8 @@ from tuning.sampler import SpaceExhaustedError
 
 
 def values(dimension: Dimension, count: int = 100) -> list:
-    draws = draws_of({"x": dimension})
-    return [draws.next()[0].draw["x"] for _ in range(count)]
+    sampler = make_sampler({"x": dimension})
+    return [sampler.next()[0].params["x"] for _ in range(count)]
 
 
 def test_ranges_are_kept_and_filled():
@@ -39,62 +39,64 @@ def test_every_choice_comes_and_nothing_else():
 
 def test_the_bound_that_refuses_all_networks_is_named_besides_what_makes_none(tmp_path):
     space = {"model.scales": Dimension(choice=([2, 1], [3, 1], [3, 2], [1, 2, 3]))}
-    sweep = sweep_of(space, window=CostLimits(mult_adds=(1, 2)))
-    draws = draws_of(space, partial(check_candidate, sweep, BASE))
+    sweep = sweep_of(space, cost_limits=CostLimits(mult_adds=(1, 2)))
+    sampler = make_sampler(space, partial(check_candidate, sweep, BASE))
     with pytest.raises(SpaceExhaustedError) as caught:
-        draws.next()
+        sampler.next()
     assert "most by model.scales: " in str(caught.value)
-    assert "; of the networks, all by window.mult_adds: window.mult_adds is" in str(caught.value)
+    assert "; of the valid networks, all by cost_limits.mult_adds: cost_limits.mult_adds is" in str(
+        caught.value
+    )
 
 
 def test_refused_draws_are_counted_and_replaced_and_none_comes_twice():
-    def check(draw):
-        if draw["x"] == 0:
+    def check(params):
+        if params["x"] == 0:
             raise RejectedError("x", "x must not be 0")
-        return accept(draw)
+        return accept(params)
 
-    draws = draws_of({"x": Dimension(choice=(0, 1, 2))}, check)
-    assert {draws.next()[0].draw["x"] for _ in range(2)} == {1, 2}
+    sampler = make_sampler({"x": Dimension(choice=(0, 1, 2))}, check)
+    assert {sampler.next()[0].params["x"] for _ in range(2)} == {1, 2}
     with pytest.raises(
-        SpaceExhaustedError, match=r"gave 2 different samples.*most by x: x must not"
+        SpaceExhaustedError, match=r"has only 2 different candidates.*most by x: x must not"
     ):
-        draws.next()
-    assert draws.rejected["x"] > 50
+        sampler.next()
+    assert sampler.rejected["x"] > 50
 
 
 def test_a_space_is_looked_at_ahead_without_giving_anything_out():
-    draws = draws_of({"x": Dimension(choice=(1, 2))})
-    with pytest.raises(SpaceExhaustedError, match="gave 2 different samples"):
-        draws.check_ahead(3)
-    draws.check_ahead(2)
-    assert {draws.next()[0].draw["x"] for _ in range(2)} == {1, 2}
-    assert not draws.rejected
+    sampler = make_sampler({"x": Dimension(choice=(1, 2))})
+    with pytest.raises(SpaceExhaustedError, match="has only 2 different candidates"):
+        sampler.check_ahead(3)
+    sampler.check_ahead(2)
+    assert {sampler.next()[0].params["x"] for _ in range(2)} == {1, 2}
+    assert not sampler.rejected
 
 
 def test_what_earlier_trials_tried_is_not_drawn_again():
-    draws = draws_of({"x": Dimension(choice=(1, 2, 3))})
-    assert draws.learn(result_of({"x": 2}, (1.0,)))
-    assert not draws.learn(result_of({"x": 7}, (1.0,)))
-    assert not draws.learn(result_of({"y": 1}, (1.0,)))
-    assert {draws.next()[0].draw["x"] for _ in range(2)} == {1, 3}
+    sampler = make_sampler({"x": Dimension(choice=(1, 2, 3))})
+    assert sampler.learn(result_of({"x": 2}, (1.0,)))
+    assert not sampler.learn(result_of({"x": 7}, (1.0,)))
+    assert not sampler.learn(result_of({"y": 1}, (1.0,)))
+    assert {sampler.next()[0].params["x"] for _ in range(2)} == {1, 3}
 
 
 def test_a_trial_that_goes_on_has_the_sample_that_it_had():
-    draws = draws_of({"x": Dimension(uniform=(0.0, 1.0)), "y": Dimension(choice=([1], [2]))})
-    candidate, number = draws.again({"x": 0.25, "y": [2]})
-    assert candidate.draw == {"x": 0.25, "y": [2]}
-    draws.tell(number, TrialState.PRUNED, (1.0,), 3)
+    sampler = make_sampler({"x": Dimension(uniform=(0.0, 1.0)), "y": Dimension(choice=([1], [2]))})
+    candidate, number = sampler.resume({"x": 0.25, "y": [2]})
+    assert candidate.params == {"x": 0.25, "y": [2]}
+    sampler.tell(number, TrialState.PRUNED, (1.0,), 3)
 
 
 def optimum(search: str, seed: int) -> float:
     """Distance from the best place after 40 draws from the unit square."""
     space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
-    draws = draws_of(space, search=search, seed=seed)
+    sampler = make_sampler(space, method=search, seed=seed)
     best = 9.0
     for _ in range(40):
-        candidate, number = draws.next()
-        loss = abs(candidate.draw["x"] - 0.3) + abs(candidate.draw["y"] - 0.7)
-        draws.tell(number, TrialState.COMPLETE, (-loss,))
+        candidate, number = sampler.next()
+        loss = abs(candidate.params["x"] - 0.3) + abs(candidate.params["y"] - 0.7)
+        sampler.tell(number, TrialState.COMPLETE, (-loss,))
         best = min(best, loss)
     return best
 
@@ -107,14 +109,14 @@ def test_the_search_learns_from_what_it_is_told():
 def test_several_objectives_lead_to_their_known_front():
     # Less of x costs less; y only harms. So the front is y = 0, accuracy = root of cost.
     space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
-    objective = Objective(names=("accuracy", "mult_adds"))
-    draws = draws_of(space, search="tpe", objective=objective, num_trials=80)
+    objective = Objective(metrics=("accuracy", "mult_adds"))
+    sampler = make_sampler(space, method="tpe", objective=objective, num_trials=80)
     points = []
     for _ in range(80):
-        candidate, number = draws.next()
-        x, y = candidate.draw["x"], candidate.draw["y"]
+        candidate, number = sampler.next()
+        x, y = candidate.params["x"], candidate.params["y"]
         points.append((x**0.5 - y, x))
-        draws.tell(number, TrialState.COMPLETE, points[-1])
+        sampler.tell(number, TrialState.COMPLETE, points[-1])
     front = [points[k] for k in pareto_front(points, objective.directions)]
     assert len(front) >= 8
     harm = [x**0.5 - accuracy for accuracy, x in front]

@@ -6,7 +6,7 @@ from itertools import count
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
 from cluster.tracking import runs as tracking
-from tests.support.sweeps import accept, described, draws_of
+from tests.support.sweeps import accept, described, make_sampler
 from tuning.config import Dimension
 from tuning.objective import Objective
 from tuning.searcher import SweepSearcher
@@ -15,28 +15,28 @@ from tuning.trial_store import TrialStore
 
 def test_what_a_trial_worked_before_it_was_cut_short_is_counted(parent, small_ray):
     candidate = accept({"x": 1})
-    with TrialStore(parent, described) as book:
-        record, _ = book.open(1, candidate)
+    with TrialStore(parent, described) as store:
+        record, _ = store.open(1, candidate)
         writer = tracking.MetricWriter(record, keep_checkpoints=1)
         writer.put({"epoch": 1.0, "sweep/seconds": 7.0, "objective/accuracy": 50.0})
         assert writer.flush(30)
-    with TrialStore(replace(parent, resumed=True), described) as book:
+    with TrialStore(replace(parent, resumed=True), described) as store:
         trials = SweepSearcher(
-            draws_of({"x": Dimension(integers=(1, 3))}), book,
+            make_sampler({"x": Dimension(integers=(1, 3))}), store,
             cluster=small_ray, objective=Objective(), num_trials=1, num_epochs=2,
         )  # fmt: skip
         assert trials.suggest("again") is not None
         trials.ended("again", UntrainableError("worker 0 failed: the loss is infinite"))
-        [result] = book.results
+        [result] = store.results
     assert (result.state, result.epochs, result.seconds) == ("failed", 1, 7.0)
 
 
 def test_as_many_trials_are_under_way_as_the_cluster_has_room_for_and_one_more(parent, monkeypatch):
     room = [2]
     monkeypatch.setattr("tuning.searcher.capacity_for", lambda cluster: room[0])
-    with TrialStore(parent, described) as book:
+    with TrialStore(parent, described) as store:
         trials = SweepSearcher(
-            draws_of({"x": Dimension(integers=(1, 100))}), book,
+            make_sampler({"x": Dimension(integers=(1, 100))}), store,
             cluster=ClusterConfig(), objective=Objective(), num_trials=50, num_epochs=2,
         )  # fmt: skip
         names = (str(number) for number in count())

@@ -13,22 +13,22 @@ def test_a_setting_comes_back_from_the_command_line_as_it_was():
 
 
 def test_factors_follow_the_scales_with_the_highest_resolution_last():
-    draw = {"scale_factors": [8, 4, 2, 1], "model.scales": [1, 2, 3, 3]}
-    assert expand_model(draw, (1, 2))["model.growth_factors"] == [4, 2, 1, 1]
+    params = {"scale_factors": [8, 4, 2, 1], "model.scales": [1, 2, 3, 3]}
+    assert expand_model(params, (1, 2))["model.growth_factors"] == [4, 2, 1, 1]
     assert expand_model({"scale_factors": [4, 2, 1]}, (1, 2))["model.bottleneck_factors"] == [2, 1]
     with pytest.raises(RejectedError, match="an entry for each of the 3 scales"):
         expand_model({"scale_factors": [2, 1]}, (1, 2, 3))
 
 
 def test_a_choice_may_set_several_settings():
-    draw = {"shape": {"model.scales": [1, 2], "model.growth_rate": 4}, "train.seed": 1}
-    assert expand_model(draw, (1,)) == {
+    params = {"shape": {"model.scales": [1, 2], "model.growth_rate": 4}, "train.seed": 1}
+    assert expand_model(params, (1,)) == {
         "model.scales": [1, 2], "model.growth_rate": 4, "train.seed": 1,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("draw", "weights"),
+    ("params", "weights"),
     [
         ({"family": "uniform"}, [1, 1, 1]),
         ({"family": "linear", "strength": 0.5}, [0.5, 1, 1.5]),
@@ -38,18 +38,18 @@ def test_a_choice_may_set_several_settings():
         ({"family": "free", "free": [1.0, 2.0, 3.0, 9.0]}, [0.5, 1, 1.5]),
     ],
 )
-def test_exit_weights_are_a_family_with_mean_one(draw: dict, weights: list):
-    draw = {f"exit_weights.{name}": value for name, value in draw.items()}
-    assert expand_weights(draw, COSTS) == pytest.approx(weights)
+def test_exit_weights_are_a_family_with_mean_one(params: dict, weights: list):
+    params = {f"exit_weights.{name}": value for name, value in params.items()}
+    assert expand_weights(params, COSTS) == pytest.approx(weights)
 
 
 def test_impossible_exit_weights_are_rejected_by_their_setting():
-    for draw, bound in (
+    for params, bound in (
         ({"exit_weights.family": "linear", "exit_weights.strength": 2.0}, "exit_weights.strength"),
         ({"exit_weights.free": [1.0]}, "exit_weights.free"),
         ({"exit_weights.family": "cubic"}, "exit_weights.family"),
     ):
         with pytest.raises(RejectedError) as caught:
-            expand_weights(draw, COSTS)
+            expand_weights(params, COSTS)
         assert caught.value.bound == bound
     assert expand_weights({"train.seed": 1}, COSTS) is None

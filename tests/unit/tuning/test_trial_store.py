@@ -16,8 +16,8 @@ def test_the_time_of_a_sweep_is_that_of_all_its_starts(parent):
         with TrialStore(replace(parent, resumed=resumed), described):
             time.sleep(0.3)
     began = time.monotonic()
-    book = TrialStore(replace(parent, resumed=True), described)
-    assert book.seconds - (time.monotonic() - began) > 0.55  # written to a tenth of a second
+    store = TrialStore(replace(parent, resumed=True), described)
+    assert store.seconds - (time.monotonic() - began) > 0.55  # written to a tenth of a second
 
 
 def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(parent, monkeypatch):
@@ -26,12 +26,12 @@ def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(par
     def away(*_: object, **__: object) -> None:
         raise OSError("MLflow is away")
 
-    with TrialStore(parent, described) as book:
+    with TrialStore(parent, described) as store:
         with monkeypatch.context() as patch:
             patch.setattr(MlflowClient, "log_batch", away)
             with pytest.raises(OSError, match="away"):
-                book.open(1, candidate)
-        record, _ = book.open(1, candidate)
+                store.open(1, candidate)
+        record, _ = store.open(1, candidate)
     assert len(children(uri, parent.run_id)) == 2
     again = TrialStore(replace(parent, resumed=True), described)
     assert [each.run.info.run_id for each in again.unfinished] == [record.run_id]

@@ -69,7 +69,9 @@ def read_config(name):
 def read_sweep(name):
     """The run that the trials of a sweep start from."""
     sweep = parse_settings(Sweep, ["--config", str(ROOT / "configs" / f"{name}.yaml")])
-    return parse_settings(Run, ["--config", str(ROOT / sweep.run), *as_arguments(sweep.settings)])
+    return parse_settings(
+        Run, ["--config", str(ROOT / sweep.base_config), *as_arguments(sweep.overrides)]
+    )
 
 
 def written(tmp_path, aws):
