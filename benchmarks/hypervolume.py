@@ -1,4 +1,4 @@
-"""Volume that the results of a sweep cover, by which searches are compared."""
+"""Exact hypervolume of the results of a sweep."""
 
 import math
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ def hypervolume(
     directions: Sequence[Direction],
     reference: Sequence[float],
 ) -> float:
-    """Return the volume between the points and a reference that is worse: exact.
+    """Return the exact volume that the points dominate, up to a reference point.
 
-    What lies beyond the reference in any objective counts nothing. The time grows with the number
-    of points to the power of the number of objectives: meant for the results of sweeps.
+    Points beyond the reference in any objective do not count. The time grows with the number of
+    points to the power of the number of objectives, which suits the results of a sweep.
 
     Args:
         points: values of the objectives of each point, finite.
-        directions: of each objective.
-        reference: value of each objective that is just not worth anything.
+        directions: direction of each objective.
+        reference: worst value of each objective.
 
     Raises:
-        ValueError: as `pareto_front`, or a number is infinite.
+        ValueError: as for `pareto_front`, or a number is infinite.
     """
     (worst,) = losses_of([reference], directions)
     losses = losses_of(points, directions)
@@ -36,7 +36,7 @@ def hypervolume(
 
 
 def _volume(losses: Sequence[tuple[float, ...]], worst: tuple[float, ...]) -> float:
-    """Add up slices across the last objective, by which the losses are in rising order."""
+    """Add up slices along the last objective, by which `losses` is sorted."""
     if not losses:
         return 0.0
     if len(worst) == 1:

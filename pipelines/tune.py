@@ -1,10 +1,10 @@
-"""Search over settings of a run for the best network within a budget.
+"""Search the settings of a run for the best network within a budget.
 
     python pipelines/tune.py --config configs/sweeps/digits.yaml [--num_trials=8 ...]
     ray job submit --working-dir . -- python pipelines/tune.py --config configs/sweeps/digits.yaml
 
-Each trial is a training of its own, compared by answers to validation images alone; test is never
-read. What comes out are configs for pipelines/train.py.
+Each trial is a training, compared on the validation split only; the test split is never read. The
+results are configs for pipelines/train.py.
 """
 
 import json
@@ -46,7 +46,7 @@ _OBJECTIVE = "sweep.objective"
 
 
 def main() -> None:
-    """Read the sweep, run its trials, and tell what came of them."""
+    """Read the sweep, run its trials, and report the results."""
     sweep = read_settings(Sweep)
     configure_logging()
     with main_guard():
@@ -57,7 +57,7 @@ def main() -> None:
         sampler.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
             check_capacity(run.cluster)
-            # Budgets are those of the best configs, not of the network that trials start from.
+            # The base network need not meet its own budgets: only the best configs are evaluated.
             info = prepare_images(
                 replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,)))
             )
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def common_run(sweep: Sweep) -> Run:
-    """Read the run that all trials start from, with paths that hold on every node."""
+    """Read the run that all trials start from, with paths valid on every node."""
     run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
     return replace(
@@ -76,10 +76,10 @@ def common_run(sweep: Sweep) -> Run:
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler:
-    """Open the space of a sweep, and tell it what the trials of earlier sweeps showed.
+    """Create the sampler of a sweep, warm-started with the trials of other sweeps.
 
     Raises:
-        ValueError: a sweep of `warm_start` is not there, or is none to learn from.
+        ValueError: a sweep of `warm_start` does not exist, or is not comparable.
     """
     earlier = [result for name in sweep.warm_start for result in earlier_results(name, sweep, run)]
     sampler = Sampler(
@@ -92,60 +92,62 @@ def make_sampler(sweep: Sweep, run: Run) -> Sampler:
     )
     if earlier:
         known = sum(sampler.learn(result) for result in earlier)
-        print(f"{known} of {len(earlier)} trials of {', '.join(sweep.warm_start)} are known")
+        print(f"warm start with {known} of {len(earlier)} trials of {', '.join(sweep.warm_start)}")
     return sampler
 
 
 def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
-    """Read the trials of an earlier sweep that was about the same.
+    """Read the trials of another sweep, if its accuracies are comparable.
 
     Raises:
-        ValueError: there is no such sweep, or it was about something else.
+        ValueError: there is no such sweep, or its accuracies are not comparable.
     """
     found = tracking.last_attempt(name)
     if found is None or _OBJECTIVE not in found.data.params:
         raise ValueError(
-            f"warm_start has {name}: MLflow at {tracking.masked(tracking.tracking_uri())} knows no "
+            f"warm_start has {name}: MLflow at {tracking.masked(tracking.tracking_uri())} has no "
             "sweep of that name"
         )
-    mine = _about(sweep, run)
-    others = [key for key, value in mine.items() if found.data.params.get(key) != value]
-    if others:
+    mine = _comparable_settings(sweep, run)
+    differing = [key for key, value in mine.items() if found.data.params.get(key) != value]
+    if differing:
         raise ValueError(
-            f"warm_start has {name}, whose accuracies mean something else: it differs in "
-            + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in others)
+            f"warm_start has {name}, whose accuracies are not comparable: it differs in "
+            + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in differing)
         )
     return read_trials(tracking.tracking_uri(), found.info.run_id)[0]
 
 
 def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
-    """Return the settings of a sweep that a start must share to go on with it."""
+    """Return the settings that must be unchanged to resume a sweep."""
     settings = _settings_of(sweep)
-    return _about(sweep, run) | {f"sweep.{k}": json.dumps(value) for k, value in settings.items()}
+    return _comparable_settings(sweep, run) | {
+        f"sweep.{k}": json.dumps(value) for k, value in settings.items()
+    }
 
 
 def _settings_of(sweep: Sweep) -> dict[str, Any]:
-    """Return all that a sweep is, as lists and mappings, but whether it starts afresh."""
+    """Return the sweep's configuration as lists and mappings, without `fresh`."""
     return json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
 
 
 def classes_in(info: DatasetInfo) -> tuple[str, ...]:
-    """Return the names of those classes that have images to train on."""
+    """Return the names of the classes that have training images."""
     counts = info.samples_per_class["train"]
     return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
 
 
 def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None:
-    """Search, and leave the report and the winning configs.
+    """Run the trials of a sweep, then write the report and the best configs.
 
     Args:
-        sweep: what is searched.
-        run: what all trials start from; its images are prepared.
-        sampler: where samples come from.
-        published: data set whose published RANet is drawn as well, if there is one.
+        sweep: the sweep.
+        run: the run that all trials start from; its images are prepared.
+        sampler: sampler of the candidates.
+        published: data set whose published RANet curve is plotted as well; empty: none.
 
     Raises:
-        RunError: trials were lost, which another start goes on with, or all have failed.
+        RunError: trials were lost, which the next invocation resumes, or all have failed.
     """
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
@@ -173,7 +175,7 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None
             objectives=sweep.objective.metrics,
             directions=sweep.objective.directions,
             budgets=sweep.objective.budgets_mult_adds,
-            trials=tuple(flat(result) for result in store.results),
+            trials=tuple(flattened(result) for result in store.results),
             rejected=trials.rejected,
             seconds=store.seconds,
             devices=cluster.max_workers
@@ -185,7 +187,7 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None
         if trials.lost:
             raise RunError(
                 f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
-                f"start {sweep.name} again to go on with them"
+                f"run the sweep {sweep.name} again to resume them"
             )
         if not results.ranking:
             raise RunError(
@@ -194,7 +196,7 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None
 
 
 def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
-    """Write table, pictures and configs to a folder and to MLflow, and print the summary."""
+    """Write tables, plots and configs to a folder and to MLflow, and print the summary."""
     params_of = {each.number: each.params for each in read_trials(record.uri, record.run_id)[0]}
 
     def config_of(result: TrialResult, name: str, budget: float | None) -> str:
@@ -209,16 +211,16 @@ def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
         print(f"train it:   python pipelines/train.py --config {file}")
 
 
-def flat(result: TrialResult) -> TrialResult:
-    """Return a trial whose choices of several settings are format_value one by one."""
+def flattened(result: TrialResult) -> TrialResult:
+    """Return a trial whose mapping choices are split into single settings."""
     settings: dict[str, Any] = {}
     for name, value in result.params.items():
         settings |= value if isinstance(value, Mapping) else {name: value}
     return replace(result, settings=settings)
 
 
-def _about(sweep: Sweep, run: Run) -> dict[str, str]:
-    """Return what must be the same for the accuracies of two sweeps to be compared."""
+def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:
+    """Return the settings that must be equal to compare the accuracies of two sweeps."""
     names = {"name", "cluster.storage_path"}
     shared = {key: value for key, value in identity(run).items() if key not in names}
     return shared | {_OBJECTIVE: json.dumps(asdict(sweep.objective))}

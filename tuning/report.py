@@ -1,4 +1,4 @@
-"""What people get of a sweep: a summary, a ranking, pictures, and the best configs as files."""
+"""Report of a sweep: summary, ranking, plots and the best configs as files."""
 
 import csv
 import json
@@ -18,16 +18,16 @@ _UNITS = {"accuracy": "%", "accuracy_auc": "%"}
 def write_report(
     folder: Path, results: SweepResults, config_of: Callable[[TrialResult, str, float | None], str]
 ) -> str:
-    """Write summary.txt, ranking.csv, three pictures and the best configs to a folder.
+    """Write summary.txt, ranking.csv, three plots and the best configs to a folder.
 
-    A picture that has nothing to show is left out: without measured trials all of them are, and
-    importances need `MIN_TRIALS_FOR_IMPORTANCES` of these.
+    Plots without data are omitted: all of them without measured trials, and importances with fewer
+    than `MIN_TRIALS_FOR_IMPORTANCES` measured trials.
 
     Args:
-        folder: made where it is missing.
-        results: what the sweep did.
-        config_of: gives the whole run of a trial as YAML, under the name, for the budget in
-            mult-adds if it is one's best.
+        folder: created if it is missing.
+        results: results of the sweep.
+        config_of: returns the run of a trial as YAML, given its new name and the budget in
+            mult-adds that it is the best for, if any.
 
     Returns:
         The summary, for a terminal.
@@ -39,36 +39,36 @@ def write_report(
     summary = summarize(results)
     (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
     write_ranking(folder / "ranking.csv", results)
-    pictures = {
+    plots = {
         "pareto.png": plot_front(results),
         "parallel_coordinates.png": plot_parallel(results),
         "importances.png": plot_importances(results),
     }
-    for file, figure in pictures.items():
+    for file, figure in plots.items():
         if figure is not None:
             figure.savefig(folder / file, dpi=120)
     return summary
 
 
 def _winners(results: SweepResults) -> dict[str, tuple[TrialResult, float | None, str]]:
-    """Name the file of each best config: its trial, its budget, and what it says of itself.
+    """Return the file name of each best config, with its trial, budget and title.
 
-    Each budget has its best, several objectives have the trials of their front, whether there are
-    budgets or not.
+    There is one config per budget, and with several objectives one per trial on their front; with
+    a single objective and no budgets there is one config.
     """
     found: dict[str, tuple[TrialResult, float | None, str]] = {}
     for budget in results.budgets:
         if (result := results.best(budget)) is not None:
             title = (
-                f"Best of sweep {results.name} at {millions(budget)} mult-adds an image: "
-                f"{accuracy_at(result, budget):.2f} % of held-out images after "
+                f"Best of sweep {results.name} at {millions(budget)} mult-adds per image: "
+                f"{accuracy_at(result, budget):.2f} % on held-out images after "
                 f"{result.epochs} epochs, trial {result.number}"
             )
             found[f"best-{budget / 1e6:g}M.yaml"] = result, budget, title
     several = len(results.objectives) > 1
     if results.budgets and not several:
         return found
-    # Of one objective a single trial is on the front, or equal ones, of which the first counts.
+    # With one objective the front is the best trial, or several equal ones: take the first.
     for result in results.ranking[: len(results.front) if several else 1]:
         title = (
             f"{'On the front' if several else 'Best'} of sweep {results.name}: "
@@ -79,17 +79,17 @@ def _winners(results: SweepResults) -> dict[str, tuple[TrialResult, float | None
 
 
 def summarize(results: SweepResults) -> str:
-    """Return what a person wants to know first, in lines of text."""
+    """Summarize a sweep as text: counts, time, ranking, best configs, gaps on the front."""
     lines = [_counts(results), *_spent(results), "", *_table(results)]
     failed = [result for result in results.trials if result.state == "failed"]
     if failed:
         lines += ["", *(f"trial {each.number} failed: {each.error}" for each in failed)]
     if results.ranking:
-        lines += ["", *_bests(results), "", *_thin(results)]
+        lines += ["", *_bests(results), "", *_front_lines(results)]
     if 0 < len(results.ranking) < MIN_TRIALS_FOR_IMPORTANCES:
         lines += [
             "",
-            f"importances.png is left out: it needs {MIN_TRIALS_FOR_IMPORTANCES} measured trials "
+            f"importances.png is omitted: it needs {MIN_TRIALS_FOR_IMPORTANCES} measured trials "
             f"and has {len(results.ranking)}",
         ]
     return "\n".join(lines)
@@ -111,10 +111,10 @@ def _spent(results: SweepResults) -> list[str]:
     ]
     if results.rejected:
         reasons = sorted(results.rejected.items(), key=lambda item: -item[1])
-        lines.append(f"samples rejected before training: {sum(results.rejected.values())}")
+        lines.append(f"candidates rejected before training: {sum(results.rejected.values())}")
         lines += [f"{count:8d}  {reason}" for reason, count in reasons]
     else:
-        lines.append("samples rejected before training: none")
+        lines.append("candidates rejected before training: none")
     return lines
 
 
@@ -145,7 +145,7 @@ def _table(results: SweepResults) -> list[str]:
     if len(results.ranking) > _ROWS_SHOWN:
         lines.append(f"and {len(results.ranking) - _ROWS_SHOWN} more, in ranking.csv")
     if several:
-        lines.append("*: no other trial beats it in all objectives")
+        lines.append("*: on the Pareto front")
     return lines
 
 
@@ -154,12 +154,12 @@ def _bests(results: SweepResults) -> list[str]:
     winners = _winners(results)
     for file, (result, budget, _) in winners.items():
         if budget is None:
-            place = "on the front" if len(results.objectives) > 1 else "best"
+            label = "on the front" if len(results.objectives) > 1 else "best"
             value = _values(results, result)
         else:
-            place = f"best at {millions(budget)}"
+            label = f"best at {millions(budget)}"
             value = f"{accuracy_at(result, budget):.2f} %"
-        lines.append(f"{place}: {value}, trial {result.number}, {file}")
+        lines.append(f"{label}: {value}, trial {result.number}, {file}")
     cheapest = min(result.cost[0] for result in results.ranking)
     lines += [
         f"best at {millions(budget)}: no trial, the cheapest first exit costs {millions(cheapest)}"
@@ -174,17 +174,17 @@ def _bests(results: SweepResults) -> list[str]:
     return lines
 
 
-def _thin(results: SweepResults) -> list[str]:
-    """Say between which costs the front has the most room."""
+def _front_lines(results: SweepResults) -> list[str]:
+    """Return lines on the extent of the front and its largest gaps."""
     points = [(cost, top1) for cost, top1, _ in results.points()]
     found = gaps(points)
     if not found:
-        return ["front: a single point; more budgets, or networks of other costs, would draw it"]
+        return ["front: a single point; add budgets, or networks of other costs"]
     start, end = (pick(found, key=lambda gap: gap.cheaper[0]) for pick in (min, max))
     lines = [
         f"front: {len(found) + 1} points from {millions(start.cheaper[0])} "
         f"({start.cheaper[1]:.2f} %) to {millions(end.costlier[0])} ({end.costlier[1]:.2f} %); "
-        "thinnest"
+        "largest gaps"
     ]
     lines += [
         f"    between {millions(gap.cheaper[0])} ({gap.cheaper[1]:.2f} %) and "
@@ -195,7 +195,7 @@ def _thin(results: SweepResults) -> list[str]:
 
 
 def write_ranking(file: Path, results: SweepResults) -> None:
-    """Write every trial with all that is known of it as CSV, best first, unmeasured ones last."""
+    """Write all trials as CSV: measured ones by rank, then the others."""
     names = sorted({name for result in results.trials for name in result.params})
     ranked = results.ranking
     rest = [result for result in results.trials if result not in ranked]

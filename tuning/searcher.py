@@ -159,7 +159,7 @@ class SweepSearcher(Searcher):
             logger.error("trial %d was lost: %s", live.number, error)
             self.lost.append(error)
             self._lost_in_a_row += 1
-            self._store.give_up(live.number)
+            self._store.close_lost(live.number)
             self._sampler.tell(live.asked, TrialState.FAIL)
             return
         last = live.best or (live.history[-1] if live.history else {})

@@ -1,4 +1,4 @@
-"""Points on a small grid, for tests of fronts and volumes."""
+"""Points on a small grid, for tests of fronts and hypervolumes."""
 
 from hypothesis import strategies as st
 

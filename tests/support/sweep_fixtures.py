@@ -1,4 +1,4 @@
-"""Fixtures of tests of sweeps: an MLflow and a Ray of their own."""
+"""Fixtures for tests of sweeps: an MLflow database and a small Ray cluster."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from cluster.tracking.runs import TrackedRun
 
 @pytest.fixture
 def database(empty_database, tmp_path) -> str:
-    """Address of an empty MLflow of the test's own."""
+    """Tracking URI of an empty MLflow database for the test."""
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"
 
@@ -28,7 +28,7 @@ def parent(database, tmp_path) -> TrackedRun:
 
 @pytest.fixture
 def small_ray(tmp_path, ray_folder, monkeypatch) -> Iterator[ClusterConfig]:
-    """Ray in a folder of its own, with room for one trial: fewer processes have to start."""
+    """Local Ray cluster with capacity for one trial, so that few processes start."""
     monkeypatch.setenv("RAY_TMPDIR", ray_folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = ClusterConfig(

@@ -6,7 +6,7 @@ from tuning.results import SweepResults, TrialResult
 
 
 def trial(number: int, *top1: float, top: float = 20e6, **other) -> TrialResult:
-    """A trial of a network with two exits, measured at 5, 10 and 20 M as far as `top1` goes."""
+    """Return a trial of two exits with the accuracies `top1` at the last of 5, 10 and 20 M."""
     return TrialResult(**{
         "number": number,
         "trial_id": f"id{number}",
@@ -45,7 +45,7 @@ def config_of(result: TrialResult, name: str, budget: float | None) -> str:
 
 
 def several(*values: tuple[float, float]) -> SweepResults:
-    """Accuracy and mult-adds of trials, and nothing else."""
+    """Return results of trials with accuracy and mult-adds as objectives."""
     results = [trial(k, values=pair) for k, pair in enumerate(values, start=1)]
     return sweep_results(
         *results, objectives=("accuracy", "mult_adds"), directions=("maximize", "minimize")

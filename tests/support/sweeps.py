@@ -1,4 +1,4 @@
-"""Samples, results and sweeps for tests."""
+"""Candidates, results and sweeps for tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What a draw means: a run, what it costs, and why it is refused."""
+"""Candidates of a sweep: runs, costs and rejections."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tuning.objective import Objective
 from tuning.space import as_arguments
 
 
-def test_a_sample_becomes_a_run_by_the_door_of_a_file():
+def test_candidate_equals_the_run_parsed_from_its_settings():
     params = {"model.growth_rate": 8, "exit_weights.family": "power", "exit_weights.strength": 1.0}
     candidate = check_candidate(sweep_of(), BASE, params)
     assert candidate.run.model.growth_rate == 8
@@ -41,13 +41,13 @@ def test_a_sample_becomes_a_run_by_the_door_of_a_file():
         ({}, {"objective": Objective(budgets_mult_adds=(10.0,))}, "objective.budgets_mult_adds"),
     ],
 )
-def test_a_sample_outside_is_rejected_by_the_name_of_its_bound(params, settings, bound):
+def test_invalid_candidate_is_rejected_by_the_name_of_its_bound(params, settings, bound):
     with pytest.raises(RejectedError) as caught:
         check_candidate(sweep_of(**settings), BASE, params)
     assert caught.value.bound == bound
 
 
-def test_windows_may_be_open_on_either_side():
+def test_cost_limits_may_have_a_single_bound():
     (mult_adds,) = {check_candidate(sweep_of(), BASE, {}).cost[-1]}
     for bounds, fits in (((None, mult_adds), True), ((None, mult_adds - 1), False),
                          ((mult_adds, None), True), ((mult_adds + 1, None), False)):  # fmt: skip
@@ -61,7 +61,7 @@ def test_windows_may_be_open_on_either_side():
         CostLimits(memory_bytes=(-1, None))
 
 
-def test_draws_that_mean_one_training_are_one():
+def test_candidates_that_train_the_same_have_the_same_key():
     same = (
         {"train.optim.lr": 0.1}, {"train.optim.lr": 0.1, "train.seed": 0},
         {"train.optim.lr": 0.1, "exit_weights.family": "uniform"},
@@ -83,16 +83,16 @@ def test_draws_that_mean_one_training_are_one():
         ({"name": ["a", "b"]}, "name: it is the same for all trials of a sweep"),
         ({"cluster.num_workers": [1, 64]}, "cluster.num_workers: it is the same for all"),
         ({"train.epochs": [1, 2]}, "train.epochs: it is the same for all trials"),
-        ({"data.split_seed": [1, 2]}, "data.split_seed: all trials of a sweep read the same"),
+        ({"data.split_seed": [1, 2]}, "data.split_seed: all trials of a sweep use the same"),
     ],
 )  # fmt: skip
-def test_a_space_sets_networks_and_their_training_alone(space, message):
+def test_space_with_a_setting_common_to_all_trials_raises_an_error(space, message):
     sweep = sweep_of({name: Dimension(choice=choices) for name, choices in space.items()})
     with pytest.raises(ValueError, match=f"^space has {message}"):
         check_space(sweep, BASE)
 
 
-def test_shorthands_and_groups_of_settings_are_part_of_a_space():
+def test_space_may_have_shorthands_and_mapping_choices():
     names = ("scale_factors", "exit_weights.family", "exit_weights.strength", "exit_weights.free")
     space: dict[str, Any] = {name: Dimension(choice=(1,)) for name in names}
     space["shape"] = Dimension(choice=({"model.scales": [1]}, {"model.growth_rate": 4}))
@@ -100,7 +100,7 @@ def test_shorthands_and_groups_of_settings_are_part_of_a_space():
     check_space(sweep_of(space), BASE)
 
 
-def test_a_best_config_trains_as_it_is_and_is_evaluated_at_its_budget(tmp_path):
+def test_best_config_parses_as_a_run_evaluated_at_its_budget(tmp_path):
     candidate = check_candidate(sweep_of(), BASE, {"model.growth_rate": 4})
     file = tmp_path / "best.yaml"
     file.write_text(best_config(candidate, "best-20M", 0.7 * candidate.cost[-1]))

@@ -1,4 +1,4 @@
-"""Warm starts, and a whole sweep of known results."""
+"""Warm starts, and a whole sweep with known results."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +24,7 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
-    database, monkeypatch, capsys
-):
+def test_warm_start_learns_the_trials_of_a_comparable_sweep(database, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
 
@@ -45,13 +43,13 @@ def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
 
     sweep = sweep_of(space, name="later", warm_start=("earlier",))
     sampler = tune.make_sampler(sweep, BASE)
-    assert "2 of 3 trials of earlier are known" in capsys.readouterr().out
+    assert "warm start with 2 of 3 trials of earlier" in capsys.readouterr().out
     assert sampler.next()[0].params == {"model.growth_rate": 6}
     with pytest.raises(SpaceExhaustedError):
         sampler.next()
 
     for name in ("nobody", "a-training"):
-        with pytest.raises(ValueError, match=f"warm_start has {name}: .* knows no sweep of that"):
+        with pytest.raises(ValueError, match=f"warm_start has {name}: .* has no sweep of that"):
             tune.make_sampler(replace(sweep, warm_start=(name,)), BASE)
     other = replace(BASE, train=replace(BASE.train, epochs=7))
     with pytest.raises(ValueError, match=r"differs in train.epochs: \d+ -> 7$"):
@@ -61,7 +59,7 @@ def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
 
 
 @pytest.mark.timeout(300)
-def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
+def test_sweep_with_an_untrainable_trial_finds_the_front(
     database, small_ray, tmp_path, monkeypatch
 ):
     def train(objective, run, record, callbacks, watch) -> Snapshot:

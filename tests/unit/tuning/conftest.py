@@ -1,4 +1,4 @@
-"""Fixtures of tests of sweeps."""
+"""Fixtures for tests of sweeps."""
 
 from tests.support.sweep_fixtures import database, parent, small_ray
 

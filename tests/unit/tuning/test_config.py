@@ -1,4 +1,4 @@
-"""Sweeps that are rejected, and bounds that are open."""
+"""Validation of sweep configurations."""
 
 import pytest
 
@@ -57,7 +57,7 @@ from tuning.space import as_arguments
         ({"cluster.num_workers": 2}, "cluster.num_workers is not a setting; "),
     ],
 )
-def test_a_wrong_sweep_is_refused(settings: dict, message: str):
+def test_invalid_sweep_raises_an_error_naming_the_setting(settings: dict, message: str):
     whole = {"space": {"train.seed": {"choice": [1]}}} | settings if settings else {}
     with pytest.raises(ValueError, match=message):
         parse_settings(Sweep, as_arguments(whole))

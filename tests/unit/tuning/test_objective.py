@@ -1,4 +1,4 @@
-"""What is measured of a trial."""
+"""Objectives measured from exit outputs."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from ranet.evaluation.exit_outputs import ExitOutputs
 from tuning.objective import Objective, cross_fitted
 
 
-def test_accuracy_within_a_budget_is_measured_on_images_that_thresholds_never_saw():
+def test_budget_accuracy_is_measured_on_images_held_out_from_threshold_fitting():
     generator = torch.Generator().manual_seed(0)
     noise = torch.rand((2, 400), generator=generator)
-    # Confidence says nothing: a fit can only find luck, which the other half does not share.
+    # Confidence is noise, so thresholds fitted on one half do not help on the other half.
     correct = torch.rand((2, 400), generator=generator) < 0.5
     scores = ExitOutputs(noise, correct, correct)
     [accuracy] = cross_fitted(scores, (10, 20), [15.0])
@@ -22,7 +22,7 @@ def test_accuracy_within_a_budget_is_measured_on_images_that_thresholds_never_sa
     assert half == pytest.approx(100, abs=4)  # half of the images leave at the first exit
 
 
-def test_the_objective_gives_each_of_its_names_and_every_budget():
+def test_objective_reports_each_metric_and_every_budget():
     correct = torch.stack((torch.zeros(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)))
     scores = ExitOutputs(torch.full((2, 20), 0.5), correct, correct)
     metrics = Objective(

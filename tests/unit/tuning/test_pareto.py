@@ -1,4 +1,4 @@
-"""Fronts and gaps: known ones, and any against their definitions."""
+"""Pareto fronts and gaps: known cases, and any case against the definition."""
 
 import math
 
@@ -9,26 +9,26 @@ from tests.support.grid_points import is_no_worse, objectives
 from tuning.pareto import Gap, gaps, pareto_front
 
 
-def test_of_cost_and_accuracy_those_stay_that_nothing_cheaper_or_equal_matches():
+def test_pareto_front_keeps_non_dominated_points():
     points = [(10, 90.0), (20, 92.0), (20, 91.0), (30, 92.0), (40, 95.0), (5, 60.0), (50, 94.9)]
     assert pareto_front(points, ("minimize", "maximize")) == (0, 1, 4, 5)
 
 
-def test_equal_points_stay_together():
+def test_equal_points_are_all_on_the_front():
     assert pareto_front([(1, 2), (1, 2), (2, 2)], ("minimize", "minimize")) == (0, 1)
 
 
-def test_of_one_objective_the_best_stay():
+def test_front_of_one_objective_is_the_best_points():
     assert pareto_front([(3,), (5,), (5,), (1,)], ("maximize",)) == (1, 2)
 
 
-def test_no_points_have_no_front_and_no_gaps():
+def test_empty_set_has_no_front_and_no_gaps():
     assert pareto_front([], ("minimize", "maximize")) == ()
     assert gaps([]) == []
 
 
 @given(objectives)
-def test_the_front_is_what_no_other_point_beats(case):
+def test_front_matches_the_definition_of_dominance(case):
     points, directions = case
     expected = tuple(
         place
@@ -39,13 +39,13 @@ def test_the_front_is_what_no_other_point_beats(case):
 
 
 @pytest.mark.parametrize("point", [(1.0, math.nan), (1.0,), (1.0, 2.0, 3.0)])
-def test_what_is_not_a_number_for_each_objective_is_refused(point):
+def test_front_of_points_without_one_number_per_objective_raises_an_error(point):
     points = [(1.0, 2.0), point]
     with pytest.raises(ValueError, match="one number for each of 2 objectives, got"):
         pareto_front(points, ("minimize", "maximize"))
 
 
-def test_the_widest_gap_is_where_one_point_could_add_most():
+def test_largest_gap_is_where_one_point_could_add_most():
     beaten = (26.0, 60.0)
     assert gaps([(10.0, 60.0), (50.0, 92.0), (18.0, 80.0), beaten, (18.0, 80.0)]) == [
         Gap((18.0, 80.0), (50.0, 92.0), share=0.3),
@@ -53,5 +53,5 @@ def test_the_widest_gap_is_where_one_point_could_add_most():
     ]
 
 
-def test_a_single_point_has_no_gap():
+def test_single_point_has_no_gap():
     assert gaps([(10.0, 60.0), (12.0, 60.0)]) == []

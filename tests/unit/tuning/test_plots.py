@@ -1,4 +1,4 @@
-"""Pictures of a sweep."""
+"""Plots of a sweep."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from tuning.report import write_report
 from tuning.results import TrialResult
 
 
-def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_curve():
+def test_front_plot_has_a_point_per_trial_and_budget_and_the_published_curve():
     stopped = trial(2, 66, 75, top=9e6, state="stopped")
     figure = plot_front(sweep_results(trial(1, 70, 80, 81), stopped, published="cifar10"))
     assert figure is not None
@@ -20,7 +20,10 @@ def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_cur
         np.asarray(points.get_offsets()).tolist() for points in axes.collections
     )
     assert finished == [[5, 70], [10, 80], [20, 81]]
-    assert early == [[9, 66], [9, 75]]  # it costs no more than its last exit
+    assert early == [
+        [9, 66],
+        [9, 75],
+    ]  # the cost of the last exit limits the cost at a larger budget
     assert marked == [[5, 70], [9, 75], [10, 80], [20, 81]]
     front, published = axes.lines
     assert np.asarray(front.get_xydata()).tolist() == [
@@ -30,7 +33,7 @@ def test_the_picture_has_a_point_for_each_trial_and_budget_and_the_published_cur
     assert np.asarray(published.get_xydata()).tolist() == expected
 
 
-def test_points_far_below_the_front_are_counted_at_the_lower_edge_of_the_picture():
+def test_front_plot_counts_points_far_below_the_front_at_its_lower_edge():
     budgets = (0.45e6, 0.6e6, 1.2e6)
     good = [trial(k, 93 + k, 93.5 + k, 93 + k, budgets=budgets) for k in (1, 2, 3)]
     poor = trial(4, 60, 70, 86, budgets=budgets)
@@ -41,7 +44,7 @@ def test_points_far_below_the_front_are_counted_at_the_lower_edge_of_the_picture
     assert figure is not None
     (axes,) = figure.axes
     bottom, top = axes.get_ylim()
-    assert (bottom, top > 96.5) == (86, True)  # 10 below the least accurate of the front
+    assert (bottom, top > 96.5) == (86, True)  # 10 points below the lowest accuracy on the front
     drawn = {
         str(points.get_label()): np.asarray(points.get_offsets()).tolist()
         for points in axes.collections
@@ -63,8 +66,8 @@ def test_points_far_below_the_front_are_counted_at_the_lower_edge_of_the_picture
     ]  # fmt: skip
 
 
-def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
-    """Lists, names, missing and equal values, ranges of one and of many powers of ten."""
+def test_plots_of_a_mixed_space_are_drawn(tmp_path):
+    """Plot lists, names, missing and equal values, and narrow and wide ranges."""
     results = [
         trial(
             k, 70 + k, 80, 81,
@@ -95,7 +98,7 @@ def test_the_pictures_of_a_mixed_space_are_drawn(tmp_path):
     ]  # fmt: skip
 
 
-def test_whole_numbers_are_whole_at_their_axis():
+def test_ticks_of_integers_are_integers():
     results = [trial(k, 70 + k, params={"model.growth_rate": k}) for k in (3, 5, 8)]
     figure = plot_parallel(sweep_results(*results))
     assert figure is not None
@@ -104,7 +107,7 @@ def test_whole_numbers_are_whole_at_their_axis():
     assert [note.get_text() for note in at_first] == ["3", "4", "6", "7", "8"]
 
 
-def test_the_setting_that_decides_is_the_most_important():
+def test_decisive_parameter_is_the_most_important():
     def of(number: int) -> TrialResult:
         lr, growth = 10 ** -(1 + number % 7 / 2), 4 + number * 5 % 9
         top1 = 90 - 3 * (number % 7) + 0.1 * growth
@@ -126,6 +129,6 @@ def test_the_setting_that_decides_is_the_most_important():
         assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_few_trials_have_no_importances():
+def test_importances_of_few_trials_are_empty():
     assert importances(sweep_results(*(trial(k, 70 + k) for k in range(1, 8)))) == {}
     assert importances(sweep_results(*(trial(k, 70 + k) for k in range(1, 9)))) != {}

@@ -1,4 +1,4 @@
-"""Published curves."""
+"""Published accuracy curves."""
 
 from pipelines.data import DatasetInfo
 from pipelines.data.sources.factory import read_class_index
@@ -6,7 +6,7 @@ from pipelines.tune import classes_in
 from tuning.reference_curves import RANET_CURVES, reference_curve_for
 
 
-def test_the_published_curve_is_that_of_the_classes_wherever_the_images_come_from():
+def test_published_curve_is_chosen_by_the_class_names():
     animals = ("bird", "cat", "deer", "dog", "frog", "horse")
     cifar10 = ("airplane", "automobile", *animals, "ship", "truck")
     hundred = ("apple", "aquarium_fish", *map(str, range(98)))

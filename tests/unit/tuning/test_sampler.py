@@ -1,4 +1,4 @@
-"""What a sweep draws, and what it learns."""
+"""Sampling, rejection and learning of candidates."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ def values(dimension: Dimension, count: int = 100) -> list:
     return [sampler.next()[0].params["x"] for _ in range(count)]
 
 
-def test_ranges_are_kept_and_filled():
+def test_sampled_numbers_cover_their_range():
     uniform = np.array(values(Dimension(uniform=(0.5, 2.0))))
     assert uniform.min() >= 0.5
     assert uniform.max() <= 2.0
@@ -29,7 +29,7 @@ def test_ranges_are_kept_and_filled():
     assert sorted(values(Dimension(integers=(3, 6)), 4)) == [3, 4, 5, 6]
 
 
-def test_every_choice_comes_and_nothing_else():
+def test_choices_are_sampled_completely_and_exclusively():
     assert {str(v) for v in values(Dimension(choice=("sgd", (1, 2), None)), 3)} == {
         "sgd", "[1, 2]", "None",
     }  # fmt: skip
@@ -37,7 +37,7 @@ def test_every_choice_comes_and_nothing_else():
     assert len({tuple(value) for value in lists}) == 8
 
 
-def test_the_bound_that_refuses_all_networks_is_named_besides_what_makes_none(tmp_path):
+def test_exhausted_space_names_the_cost_limit_that_rejects_all_valid_networks(tmp_path):
     space = {"model.scales": Dimension(choice=([2, 1], [3, 1], [3, 2], [1, 2, 3]))}
     sweep = sweep_of(space, cost_limits=CostLimits(mult_adds=(1, 2)))
     sampler = make_sampler(space, partial(check_candidate, sweep, BASE))
@@ -49,7 +49,7 @@ def test_the_bound_that_refuses_all_networks_is_named_besides_what_makes_none(tm
     )
 
 
-def test_refused_draws_are_counted_and_replaced_and_none_comes_twice():
+def test_rejected_candidates_are_counted_and_none_is_sampled_twice():
     def check(params):
         if params["x"] == 0:
             raise RejectedError("x", "x must not be 0")
@@ -64,7 +64,7 @@ def test_refused_draws_are_counted_and_replaced_and_none_comes_twice():
     assert sampler.rejected["x"] > 50
 
 
-def test_a_space_is_looked_at_ahead_without_giving_anything_out():
+def test_check_ahead_uses_up_no_candidates():
     sampler = make_sampler({"x": Dimension(choice=(1, 2))})
     with pytest.raises(SpaceExhaustedError, match="has only 2 different candidates"):
         sampler.check_ahead(3)
@@ -73,7 +73,7 @@ def test_a_space_is_looked_at_ahead_without_giving_anything_out():
     assert not sampler.rejected
 
 
-def test_what_earlier_trials_tried_is_not_drawn_again():
+def test_candidates_of_learned_trials_are_not_sampled_again():
     sampler = make_sampler({"x": Dimension(choice=(1, 2, 3))})
     assert sampler.learn(result_of({"x": 2}, (1.0,)))
     assert not sampler.learn(result_of({"x": 7}, (1.0,)))
@@ -81,7 +81,7 @@ def test_what_earlier_trials_tried_is_not_drawn_again():
     assert {sampler.next()[0].params["x"] for _ in range(2)} == {1, 3}
 
 
-def test_a_trial_that_goes_on_has_the_sample_that_it_had():
+def test_resumed_trial_has_the_same_candidate():
     sampler = make_sampler({"x": Dimension(uniform=(0.0, 1.0)), "y": Dimension(choice=([1], [2]))})
     candidate, number = sampler.resume({"x": 0.25, "y": [2]})
     assert candidate.params == {"x": 0.25, "y": [2]}
@@ -89,7 +89,7 @@ def test_a_trial_that_goes_on_has_the_sample_that_it_had():
 
 
 def optimum(search: str, seed: int) -> float:
-    """Distance from the best place after 40 draws from the unit square."""
+    """Return the distance from the optimum after 40 samples from the unit square."""
     space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
     sampler = make_sampler(space, method=search, seed=seed)
     best = 9.0
@@ -101,13 +101,13 @@ def optimum(search: str, seed: int) -> float:
     return best
 
 
-def test_the_search_learns_from_what_it_is_told():
+def test_tpe_finds_better_candidates_than_random_search():
     tpe, chance = (np.median([optimum(s, k) for k in range(5)]) for s in ("tpe", "random"))
     assert tpe < 0.7 * chance
 
 
-def test_several_objectives_lead_to_their_known_front():
-    # Less of x costs less; y only harms. So the front is y = 0, accuracy = root of cost.
+def test_tpe_with_two_objectives_finds_the_known_front():
+    # x is the cost and y only lowers accuracy, so the front is y = 0, accuracy = sqrt(cost).
     space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
     objective = Objective(metrics=("accuracy", "mult_adds"))
     sampler = make_sampler(space, method="tpe", objective=objective, num_trials=80)
@@ -120,6 +120,6 @@ def test_several_objectives_lead_to_their_known_front():
     front = [points[k] for k in pareto_front(points, objective.directions)]
     assert len(front) >= 8
     harm = [x**0.5 - accuracy for accuracy, x in front]
-    assert np.median(harm) < 0.1  # of random draws it is a half
+    assert np.median(harm) < 0.1  # 0.5 with random search
     assert min(x for _, x in front) < 0.1
     assert max(x for _, x in front) > 0.6

@@ -1,4 +1,4 @@
-"""When trials are stopped early."""
+"""Early stopping by Ray Tune's schedulers."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ def trial_of_tune(trial_id: str) -> Any:
     return SimpleNamespace(trial_id=trial_id)
 
 
-def test_early_stopping_goes_on_where_an_earlier_start_left_it():
+def test_replayed_scheduler_stops_as_if_it_had_never_been_interrupted():
     def decision(*, replayed: bool):
         scheduler = make_scheduler(
             EarlyStopping(method="asha", first_epoch=1, factor=2), "m", "max", 4
@@ -33,7 +33,7 @@ def test_early_stopping_goes_on_where_an_earlier_start_left_it():
     assert decision(replayed=False) == "CONTINUE"
 
 
-def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
+def test_trial_at_the_last_epoch_is_never_stopped_early():
     scheduler = make_scheduler(EarlyStopping(method="asha", first_epoch=1, factor=3), "m", "max", 3)
     for k, name in enumerate("abcd"):
         trial = trial_of_tune(name)
@@ -43,8 +43,8 @@ def test_a_trial_that_reached_the_last_epoch_is_never_stopped():
         assert decision == "CONTINUE"
 
 
-def test_with_several_brackets_bad_trials_are_stopped_some_of_them_later():
-    np.random.seed(0)  # noqa: NPY002 - Tune deals trials to brackets by it
+def test_several_brackets_stop_bad_trials_at_different_epochs():
+    np.random.seed(0)  # noqa: NPY002 - Tune assigns trials to brackets with it
     stopping = EarlyStopping(method="asha", first_epoch=1, factor=2, brackets=2)
     scheduler = make_scheduler(stopping, "m", "max", 8)
 

@@ -1,4 +1,4 @@
-"""Which trials Tune is given, and how their ends are written down."""
+"""Trials that the searcher starts, and the results that it stores."""
 
 from dataclasses import replace
 from itertools import count
@@ -13,7 +13,7 @@ from tuning.searcher import SweepSearcher
 from tuning.trial_store import TrialStore
 
 
-def test_what_a_trial_worked_before_it_was_cut_short_is_counted(parent, small_ray):
+def test_resumed_trial_counts_the_time_before_its_interruption(parent, small_ray):
     candidate = accept({"x": 1})
     with TrialStore(parent, described) as store:
         record, _ = store.open(1, candidate)
@@ -31,9 +31,9 @@ def test_what_a_trial_worked_before_it_was_cut_short_is_counted(parent, small_ra
     assert (result.state, result.epochs, result.seconds) == ("failed", 1, 7.0)
 
 
-def test_as_many_trials_are_under_way_as_the_cluster_has_room_for_and_one_more(parent, monkeypatch):
-    room = [2]
-    monkeypatch.setattr("tuning.searcher.capacity_for", lambda cluster: room[0])
+def test_searcher_starts_one_trial_more_than_the_cluster_has_capacity_for(parent, monkeypatch):
+    capacity = [2]
+    monkeypatch.setattr("tuning.searcher.capacity_for", lambda cluster: capacity[0])
     with TrialStore(parent, described) as store:
         trials = SweepSearcher(
             make_sampler({"x": Dimension(integers=(1, 100))}), store,
@@ -42,7 +42,7 @@ def test_as_many_trials_are_under_way_as_the_cluster_has_room_for_and_one_more(p
         names = (str(number) for number in count())
 
         def begun() -> list[str]:
-            """Ask for trials until there are no more now."""
+            """Ask for trials until the searcher returns none."""
             found = []
             while trials.suggest(name := next(names)) is not None:
                 found.append(name)
@@ -50,10 +50,10 @@ def test_as_many_trials_are_under_way_as_the_cluster_has_room_for_and_one_more(p
 
         running = begun()
         assert len(running) == 3
-        room[0] = 4  # two hosts have come
+        capacity[0] = 4  # two hosts joined
         running += (more := begun())
         assert len(more) == 2
-        room[0] = 1  # three have gone
+        capacity[0] = 1  # three hosts were lost
         assert begun() == []
         for name in running[:3]:
             trials.ended(name, UntrainableError("worker 0 failed: the loss is infinite"))

@@ -1,4 +1,4 @@
-"""How a draw becomes settings of a run."""
+"""Expansion of candidates to settings of a run."""
 
 import pytest
 
@@ -8,11 +8,11 @@ from tuning.config import RejectedError
 from tuning.space import as_arguments, expand_model, expand_weights
 
 
-def test_a_setting_comes_back_from_the_command_line_as_it_was():
+def test_settings_survive_a_round_trip_through_the_command_line():
     assert parse_settings(Run, as_arguments(flatten(BASE))) == BASE
 
 
-def test_factors_follow_the_scales_with_the_highest_resolution_last():
+def test_scale_factors_align_with_the_scales_at_the_highest_resolution():
     params = {"scale_factors": [8, 4, 2, 1], "model.scales": [1, 2, 3, 3]}
     assert expand_model(params, (1, 2))["model.growth_factors"] == [4, 2, 1, 1]
     assert expand_model({"scale_factors": [4, 2, 1]}, (1, 2))["model.bottleneck_factors"] == [2, 1]
@@ -20,7 +20,7 @@ def test_factors_follow_the_scales_with_the_highest_resolution_last():
         expand_model({"scale_factors": [2, 1]}, (1, 2, 3))
 
 
-def test_a_choice_may_set_several_settings():
+def test_mapping_choice_sets_several_settings():
     params = {"shape": {"model.scales": [1, 2], "model.growth_rate": 4}, "train.seed": 1}
     assert expand_model(params, (1,)) == {
         "model.scales": [1, 2], "model.growth_rate": 4, "train.seed": 1,
@@ -38,12 +38,12 @@ def test_a_choice_may_set_several_settings():
         ({"family": "free", "free": [1.0, 2.0, 3.0, 9.0]}, [0.5, 1, 1.5]),
     ],
 )
-def test_exit_weights_are_a_family_with_mean_one(params: dict, weights: list):
+def test_exit_weights_of_each_family_have_mean_one(params: dict, weights: list):
     params = {f"exit_weights.{name}": value for name, value in params.items()}
     assert expand_weights(params, COSTS) == pytest.approx(weights)
 
 
-def test_impossible_exit_weights_are_rejected_by_their_setting():
+def test_invalid_exit_weights_are_rejected_by_the_name_of_their_setting():
     for params, bound in (
         ({"exit_weights.family": "linear", "exit_weights.strength": 2.0}, "exit_weights.strength"),
         ({"exit_weights.free": [1.0]}, "exit_weights.free"),

@@ -1,4 +1,4 @@
-"""What MLflow remembers of a sweep."""
+"""Trials of a sweep in MLflow."""
 
 import time
 from dataclasses import replace
@@ -11,16 +11,16 @@ from tests.support.sweeps import accept, described, result_of
 from tuning.trial_store import TrialStore, read_trials
 
 
-def test_the_time_of_a_sweep_is_that_of_all_its_starts(parent):
+def test_time_of_a_sweep_is_the_sum_over_its_invocations(parent):
     for resumed in (False, True):
         with TrialStore(replace(parent, resumed=resumed), described):
             time.sleep(0.3)
     began = time.monotonic()
     store = TrialStore(replace(parent, resumed=True), described)
-    assert store.seconds - (time.monotonic() - began) > 0.55  # written to a tenth of a second
+    assert store.seconds - (time.monotonic() - began) > 0.55  # rounded to a tenth of a second
 
 
-def test_a_trial_that_was_opened_again_because_mlflow_went_away_goes_on_once(parent, monkeypatch):
+def test_trial_opened_twice_after_an_mlflow_failure_is_resumed_once(parent, monkeypatch):
     uri, candidate = parent.uri, accept({"x": 1})
 
     def away(*_: object, **__: object) -> None:

@@ -7,7 +7,7 @@ from ranet import ModelConfig, RANet
 from ranet.training.footprint import footprint
 
 
-def test_parameters_and_memory_are_those_of_the_network():
+def test_footprint_matches_the_parameters_and_activations_of_the_network():
     config = ModelConfig(
         scales=(1, 2), growth_factors=(2, 1), bottleneck_factors=(2, 1), image_size=16,
         growth_rate=4, layers_per_block=2, num_blocks=1, extra_blocks=1,
