@@ -69,7 +69,7 @@ def trial_worker(config: dict[str, Any]) -> None:
         train, val = (open_split(run, split, device) for split in ("train", "val"))
         is_first = ray.train.get_context().get_world_rank() == 0
         latency = None
-        if "latency" in objective.names and is_first:
+        if "latency_ms" in objective.metrics and is_first:
             latency = measure_latency(model)[-1].item()
         history = saved[SNAPSHOT]["history"] if saved else []
         before = history[-1][SECONDS] if history else 0.0

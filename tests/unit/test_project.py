@@ -20,8 +20,9 @@ from cluster.cli import parse_settings, read_settings
 from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
 from pipelines.run import Run
 from pipelines.sweep_candidates import check_candidate
+from tuning.config import Sweep
 from tuning.sampler import Sampler
-from tuning.space import Sweep, as_arguments
+from tuning.space import as_arguments
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -54,14 +55,14 @@ def test_base_installation_requires_only_torch():
 def test_sweep_config_samples_trainable_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     sweep = read_settings(Sweep, ["--config", str(path)])
-    base = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
-    draws = Sampler(
-        sweep.space, search=sweep.search, objective=sweep.objective, seed=1,
+    base = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
+    sampler = Sampler(
+        sweep.space, method=sweep.sampler, objective=sweep.objective, seed=1,
         num_trials=sweep.num_trials, check=partial(check_candidate, sweep, base),
     )  # fmt: skip
     for _ in range(4):
-        candidate, _ = draws.next()
-        assert candidate.draw.keys() == sweep.space.keys()
+        candidate, _ = sampler.next()
+        assert candidate.params.keys() == sweep.space.keys()
 
 
 def test_port_in_use_is_named_with_the_option_to_change_it():

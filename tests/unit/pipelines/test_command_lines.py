@@ -13,7 +13,7 @@ import pytest
 from cluster.cli import CommandLine, setting_names
 from pipelines.run import Run
 from tests.support.paths import PROJECT
-from tuning.space import Sweep
+from tuning.config import Sweep
 
 LIST = Path(__file__).with_name("command_lines.txt")
 MODULES = (

@@ -1,6 +1,5 @@
 """Configuration of a run: checks, identity and YAML."""
 
-
 import pytest
 
 from pipelines.evaluation.budgets import check_budgets
