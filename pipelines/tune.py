@@ -17,9 +17,11 @@ from typing import Any
 import yaml
 
 from cluster.errors import RunError
-from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.execution.trainer import check_capacity, connected, wants_gpu
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking import client, runs
+from cluster.tracking.provenance import provenance_tags
+from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_path
 from pipelines.run import (
@@ -49,9 +51,9 @@ def main() -> None:
     sweep = read_settings(Sweep)
     configure_logging()
     with main_guard():
-        tracking.check_reachable()
+        client.check_reachable()
         run = common_run(sweep)
-        tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
+        runs.check_can_start(sweep.name, settings=identity_of(sweep, run), new_attempt=sweep.fresh)
         draws = make_sampler(sweep, run)
         draws.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
@@ -99,10 +101,10 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
     Raises:
         ValueError: there is no such sweep, or it was about something else.
     """
-    found = tracking.last_attempt(name)
+    found = runs.last_attempt(name)
     if found is None or _OBJECTIVE not in found.data.params:
         raise ValueError(
-            f"warm_start has {name}: MLflow at {tracking.masked(tracking.tracking_uri())} knows no "
+            f"warm_start has {name}: MLflow at {client.masked(client.tracking_uri())} knows no "
             "sweep of that name"
         )
     mine = _about(sweep, run)
@@ -112,7 +114,7 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
             f"warm_start has {name}, whose accuracies mean something else: it differs in "
             + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in others)
         )
-    return read_trials(tracking.tracking_uri(), found.info.run_id)[0]
+    return read_trials(client.tracking_uri(), found.info.run_id)[0]
 
 
 def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
@@ -146,13 +148,13 @@ def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
     """
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
-    with tracking.start(
+    with runs.open_run(
         sweep.name,
         settings=identity_of(sweep, run),
         parameters={},
-        tags=tracking.provenance(),
+        tags=provenance_tags(),
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
-        fresh=sweep.fresh,
+        new_attempt=sweep.fresh,
     ) as record:
         with TrialStore(record, describe) as book:
             trials = search(

@@ -14,8 +14,9 @@ import torch
 from ray.train import Checkpoint
 from torch import nn
 
-from cluster.execution.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
-from cluster.storage.download import Cache
+from cluster.execution.reporter import RayReporter, load_newest
+from cluster.storage.cache import Cache
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
 from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
 from pipelines.run import Run, configure_logging

@@ -20,7 +20,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
 from cluster.execution.heartbeat import abort, start_heartbeats
 from cluster.execution.trainer import capacity_for
-from cluster.tracking import runs as tracking
+from cluster.tracking import client, runs
 from ranet.evaluation.accuracy import validation_top1
 from ranet.protocols import Metrics
 from tuning.objective import EPOCH, SECONDS, Objective, budget_metric, objective_metric
@@ -130,7 +130,7 @@ class SweepSearcher(Searcher):
         try:
             record, run = self._book.open(number, candidate, before)
             history = {} if before is None else self._measured(record.run_id)
-        except tracking.FAILURES as error:
+        except client.FAILURES as error:
             logger.warning("MLflow does not answer, no trial is begun until it does: %s", error)
             return None
         self._drawn = None
@@ -223,7 +223,7 @@ class SweepSearcher(Searcher):
 
     def _measured(self, run_id: str) -> dict[int, float]:
         metric = objective_metric(self._objective.names[0])
-        return tracking.history(self._book.uri, run_id, metric)
+        return runs.history(self._book.uri, run_id, metric)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave all out of the copy that Tune writes of what it was given."""

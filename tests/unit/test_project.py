@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.train import Checkpoint
 
-from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint, write_checkpoint
 from pipelines.run import Run, parse_settings, read_settings
 from pipelines.sweep_candidates import check_candidate
 from tuning.sampler import Sampler

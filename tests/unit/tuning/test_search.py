@@ -20,8 +20,9 @@ from optuna.trial import TrialState
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
 from cluster.execution.trainer import connected
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun, children
+from cluster.tracking import runs
+from cluster.tracking.record import MetricWriter, TrackedRun
+from cluster.tracking.runs import children
 from pipelines import tune
 from pipelines.run import Run, flatten, parse_settings
 from pipelines.sweep_candidates import best_config, check_candidate, check_space
@@ -519,10 +520,10 @@ def test_a_warm_start_knows_the_trials_of_an_earlier_sweep_about_the_same(
     database, monkeypatch, capsys
 ):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
-    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "SETTLE_SECONDS", 0.0)
 
     def note(name: str, settings, *trials: tuple[dict, float]) -> None:
-        start = tracking.start(name, settings=settings, parameters={}, tags={}, config_text="")
+        start = runs.open_run(name, settings=settings, parameters={}, tags={}, config_text="")
         with start as record, TrialStore(record, described) as book:
             for number, (draw, accuracy) in enumerate(trials, start=1):
                 book.open(number, accept(draw))
@@ -573,7 +574,7 @@ def test_what_a_trial_worked_before_it_was_cut_short_is_counted(parent, small_ra
     candidate = accept({"x": 1})
     with TrialStore(parent, described) as book:
         record, _ = book.open(1, candidate)
-        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer = MetricWriter(record, keep_checkpoints=1)
         writer.put({"epoch": 1.0, "sweep/seconds": 7.0, "objective/accuracy": 50.0})
         assert writer.flush(30)
     with TrialStore(replace(parent, resumed=True), described) as book:
@@ -633,7 +634,7 @@ def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
             "objective/accuracy": accuracy, "objective/mult_adds": float(cost[-1]),
             "objective/budget1_top1": accuracy,
         }  # fmt: skip
-        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer = MetricWriter(record, keep_checkpoints=1)
         writer.put(metrics)
         assert writer.flush(30)
         return {"history": [metrics], "best": {"epoch": 1}}
@@ -648,7 +649,7 @@ def test_a_sweep_finds_the_front_and_outlives_a_trial_that_cannot_be_trained(
     run = replace(BASE, model=SMALL, cluster=small_ray, train=replace(BASE.train, epochs=1))
     tune.run_trials(sweep, run, tune.make_sampler(sweep, run), "")
 
-    parent = tracking.last_attempt("known")
+    parent = runs.last_attempt("known")
     assert parent is not None
     assert parent.info.status == "FINISHED"
     results, left = read_trials(database, parent.info.run_id)
