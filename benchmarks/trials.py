@@ -25,8 +25,8 @@ from ray.train import Checkpoint, UserCallback
 from benchmarks.network import describe_machine
 from cluster.cli import parse_settings
 from cluster.execution.trainer import connected
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking import runs
+from cluster.tracking.record import TrackedRun
 from pipelines.run import EvaluationConfig, Run
 from pipelines.sweep_candidates import describe
 from pipelines.train import prepare_images, train_trial
@@ -89,7 +89,7 @@ def measure(folder: Path, num_trials: int, epochs: int, cpus: int) -> list[dict[
     notes.mkdir()
     with (
         connected(run.cluster),
-        tracking.start(
+        runs.open_run(
             sweep.name, settings={}, parameters={}, tags={}, config_text="{}\n"
         ) as record,
         TimedStore(record, notes) as store,

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from cluster.cli import CommandLine, configure_logging, main_guard
-from cluster.execution.reporter import load_checkpoint
-from cluster.execution.trainer import connected, launch, resolve_storage
-from cluster.tracking import registry
-from cluster.tracking import runs as tracking
+from cluster.execution.trainer import connected, launch
+from cluster.storage.checkpoints import load_checkpoint
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking import client, registry, runs
+from cluster.tracking.provenance import provenance_tags
 from pipelines.data import prepare
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
@@ -34,18 +35,18 @@ def main() -> None:
     model_uri, run = options.model_uri, options.settings
     configure_logging()
     with main_guard():
-        tracking.check_reachable()
+        client.check_reachable()
         resolve_storage(run.cluster.storage_path)
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)
         name = f"{run.name}-evaluation"
-        with tracking.start(
+        with runs.open_run(
             name,
             settings={"evaluated": model_uri, **identity(run)},
             parameters=flatten(run),
-            tags=tracking.provenance(),
+            tags=provenance_tags(),
             config_text=config_text(run),
-            fresh=True,
+            new_attempt=True,
         ) as record:
             outputs = evaluate_weights(run, classifier.weights, record.storage_name)
             evaluation = evaluate_outputs(

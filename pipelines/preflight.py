@@ -14,10 +14,11 @@ import yaml
 import cluster.provisioning
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError
-from cluster.execution.trainer import connected, local_cpus, resolve_storage, wants_gpu
+from cluster.execution.trainer import connected, local_cpus, wants_gpu
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
+from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import check_writable, is_uri
-from cluster.tracking import runs as tracking
+from cluster.tracking import client, runs
 from pipelines.data.config import LOCAL_SOURCES, Split
 from pipelines.data.format.metadata import read_info
 from pipelines.data.loading.staging import remote_files
@@ -98,8 +99,8 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
     with found.checking():
         check_budgets(costs, run.evaluation.budget_fractions)
     with found.checking():
-        tracking.check_reachable()
-        tracking.check_startable(run.name, settings=identity(run), fresh=new_attempt)
+        client.check_reachable()
+        runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
     with found.checking():
         resolve_storage(run.cluster.storage_path)
     hand = None

@@ -23,11 +23,13 @@ from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.config import in_submitted_job
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
-from cluster.execution.reporter import SNAPSHOT, checkpoint_uri, load_checkpoint
-from cluster.execution.trainer import connected, launch, resolve_storage
+from cluster.execution.trainer import connected, launch
+from cluster.storage.checkpoints import SNAPSHOT, checkpoint_uri, load_checkpoint
+from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking import client, runs
+from cluster.tracking.provenance import provenance_tags
+from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo, prepare
 from pipelines.data.config import prepared_path
 from pipelines.data.preflight import check_classes
@@ -54,8 +56,8 @@ def main() -> None:
             expected = preflight(run, new_attempt=new_attempt)
             print(expected)
             sys.exit(0 if expected.starts else 1)
-        tracking.check_reachable()
-        tracking.check_startable(run.name, settings=identity(run), fresh=new_attempt)
+        client.check_reachable()
+        runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
         info = prepare_images(run)
         with track(run, new_attempt=new_attempt) as record:
             trained = train(run, record)
@@ -90,13 +92,13 @@ def prepare_images(run: Run) -> DatasetInfo:
 
 def track(run: Run, *, new_attempt: bool = False) -> AbstractContextManager[TrackedRun]:
     """Open the MLflow run of this name: resume the last attempt or start a new one."""
-    return tracking.start(
+    return runs.open_run(
         run.name,
         settings=identity(run),
         parameters=flatten(run),
-        tags=tracking.provenance(),
+        tags=provenance_tags(),
         config_text=config_text(run),
-        fresh=new_attempt,
+        new_attempt=new_attempt,
     )
 
 

@@ -18,9 +18,11 @@ import yaml
 
 from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
 from cluster.errors import RunError
-from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.execution.trainer import check_capacity, connected, wants_gpu
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking import client, runs
+from cluster.tracking.provenance import provenance_tags
+from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_path
 from pipelines.run import EvaluationConfig, Run, identity
@@ -44,9 +46,9 @@ def main() -> None:
     sweep, new_attempt = options.settings, options.new_attempt
     configure_logging()
     with main_guard():
-        tracking.check_reachable()
+        client.check_reachable()
         run = common_run(sweep)
-        tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=new_attempt)
+        runs.check_can_start(sweep.name, settings=identity_of(sweep, run), new_attempt=new_attempt)
         sampler = make_sampler(sweep, run)
         sampler.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
@@ -107,10 +109,10 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
     Raises:
         ValueError: there is no such sweep, or its accuracies are not comparable.
     """
-    found = tracking.last_attempt(name)
+    found = runs.last_attempt(name)
     if found is None or _OBJECTIVE not in found.data.params:
         raise ValueError(
-            f"warm_start has {name}: MLflow at {tracking.masked(tracking.tracking_uri())} has no "
+            f"warm_start has {name}: MLflow at {client.masked(client.tracking_uri())} has no "
             "sweep of that name"
         )
     mine = _comparable_settings(sweep, run)
@@ -120,7 +122,7 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
             f"warm_start has {name}, whose accuracies are not comparable: it differs in "
             + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in differing)
         )
-    return read_trials(tracking.tracking_uri(), found.info.run_id)[0]
+    return read_trials(client.tracking_uri(), found.info.run_id)[0]
 
 
 def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
@@ -159,13 +161,13 @@ def run_trials(
     """
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
-    with tracking.start(
+    with runs.open_run(
         sweep.name,
         settings=identity_of(sweep, run),
         parameters={},
-        tags=tracking.provenance(),
+        tags=provenance_tags(),
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
-        fresh=new_attempt,
+        new_attempt=new_attempt,
     ) as record:
         with TrialStore(record, describe) as store:
             trials = search(

@@ -15,8 +15,9 @@ from ray.train import Checkpoint
 from torch import nn
 
 from cluster.cli import configure_logging
-from cluster.execution.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
-from cluster.storage.download import Cache
+from cluster.execution.reporter import RayReporter, load_newest
+from cluster.storage.cache import Cache
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
 from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
 from pipelines.run import Run

@@ -12,7 +12,7 @@ from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
 from cluster.execution.heartbeat import abort
 from cluster.execution.trainer import capacity_for
-from cluster.tracking import runs as tracking
+from cluster.tracking import client, runs
 from ranet.evaluation.accuracy import validation_top1
 from ranet.protocols import Metrics
 from tuning.objective import EPOCH, SECONDS, Objective, budget_metric, objective_metric
@@ -124,7 +124,7 @@ class SweepSearcher(Searcher):
         try:
             record, run = self._store.open(number, candidate, before)
             history = {} if before is None else self._measured(record.run_id)
-        except tracking.FAILURES as error:
+        except client.FAILURES as error:
             logger.warning("MLflow does not answer, no trial is begun until it does: %s", error)
             return None
         self._drawn = None
@@ -217,7 +217,7 @@ class SweepSearcher(Searcher):
 
     def _measured(self, run_id: str) -> dict[int, float]:
         metric = objective_metric(self._objective.metrics[0])
-        return tracking.history(self._store.uri, run_id, metric)
+        return runs.history(self._store.uri, run_id, metric)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave all out of the copy that Tune writes of what it was given."""

@@ -9,7 +9,7 @@ from ray.train import Checkpoint, UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster.execution.reporter import metrics_in
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking.record import TrackedRun
 from ranet.protocols import Snapshot
 from tuning.objective import EPOCH
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from mlflow.entities import Run
 
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking import runs
+from cluster.tracking.record import TrackedRun
 from ranet.protocols import Metrics
 from tuning.results import TrialResult
 from tuning.sampler import Candidate
@@ -86,7 +86,7 @@ class TrialStore:
             for (
                 result
             ) in self.results:  # the driver may have been killed between writing result and status
-                tracking.close_child(replace(parent, run_id=result.run_id), _END[result.state])
+                runs.close_child(replace(parent, run_id=result.run_id), _END[result.state])
             tags = parent.client.get_run(parent.run_id).data.tags
             self.rejected = json.loads(tags.get(_REJECTED, "{}"))
             self._began -= float(tags.get(_SECONDS, "0"))
@@ -96,7 +96,7 @@ class TrialStore:
 
     def __exit__(self, *error: object) -> None:
         for record, _, _ in self._open.values():
-            self._send(tracking.close_child, record, "KILLED")
+            self._send(runs.close_child, record, "KILLED")
         self.note_seconds()
         self._sender.shutdown(wait=True)
 
@@ -132,9 +132,9 @@ class TrialStore:
         name = f"{self._parent.name}-{self._parent.attempt}-{number:04d}"
         described = self._describe(candidate, name)
         if before is not None:
-            record = tracking.reopen_child(self._parent, before.run, parameters=described.settings)
+            record = runs.reopen_child(self._parent, before.run, parameters=described.settings)
         else:
-            record = tracking.open_child(
+            record = runs.open_child(
                 self._parent,
                 name,
                 parameters=described.settings,
@@ -176,12 +176,12 @@ class TrialStore:
         self.results.append(result)
         self._send(record.log_history, history)
         self._send(record.client.set_tag, record.run_id, _RESULT, json.dumps(asdict(result)))
-        self._send(tracking.close_child, record, _END[result.state])
+        self._send(runs.close_child, record, _END[result.state])
 
     def close_lost(self, number: int) -> None:
         """Close the run of a trial lost with the cluster; the next invocation resumes the trial."""
         record, _, _ = self._open.pop(number)
-        self._send(tracking.close_child, record, "FAILED")
+        self._send(runs.close_child, record, "FAILED")
 
     def _send(self, action: Callable[..., Any], *arguments: Any) -> None:
         def send() -> None:
@@ -204,7 +204,7 @@ def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinish
     """
     ended: dict[int, TrialResult] = {}
     others: dict[int, Unfinished] = {}
-    for run in tracking.children(uri, run_id):
+    for run in runs.children(uri, run_id):
         tags = run.data.tags
         number = int(tags[_NUMBER])
         if _RESULT in tags:

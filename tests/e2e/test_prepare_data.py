@@ -17,7 +17,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster.config import ClusterConfig
-from cluster.storage.download import Cache
+from cluster.storage.cache import Cache
 from cluster.storage.s3 import ObjectStore
 from pipelines.data import DataConfig, prepare, staged_data
 from pipelines.data.config import AugmentConfig

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.execution.jobs import JobError, check_code
-from cluster.local.cluster import BUCKET
+from cluster.local.services import BUCKET
 from tests.support.training import CONFIG, PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]

@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
 from cluster.execution.trainer import connected
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking.record import TrackedRun
 
 
 @pytest.fixture

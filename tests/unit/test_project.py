@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 from ray.train import Checkpoint
 
 from cluster.cli import parse_settings, read_settings
-from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint, write_checkpoint
 from pipelines.run import Run
 from pipelines.sweep_candidates import check_candidate
 from tuning.config import Sweep

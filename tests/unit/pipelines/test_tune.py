@@ -8,7 +8,8 @@ from mlflow import MlflowClient
 
 from cluster.cli import parse_settings
 from cluster.errors import UntrainableError
-from cluster.tracking import runs as tracking
+from cluster.tracking import runs
+from cluster.tracking.record import MetricWriter
 from pipelines import tune
 from pipelines.run import Run
 from ranet import ModelConfig, mult_adds
@@ -27,10 +28,10 @@ SMALL = ModelConfig(
 
 def test_warm_start_learns_the_trials_of_a_comparable_sweep(database, monkeypatch, capsys):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
-    monkeypatch.setattr(tracking, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "SETTLE_SECONDS", 0.0)
 
     def note(name: str, settings, *trials: tuple[dict, float]) -> None:
-        start = tracking.start(name, settings=settings, parameters={}, tags={}, config_text="")
+        start = runs.open_run(name, settings=settings, parameters={}, tags={}, config_text="")
         with start as record, TrialStore(record, described) as store:
             for number, (params, accuracy) in enumerate(trials, start=1):
                 store.open(number, accept(params))
@@ -74,7 +75,7 @@ def test_sweep_with_an_untrainable_trial_finds_the_front(
             "objective/accuracy": accuracy, "objective/mult_adds": float(cost[-1]),
             "objective/budget1_top1": accuracy,
         }  # fmt: skip
-        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer = MetricWriter(record, keep_checkpoints=1)
         writer.put(metrics)
         assert writer.flush(30)
         return {"history": [metrics], "best": {"epoch": 1}}
@@ -89,7 +90,7 @@ def test_sweep_with_an_untrainable_trial_finds_the_front(
     run = replace(BASE, model=SMALL, cluster=small_ray, train=replace(BASE.train, epochs=1))
     tune.run_trials(sweep, run, tune.make_sampler(sweep, run), "")
 
-    parent = tracking.last_attempt("known")
+    parent = runs.last_attempt("known")
     assert parent is not None
     assert parent.info.status == "FINISHED"
     results, left = read_trials(database, parent.info.run_id)

@@ -5,7 +5,7 @@ from itertools import count
 
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
-from cluster.tracking import runs as tracking
+from cluster.tracking.record import MetricWriter
 from tests.support.sweeps import accept, described, make_sampler
 from tuning.config import Dimension
 from tuning.objective import Objective
@@ -17,7 +17,7 @@ def test_resumed_trial_counts_the_time_before_its_interruption(parent, small_ray
     candidate = accept({"x": 1})
     with TrialStore(parent, described) as store:
         record, _ = store.open(1, candidate)
-        writer = tracking.MetricWriter(record, keep_checkpoints=1)
+        writer = MetricWriter(record, keep_checkpoints=1)
         writer.put({"epoch": 1.0, "sweep/seconds": 7.0, "objective/accuracy": 50.0})
         assert writer.flush(30)
     with TrialStore(replace(parent, resumed=True), described) as store:

@@ -21,10 +21,10 @@ from cluster.execution.trainer import (
     _work,
     connected,
     interface_of,
-    resolve_storage,
     worker_environment,
 )
-from cluster.tracking.runs import check_reachable
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking.client import check_reachable
 from ranet.training.optim import NonFiniteLoss
 
 
