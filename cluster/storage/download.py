@@ -33,6 +33,7 @@ class RemoteFile:
 
 
 def downloaded_bytes(folder: Path, file: RemoteFile) -> int:
+    """Return the number of bytes of a file that are already on disk."""
     if (folder / file.name).is_file():
         return file.bytes
     try:
@@ -43,6 +44,7 @@ def downloaded_bytes(folder: Path, file: RemoteFile) -> int:
 
 
 def check_size(store: ObjectStore, file: RemoteFile) -> str:
+    """Check that an object still has its listed size; return its ETag."""
     found = store.read(file.address, length=1)
     if found.total_bytes != file.bytes:
         raise ValueError(
@@ -53,6 +55,7 @@ def check_size(store: ObjectStore, file: RemoteFile) -> str:
 
 
 def record_path(target: Path) -> Path:
+    """Return the path of the record of downloaded parts."""
     return target.with_name(f"{target.name}.parts")
 
 
