@@ -16,14 +16,14 @@ from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.execution.trainer import connected, launch
 from cluster.storage.checkpoints import load_checkpoint
 from cluster.storage.filesystem import resolve_storage
-from cluster.tracking import client, registry, runs
-from cluster.tracking.provenance import provenance_tags
+from cluster.tracking import client, registry
 from pipelines.data import prepare
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
-from pipelines.run import Run, config_text, flatten, identity
+from pipelines.run import Run
 from pipelines.scoring import evaluate_worker
+from pipelines.start import resolve, track
 from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
@@ -40,15 +40,9 @@ def main() -> None:
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)
         name = f"{run.name}-evaluation"
-        with runs.open_run(
-            name,
-            settings={"evaluated": model_uri, **identity(run)},
-            parameters=flatten(run),
-            tags=provenance_tags(),
-            config_text=config_text(run),
-            new_attempt=True,
-        ) as record:
-            outputs = evaluate_weights(run, classifier.weights, record.storage_name)
+        extra = {"evaluated": model_uri}
+        with track(run, name=name, extra=extra, new_attempt=True) as record:
+            outputs = evaluate_weights(resolve(run), classifier.weights, record.storage_name)
             evaluation = evaluate_outputs(
                 mult_adds(run.model),
                 outputs["val"],
@@ -98,8 +92,6 @@ def with_model(run: Run, classifier: Any) -> Run:
         )
     data = replace(
         run.data,
-        prepared_dir=info.folder,
-        decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )

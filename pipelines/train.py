@@ -10,8 +10,6 @@ starts a local cluster.
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +26,8 @@ from cluster.storage.checkpoints import SNAPSHOT, checkpoint_uri, load_checkpoin
 from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri
 from cluster.tracking import client, runs
-from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo, prepare
-from pipelines.data.config import prepared_path
 from pipelines.data.preflight import check_classes
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.examples import save_examples
@@ -39,7 +35,8 @@ from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
-from pipelines.run import Run, config_text, flatten, identity
+from pipelines.run import Run, identity
+from pipelines.start import resolve, track
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -60,7 +57,7 @@ def main() -> None:
         runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
         info = prepare_images(run)
         with track(run, new_attempt=new_attempt) as record:
-            trained = train(run, record)
+            trained = train(resolve(run), record)
             print(evaluate_and_register(run, record, trained, info))
 
 
@@ -90,26 +87,14 @@ def prepare_images(run: Run) -> DatasetInfo:
     return info
 
 
-def track(run: Run, *, new_attempt: bool = False) -> AbstractContextManager[TrackedRun]:
-    """Open the MLflow run of this name: resume the last attempt or start a new one."""
-    return runs.open_run(
-        run.name,
-        settings=identity(run),
-        parameters=flatten(run),
-        tags=provenance_tags(),
-        config_text=config_text(run),
-        new_attempt=new_attempt,
-    )
-
-
 def train(run: Run, record: TrackedRun) -> TrainOutput:
     """Train on Ray, resuming from the latest checkpoint of the attempt.
 
     Args:
-        run: The run; its images must be prepared.
+        run: The resolved run; its images must be prepared.
         record: MLflow run that metrics and checkpoints are logged to.
     """
-    checkpoint = _launch(train_worker, {"run": _located(run)}, run, record)
+    checkpoint = _launch(train_worker, {"run": run}, run, record)
     trained = read_trained(checkpoint)
     # Ray's controller logs metrics while training. If it was killed, some may be missing in MLflow.
     record.log_history(trained.snapshot["history"])
@@ -131,7 +116,7 @@ def train_trial(
 
     Args:
         objective: Objective that is measured after every epoch.
-        run: Run of the trial; its images must be prepared.
+        run: Resolved run of the trial; its images must be prepared.
         record: MLflow run of the trial, which metrics and checkpoints are logged to.
         callbacks: Called in Ray's controller process after every epoch.
         watch: Heartbeats of the workers of all trials.
@@ -139,7 +124,7 @@ def train_trial(
     Returns:
         The snapshot after the last epoch.
     """
-    task = {"run": _located(run), "objective": objective}
+    task = {"run": run, "objective": objective}
     checkpoint = _launch(trial_worker, task, run, record, callbacks, watch)
     return load_checkpoint(checkpoint)[SNAPSHOT]
 
@@ -205,16 +190,6 @@ def evaluate_and_register(
         f"models:/{version.name}/{version.version} {example} --budget-fraction 0.5",
     ]
     return "\n".join(lines)
-
-
-def _located(run: Run) -> Run:
-    """Return the run with absolute paths and the number of decoding threads set."""
-    data = replace(
-        run.data,
-        prepared_dir=prepared_path(run.data, run.model.image_size),
-        decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
-    )
-    return replace(run, data=data)
 
 
 def _keep_best_and_last(record: TrackedRun, trained: TrainOutput, checkpoint: Checkpoint) -> None:

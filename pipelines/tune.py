@@ -19,13 +19,12 @@ import yaml
 from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
 from cluster.errors import RunError
 from cluster.execution.trainer import check_capacity, connected, wants_gpu
-from cluster.storage.filesystem import resolve_storage
 from cluster.tracking import client, runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo
-from pipelines.data.config import prepared_path
 from pipelines.run import EvaluationConfig, Run, identity
+from pipelines.start import resolve
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
@@ -75,11 +74,7 @@ def common_run(sweep: Sweep) -> Run:
     """Read the run that all trials start from, with paths valid on every node."""
     run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
-    return replace(
-        run,
-        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
-        cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
-    )
+    return resolve(run)
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler:

@@ -138,7 +138,9 @@ def with_local_data(run: Run) -> Iterator[Run]:
     """Yield the run with its images on this node's disk; images in S3 are downloaded once."""
     cache = Cache(Path(run.cluster.cache_dir).expanduser(), run.cluster.cache_max_bytes)
     with staged_data(run.data, cache) as data:
-        yield replace(run, data=data)
+        # One decoding thread per CPU of this worker, not per CPU of the node.
+        threads = data.decode_threads or run.cluster.cpus_per_worker
+        yield replace(run, data=replace(data, decode_threads=threads))
 
 
 def set_up(run: Run) -> torch.device:
