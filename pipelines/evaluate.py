@@ -69,7 +69,7 @@ def command_line() -> CommandLine:
 
 
 def with_model(run: Run, classifier: Any) -> Run:
-    """Prepare the images of a run and insert the network and normalization of a loaded model.
+    """Prepare the images and insert the model's network and normalization.
 
     Raises:
         ValueError: The images differ from the images that the model was trained with.
@@ -101,7 +101,7 @@ def with_model(run: Run, classifier: Any) -> Run:
 def evaluate_weights(
     run: Run, weights: dict[str, Tensor], storage_name: str
 ) -> dict[str, SplitOutputs]:
-    """Run the network on the workers of a run; return exit outputs of `val` and `test`."""
+    """Collect exit outputs of `val` and `test` on the workers."""
     with connected(run.cluster):
         checkpoint = launch(
             evaluate_worker,

@@ -14,7 +14,7 @@ from pipelines.run import Run, config_text, flatten, identity
 
 
 def resolve(run: Run) -> Run:
-    """Return the run with absolute paths, as workers on other nodes need it.
+    """Return the run with absolute paths, for workers on other nodes.
 
     The identity of a run is taken before: a job runs in another folder each time it is submitted.
     """
@@ -32,7 +32,7 @@ def track(
     extra: Mapping[str, str] = MappingProxyType({}),
     new_attempt: bool = False,
 ) -> AbstractContextManager[TrackedRun]:
-    """Open the MLflow run of a name: resume its last attempt, or start a new one.
+    """Open an MLflow run: resume the last attempt or start one.
 
     Args:
         run: The run, before `resolve`.

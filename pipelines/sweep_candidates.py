@@ -26,7 +26,7 @@ _WEIGHTS = "train.loss.exit_weights"
 
 
 def check_space(sweep: Sweep, base: Run) -> None:
-    """Check that a space sets only properties of the network and its training.
+    """Check that a space sets only network and training settings.
 
     Args:
         sweep: the sweep with the space.
@@ -129,7 +129,7 @@ def _parse(base: Run, settings: Mapping[str, Any]) -> Run:
 
 
 def _bound(error: ValueError) -> str:
-    """Return the name of the setting at the start of an error message."""
+    """Return the setting named at the start of an error."""
     return str(error).split()[0].rstrip(":")
 
 

@@ -1,4 +1,4 @@
-"""Train a RANet with Ray Train, evaluate it and register it in MLflow.
+"""Train a RANet with Ray Train, then evaluate and register it.
 
     python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...] [--dry-run]
     ray job submit --working-dir . -- python pipelines/train.py --config configs/cifar10.yaml
@@ -79,7 +79,7 @@ def command_line() -> CommandLine:
 
 
 def prepare_images(run: Run) -> DatasetInfo:
-    """Prepare the images and reject invalid settings before an MLflow run is opened."""
+    """Prepare the images and reject settings that do not fit them."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
     info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
@@ -112,7 +112,7 @@ def train_trial(
     callbacks: Sequence[UserCallback],
     watch: Any,
 ) -> Snapshot:
-    """Train a trial of a sweep, resuming from its latest checkpoint; test images are never read.
+    """Train a trial of a sweep; test images are never read.
 
     Args:
         objective: Objective that is measured after every epoch.
@@ -137,7 +137,7 @@ def _launch(
     callbacks: Sequence[UserCallback] = (),
     watch: Any = None,
 ) -> Checkpoint:
-    """Launch a worker function; its metrics and checkpoints are logged to the record."""
+    """Launch a worker function and log its metrics and checkpoints."""
     with connected(run.cluster):
         return launch(
             worker,

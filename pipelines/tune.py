@@ -1,4 +1,4 @@
-"""Search the settings of a run for the best network within a budget.
+"""Search the settings of a run for the best networks.
 
     python pipelines/tune.py --config configs/sweeps/digits.yaml [--num_trials=8 ...]
     ray job submit --working-dir . -- python pipelines/tune.py --config configs/sweeps/digits.yaml
@@ -71,14 +71,14 @@ def command_line() -> CommandLine:
 
 
 def common_run(sweep: Sweep) -> Run:
-    """Read the run that all trials start from, with paths valid on every node."""
+    """Read the run that all trials start from, and resolve it."""
     run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
     return resolve(run)
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler:
-    """Create the sampler of a sweep, warm-started with the trials of other sweeps.
+    """Create the sampler, warm-started with trials of other sweeps.
 
     Raises:
         ValueError: a sweep of `warm_start` does not exist, or is not comparable.
@@ -142,7 +142,7 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
 def run_trials(
     sweep: Sweep, run: Run, sampler: Sampler, published: str, new_attempt: bool = False
 ) -> None:
-    """Run the trials of a sweep, then write the report and the best configs.
+    """Run the trials, then write the report and best configs.
 
     Args:
         sweep: the sweep.
@@ -201,7 +201,7 @@ def run_trials(
 
 
 def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
-    """Write tables, plots and configs to a folder and to MLflow, and print the summary."""
+    """Write tables, plots and configs, and print the summary."""
     params_of = {each.number: each.params for each in read_trials(record.uri, record.run_id)[0]}
 
     def config_of(result: TrialResult, name: str, budget: float | None) -> str:
@@ -225,7 +225,7 @@ def flattened(result: TrialResult) -> TrialResult:
 
 
 def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:
-    """Return the settings that must be equal to compare the accuracies of two sweeps."""
+    """Return the settings that make two sweeps' accuracies comparable."""
     names = {"name", "cluster.storage_path"}
     shared = {key: value for key, value in identity(run).items() if key not in names}
     return shared | {_OBJECTIVE: json.dumps(asdict(sweep.objective))}
