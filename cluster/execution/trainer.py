@@ -43,12 +43,11 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from ray.train.v2.api.callback import RayTrainCallback
 from torch.distributed import DistError
 
-from cluster.config import ClusterConfig, in_submitted_job
+from cluster.config import ClusterConfig
 from cluster.errors import RunError, UntrainableError
 from cluster.execution.heartbeat import ABORT_SECONDS, abort, start_heartbeats
 from cluster.monitoring.prometheus import active
 from cluster.storage.filesystem import open_storage
-from cluster.storage.s3 import check_uri, check_writable, is_uri
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -60,36 +59,6 @@ LOG_SECONDS = 30.0
 ELASTIC_START_SECONDS = 5.0
 """How long Ray tries for as many workers as it thought there was room for, before it counts again:
 after the loss of a node it counts that node for up to 20 seconds."""
-
-
-def resolve_storage(storage: str) -> str:
-    """Return `storage` as an absolute path that can be written, or as it is where it is an address.
-
-    Raises:
-        ValueError: it is relative inside a submitted job, or cannot be written.
-    """
-    if "://" in storage:
-        if is_uri(storage) and "?" not in storage:  # with options it is Ray's alone
-            check_uri("cluster.storage_path", storage)
-            check_writable("cluster.storage_path", storage)
-        return storage
-    path = Path(storage)
-    if not path.is_absolute() and in_submitted_job():
-        raise ValueError(
-            f"cluster.storage_path is {storage}: a submitted job runs in a folder that is thrown away; "
-            "give a full path or an s3:// address that every node sees"
-        )
-    path = path.absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(bytes(1 << 20))
-    except OSError as error:
-        raise ValueError(
-            f"cluster.storage_path is {storage}: cannot write to {path} ({error.strerror}); "
-            "free space there or give another folder"
-        ) from error
-    return str(path)
 
 
 @contextmanager

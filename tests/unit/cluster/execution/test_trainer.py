@@ -12,6 +12,7 @@ import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from cluster.cli import PACKAGES, configure_logging, main_guard
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
 from cluster.execution.heartbeat import HeartbeatActor
@@ -20,11 +21,10 @@ from cluster.execution.trainer import (
     _work,
     connected,
     interface_of,
-    resolve_storage,
     worker_environment,
 )
-from cluster.tracking.runs import check_reachable
-from pipelines.run import PACKAGES, configure_logging, main_guard
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking.client import check_reachable
 from ranet.training.optim import NonFiniteLoss
 
 
@@ -112,7 +112,7 @@ def test_an_interface_that_the_user_chose_is_kept(monkeypatch):
         (ValueError("data.source_dir is wrong"), 1, "error: data.source_dir is wrong\n"),
         (RunError("worker 1 failed: it"), 1, "error: worker 1 failed: it\n"),
         (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
-        (KeyboardInterrupt(), 130, "stopped; start it again under the same name to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again under the same name to resume\n"),
     ],
 )
 def test_an_error_of_the_user_ends_with_one_sentence(error, status, sentence, capsys):

@@ -16,11 +16,13 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.cli import parse_settings
 from cluster.provisioning.cluster_file import read_cluster_spec
 from cluster.provisioning.instance_types import INSTANCE_TYPES
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
-from tuning.space import Sweep, as_arguments
+from tuning.config import Sweep
+from tuning.space import as_arguments
 
 GPU_CONFIGS = ("cifar10", "imagenet", "imagenet_paper", "sweeps/cifar10")
 IMAGENET_TRAIN = 1_281_167
@@ -68,7 +70,9 @@ def read_config(name):
 def read_sweep(name):
     """The run that the trials of a sweep start from."""
     sweep = parse_settings(Sweep, ["--config", str(ROOT / "configs" / f"{name}.yaml")])
-    return parse_settings(Run, ["--config", str(ROOT / sweep.run), *as_arguments(sweep.settings)])
+    return parse_settings(
+        Run, ["--config", str(ROOT / sweep.base_config), *as_arguments(sweep.overrides)]
+    )
 
 
 def written(tmp_path, aws):
