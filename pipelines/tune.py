@@ -31,14 +31,14 @@ from pipelines.run import (
     parse_settings,
     read_settings,
 )
-from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
+from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
 from tuning.reference_curves import reference_curve_for
 from tuning.report import write_report
 from tuning.results import SweepResults, TrialResult
 from tuning.sampler import Sampler
-from tuning.search import search
+from tuning.search import SearchConfig, search
 from tuning.space import as_arguments
 from tuning.trial_store import TrialStore, read_trials
 
@@ -75,7 +75,7 @@ def common_run(sweep: Sweep) -> Run:
     )
 
 
-def make_sampler(sweep: Sweep, run: Run) -> Sampler:
+def make_sampler(sweep: Sweep, run: Run) -> Sampler[Run]:
     """Create the sampler of a sweep, warm-started with the trials of other sweeps.
 
     Raises:
@@ -137,7 +137,7 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
     return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
 
 
-def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None:
+def run_trials(sweep: Sweep, run: Run, sampler: Sampler[Run], published: str) -> None:
     """Run the trials of a sweep, then write the report and the best configs.
 
     Args:
@@ -159,16 +159,18 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         fresh=sweep.fresh,
     ) as record:
-        with TrialStore(record, describe) as store:
-            trials = search(
+        with TrialStore(record, trial_config) as store:
+            summary = search(
                 sampler,
                 store,
                 partial(train_trial, sweep.objective),
-                cluster=cluster,
-                objective=sweep.objective,
-                early_stopping=sweep.early_stopping,
-                num_trials=sweep.num_trials,
-                num_epochs=run.train.epochs,
+                SearchConfig(
+                    cluster=cluster,
+                    objective=sweep.objective,
+                    early_stopping=sweep.early_stopping,
+                    num_trials=sweep.num_trials,
+                    num_epochs=run.train.epochs,
+                ),
             )
         results = SweepResults(
             name=sweep.name,
@@ -176,7 +178,7 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None
             directions=sweep.objective.directions,
             budgets=sweep.objective.budgets_mult_adds,
             trials=tuple(flattened(result) for result in store.results),
-            rejected=trials.rejected,
+            rejected=summary.rejected,
             seconds=store.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
@@ -184,9 +186,9 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler, published: str) -> None
             published=published,
         )
         report(results, sweep, run, record)
-        if trials.lost:
+        if summary.lost:
             raise RunError(
-                f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
+                f"{len(summary.lost)} trials were lost, the last one: {summary.lost[-1]}; "
                 f"run the sweep {sweep.name} again to resume them"
             )
         if not results.ranking:
