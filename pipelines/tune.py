@@ -8,7 +8,6 @@ results are configs for pipelines/train.py.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -39,7 +38,7 @@ from tuning.report import write_report
 from tuning.results import SweepResults, TrialResult
 from tuning.sampler import Sampler
 from tuning.search import SearchConfig, search
-from tuning.space import as_arguments
+from tuning.space import as_arguments, flatten_choices
 from tuning.trial_store import TrialStore, read_trials
 
 _OBJECTIVE = "sweep.objective"
@@ -177,7 +176,9 @@ def run_trials(sweep: Sweep, run: Run, sampler: Sampler[Run], published: str) ->
             objectives=sweep.objective.metrics,
             directions=sweep.objective.directions,
             budgets=sweep.objective.budgets_mult_adds,
-            trials=tuple(flattened(result) for result in store.results),
+            trials=tuple(
+                replace(result, params=flatten_choices(result.params)) for result in store.results
+            ),
             rejected=summary.rejected,
             seconds=store.seconds,
             devices=cluster.max_workers
@@ -211,14 +212,6 @@ def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
     print(f"MLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
     for file in sorted(folder.glob("best*.yaml")):
         print(f"train it:   python pipelines/train.py --config {file}")
-
-
-def flattened(result: TrialResult) -> TrialResult:
-    """Return a trial whose mapping choices are split into single settings."""
-    settings: dict[str, Any] = {}
-    for name, value in result.params.items():
-        settings |= value if isinstance(value, Mapping) else {name: value}
-    return replace(result, settings=settings)
 
 
 def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:
