@@ -8,7 +8,6 @@ results are configs for pipelines/train.py.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,15 +24,15 @@ from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo
 from pipelines.run import EvaluationConfig, Run, identity
 from pipelines.start import resolve
-from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
+from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
 from tuning.reference_curves import reference_curve_for
 from tuning.report import write_report
 from tuning.results import SweepResults, TrialResult
 from tuning.sampler import Sampler
-from tuning.search import search
-from tuning.space import as_arguments
+from tuning.search import SearchConfig, search
+from tuning.space import as_arguments, flatten_choices
 from tuning.trial_store import TrialStore, read_trials
 
 _OBJECTIVE = "sweep.objective"
@@ -77,8 +76,8 @@ def common_run(sweep: Sweep) -> Run:
     return resolve(run)
 
 
-def make_sampler(sweep: Sweep, run: Run) -> Sampler:
-    """Create the sampler, warm-started with trials of other sweeps.
+def make_sampler(sweep: Sweep, run: Run) -> Sampler[Run]:
+    """Create the sampler of a sweep, warm-started with the trials of other sweeps.
 
     Raises:
         ValueError: a sweep of `warm_start` does not exist, or is not comparable.
@@ -140,9 +139,9 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
 
 
 def run_trials(
-    sweep: Sweep, run: Run, sampler: Sampler, published: str, new_attempt: bool = False
+    sweep: Sweep, run: Run, sampler: Sampler[Run], published: str, new_attempt: bool = False
 ) -> None:
-    """Run the trials, then write the report and best configs.
+    """Run the trials of a sweep, then write the report and the best configs.
 
     Args:
         sweep: the sweep.
@@ -164,24 +163,28 @@ def run_trials(
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         new_attempt=new_attempt,
     ) as record:
-        with TrialStore(record, describe) as store:
-            trials = search(
+        with TrialStore(record, trial_config) as store:
+            summary = search(
                 sampler,
                 store,
                 partial(train_trial, sweep.objective),
-                cluster=cluster,
-                objective=sweep.objective,
-                early_stopping=sweep.early_stopping,
-                num_trials=sweep.num_trials,
-                num_epochs=run.train.epochs,
+                SearchConfig(
+                    cluster=cluster,
+                    objective=sweep.objective,
+                    early_stopping=sweep.early_stopping,
+                    num_trials=sweep.num_trials,
+                    num_epochs=run.train.epochs,
+                ),
             )
         results = SweepResults(
             name=sweep.name,
             objectives=sweep.objective.metrics,
             directions=sweep.objective.directions,
             budgets=sweep.objective.budgets_mult_adds,
-            trials=tuple(flattened(result) for result in store.results),
-            rejected=trials.rejected,
+            trials=tuple(
+                replace(result, params=flatten_choices(result.params)) for result in store.results
+            ),
+            rejected=summary.rejected,
             seconds=store.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
@@ -189,9 +192,9 @@ def run_trials(
             published=published,
         )
         report(results, sweep, run, record)
-        if trials.lost:
+        if summary.lost:
             raise RunError(
-                f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
+                f"{len(summary.lost)} trials were lost, the last one: {summary.lost[-1]}; "
                 f"run the sweep {sweep.name} again to resume them"
             )
         if not results.ranking:
@@ -214,14 +217,6 @@ def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
     print(f"MLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
     for file in sorted(folder.glob("best*.yaml")):
         print(f"train it:   python pipelines/train.py --config {file}")
-
-
-def flattened(result: TrialResult) -> TrialResult:
-    """Return a trial whose mapping choices are split into single settings."""
-    settings: dict[str, Any] = {}
-    for name, value in result.params.items():
-        settings |= value if isinstance(value, Mapping) else {name: value}
-    return replace(result, settings=settings)
 
 
 def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:
