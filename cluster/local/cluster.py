@@ -7,7 +7,6 @@ mark and by process ID, so no other process of the machine is affected.
 """
 
 import contextlib
-import fcntl
 import ipaddress
 import json
 import logging
@@ -31,6 +30,7 @@ import psutil
 import requests
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from filelock import FileLock, Timeout
 
 from cluster.local.network import (
     LOOPBACK,
@@ -50,6 +50,7 @@ from cluster.local.services import (
     s3_command,
     write_s3_users,
 )
+from cluster.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 180.0
@@ -384,10 +385,9 @@ def local_cluster(
             ports=dict(zip(names, free_ports("127.0.0.1", len(names)), strict=True))
             | (_USUAL_PORTS if isolated else {}),
         )
-        draft = folder / f"{_STATE}.part"
-        draft.write_text(json.dumps(asdict(cluster), indent=2))
-        draft.chmod(0o600)  # it has the keys of Ray and of the S3 server
-        draft.replace(folder / _STATE)
+        # The file contains the keys of Ray and of the S3 server.
+        with atomic_write(folder / _STATE, mode=0o600) as part:
+            part.write_text(json.dumps(asdict(cluster), indent=2))
         try:
             cluster.create()
             yield cluster
@@ -398,12 +398,15 @@ def local_cluster(
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Be the only process that runs a cluster from this folder."""
-    with (folder / "owner.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(f"a cluster runs from {folder} already; stop it first") from None
+    lock = FileLock(folder / "owner.lock", fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ClusterError(f"a cluster runs from {folder} already; stop it first") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def clean_environment() -> dict[str, str]:

@@ -17,13 +17,13 @@ import torch
 from mlflow.entities import Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 from PIL import Image
 from torch import Tensor
 
 import ranet
 from cluster.config import in_submitted_job
 from cluster.tracking import registry
+from cluster.tracking.mlflow_internals import LOGGED_ARTIFACTS_TAG
 from pipelines.data import DatasetInfo, open_batches
 from pipelines.run import Run
 from ranet.evaluation.exit_outputs import (
@@ -284,7 +284,7 @@ def log_evaluation(
         for file, table in tables.items():
             client.log_dict(run_id, table.to_dict("split", index=False), file)
         shown = [{"path": file, "type": "table"} for file in tables]
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(shown))
+        client.set_tag(run_id, LOGGED_ARTIFACTS_TAG, json.dumps(shown))
         if metrics[0].key not in client.get_run(run_id).data.metrics:
             client.log_batch(run_id, metrics)
     return plot
@@ -394,10 +394,10 @@ def register_model(
             name,
             _log_model(run, state_dict, evaluation, data_info, run_id),
             run_id=run_id,
-            score=evaluation.val_top1,
-            yardstick=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
+            metric_value=evaluation.val_top1,
+            evaluation_protocol=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
         )
-    verdict = registry.offer(name, str(found.version), score_name=_SCORE_NAME)
+    verdict = registry.promote_if_better(name, str(found.version), metric_name=_SCORE_NAME)
     model_id = str(found.source).removeprefix("models:/")
     return RegisteredVersion(name, verdict.version, model_id, verdict.sentence)
 

@@ -85,7 +85,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     assert time.monotonic() - killed < 180
     job.wait_until(lambda: times_of("going on after", job) > known)
     assert place_after("going on", job, known)[1] > 0
-    job.wait_until(lambda: times_of("MLflow does not answer, training goes on", job))
+    job.wait_until(lambda: times_of("MLflow does not answer, training continues", job))
     cluster.start("host2", "mlflow")
     job.wait_until(lambda: times_of("training on 2 workers", job) == 2)
     job.wait_until(lambda: times_of("MLflow answers again", job))

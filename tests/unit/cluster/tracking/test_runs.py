@@ -69,7 +69,7 @@ def test_changed_settings_of_an_unfinished_name_are_rejected_with_the_difference
         pass
     assert "train.optim.lr: 0.1 -> 0.3; data.augment.flip: (none) -> true;" in str(refusal.value)
     assert "model.scales" not in str(refusal.value)
-    assert "--fresh" in str(refusal.value)
+    assert "--new-attempt" in str(refusal.value)
     with pytest.raises(TrackingError) as before_it_opens:
         check_can_start("digits", settings=changed)
     assert str(before_it_opens.value) == str(refusal.value)
