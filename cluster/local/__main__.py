@@ -26,7 +26,7 @@ def describe(cluster: LocalCluster) -> str:
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
         f"Prometheus make watch NODES={cluster.node_list}",
         f"in another terminal: {python} -m cluster.local kill host1 "
-        "(start, pause, resume, reclaim; s3 and mlflow too)",
+        "(start, pause, resume, preempt; s3 and mlflow too)",
         "Ctrl-C ends it all; the data of S3 and MLflow stay in " + cluster.folder,
     ]
     return "\n".join(lines)
@@ -35,7 +35,7 @@ def describe(cluster: LocalCluster) -> str:
 def _up(options: argparse.Namespace) -> None:
     with local_cluster(
         options.folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
-        plain=options.plain, fresh=options.fresh,
+        isolated=not options.no_isolation, fresh=options.fresh,
     ) as cluster:  # fmt: skip
         sys.stdout.write(f"{describe(cluster)}\n")
         sys.stdout.flush()
@@ -47,9 +47,9 @@ def _act(options: argparse.Namespace) -> None:
     unknown = set(options.members) - set(cluster.members)
     if unknown:
         raise ClusterError(f"no member {', '.join(unknown)}; there are {' '.join(cluster.members)}")
-    if options.command == "reclaim":
+    if options.command == "preempt":
         for host in options.members:
-            cluster.reclaim(host, options.seconds)
+            cluster.preempt(host, options.seconds)
     else:
         getattr(cluster, options.command)(*options.members)
 
@@ -68,21 +68,25 @@ def main() -> None:
     up = commands.add_parser("up", help="start a cluster and run it until Ctrl-C")
     up.add_argument("--hosts", type=int, default=2, help="Ray nodes beside the head")
     up.add_argument("--cpus", type=int, default=1, help="CPUs that Ray counts on each")
-    up.add_argument("--plain", action="store_true", help="plain processes, even as root")
+    up.add_argument(
+        "--no-isolation", action="store_true", help="processes on loopback, even as root"
+    )
     up.add_argument("--fresh", action="store_true", help="with empty servers and disks")
     up.set_defaults(run=_up)
     for name, help_ in {
-        "kill": "end members at once, with all that runs on them",
+        "kill": "kill members and all their processes",
         "start": "bring killed members back; a new head needs new hosts",
-        "pause": "freeze members: connections stay open, nobody answers",
-        "resume": "let frozen members go on",
-        "reclaim": "take hosts away as spot machines: announced, then killed",
+        "pause": "pause members: connections stay open without an answer",
+        "resume": "resume paused members",
+        "preempt": "preempt hosts like spot instances: notice, then kill",
     }.items():
         command = commands.add_parser(name, help=help_)
         command.add_argument("members", nargs="+", metavar="MEMBER")
         command.set_defaults(run=_act)
-        if name == "reclaim":
-            command.add_argument("--seconds", type=float, default=20.0, help="from notice to end")
+        if name == "preempt":
+            command.add_argument(
+                "--seconds", type=float, default=20.0, help="seconds from notice to kill"
+            )
     options = parser.parse_args()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

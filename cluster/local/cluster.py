@@ -170,7 +170,7 @@ class LocalCluster:
                 self._wait_for(member, process, before.get(member))
 
     def kill(self, *members: str) -> None:
-        """End members at once, with all that runs on them."""
+        """Kill members and all their processes."""
         while processes := self.processes(*members):  # again, for those started meanwhile
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -178,15 +178,15 @@ class LocalCluster:
             psutil.wait_procs(processes, timeout=5)
 
     def pause(self, *members: str) -> None:
-        """Freeze members: connections stay open, and nobody answers."""
+        """Pause members: connections stay open without an answer."""
         self._signal(members, signal.SIGSTOP)
 
     def resume(self, *members: str) -> None:
-        """Let frozen members go on."""
+        """Resume paused members."""
         self._signal(members, signal.SIGCONT)
 
-    def reclaim(self, host: str, seconds: float) -> None:
-        """Take a host away as a cloud does with a spot machine: announced, then killed."""
+    def preempt(self, host: str, seconds: float) -> None:
+        """Preempt a host like a spot instance: send the notice, wait, then kill it."""
         node = self.living_nodes().get(host)
         if node is None:
             raise ClusterError(f"{host} is no living node of Ray")
@@ -194,7 +194,7 @@ class LocalCluster:
         answer = subprocess.run(
             [ray, "drain-node", "--address", f"{self.address('head')}:{self.ports['gcs']}",
              "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-             "--reason-message", "spot machine reclaimed",
+             "--reason-message", "spot instance preempted",
              "--deadline-remaining-seconds", str(round(seconds))],
             env=clean_environment() | self.environment,
             capture_output=True, text=True, timeout=60, check=False,
@@ -345,7 +345,7 @@ def local_cluster(
     *,
     num_hosts: int = 2,
     cpus_per_host: int = 1,
-    plain: bool = False,
+    isolated: bool = True,
     fresh: bool = False,
 ) -> Iterator[LocalCluster]:
     """Run a cluster for this context, after ending what a killed owner of `folder` left.
@@ -354,7 +354,8 @@ def local_cluster(
         folder: its data; those of S3 and MLflow are there again at the next start.
         num_hosts: Ray nodes beside the head.
         cpus_per_host: CPUs that Ray counts on each.
-        plain: plain processes on loopback even where namespaces could be made.
+        isolated: give members network namespaces where that is possible; otherwise they are processes
+            on loopback.
         fresh: begin with empty S3 and MLflow servers, and empty disks.
 
     Raises:
@@ -371,7 +372,7 @@ def local_cluster(
             shutil.rmtree(folder / "home", ignore_errors=True)
             for file in folder.glob("mlflow.db*"):
                 file.unlink()
-        isolated = not plain and can_isolate()
+        isolated = isolated and can_isolate()
         names = (*S3_PORTS, *_USUAL_PORTS, "client")
         cluster = LocalCluster(
             folder=str(folder),

@@ -116,7 +116,7 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
 def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):
     job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_consecutive_failures=0", *ELASTIC)
     job.wait_until(lambda: len(job.epochs()) >= 2)
-    taken = Thread(target=cluster.reclaim, args=("host2", 20.0))
+    taken = Thread(target=cluster.preempt, args=("host2", 20.0))
     taken.start()
     job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
     taken.join()

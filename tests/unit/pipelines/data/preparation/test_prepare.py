@@ -10,7 +10,8 @@ import pytest
 from ffcv.loader import Loader
 from PIL import Image
 
-from pipelines.data import DataConfig, UnreadableImageError, prepare, progress, verify
+from cluster import progress
+from pipelines.data import DataConfig, UnreadableImageError, prepare, verify
 from pipelines.data.format.beton import open_beton, write_beton
 from pipelines.data.format.metadata import read_metadata
 from pipelines.data.sources.factory import ArrayImages, open_source
