@@ -129,7 +129,7 @@ def check_store(destination: str) -> None:
     Raises:
         OSError: S3 does not take it, with the reason.
     """
-    with ObjectStore(patience_seconds=S3_SECONDS) as store:
+    with ObjectStore(retry_timeout_seconds=S3_SECONDS) as store:
         store.check_writable(destination.rstrip("/"))
 
 

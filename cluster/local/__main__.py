@@ -89,7 +89,7 @@ def run_cluster(folder: Path, options: Namespace) -> None:
     """Start a cluster, print how to use it, and run it until Ctrl-C."""
     with local_cluster(
         folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
-        plain=options.no_isolation, fresh=options.fresh,
+        isolated=not options.no_isolation, fresh=options.fresh,
     ) as cluster:  # fmt: skip
         sys.stdout.write(f"{describe(cluster)}\n")
         sys.stdout.flush()
@@ -105,7 +105,7 @@ def change_members(folder: Path, command: str, options: Namespace) -> None:
         raise ClusterError(f"no member {', '.join(unknown)}; there are {' '.join(cluster.members)}")
     if command == "preempt":
         for host in options.members:
-            cluster.reclaim(host, options.seconds)
+            cluster.preempt(host, options.seconds)
     else:
         getattr(cluster, command)(*options.members)
 
