@@ -29,7 +29,8 @@ from pipelines.run import Run, parse_settings
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
-from ranet.inference.threshold_search import fit_budgets, score_budget
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import score_budget
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
 from ranet.training.loop import fit

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from pipelines.run import read_run
 from ranet import mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
-from ranet.inference.threshold_search import Rule, fit_budgets, score_budget
+from ranet.inference.threshold_search import Rule, fit_budgets
+from ranet.inference.thresholds import score_budget
 
 RULES: tuple[Rule, ...] = ("geometric", "joint")
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

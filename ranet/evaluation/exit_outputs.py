@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ranet.distributed import gather
 from ranet.evaluation.accuracy import compute_logits, exit_hits
 from ranet.inference.ensemble import ExitEnsemble, mean_logits
-from ranet.inference.threshold_search import assign_exits, fit_budgets
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import assign_exits
 from ranet.protocols import Batches
 
 

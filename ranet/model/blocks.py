@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ranet.architecture import BlockSpec, UnitSpec
-from ranet.model.layers import ConvNormRelu, NormRelu, conv1x1, conv_weight, resize
+from ranet.model.kernels import conv1x1, resize
+from ranet.model.layers import ConvNormRelu, NormRelu, conv_weight
 
 LateralFeatures: TypeAlias = tuple[Tensor, ...]
 """What a block hands to the sub-network above: the features behind its last layer; a down block

@@ -16,50 +16,10 @@ from torch import Tensor, nn
 from ranet.architecture import BlockSpec
 from ranet.model.blocks import DenseBlock, DenseLayers, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.layers import ConvNormRelu, NormRelu, conv3x3, resize
+from ranet.model.feature_buffer import FeatureBuffer, as_features, as_pixels, halved, resize_pixels
+from ranet.model.kernels import conv3x3
+from ranet.model.layers import ConvNormRelu, NormRelu
 from ranet.model.stem import LargeStemStep
-
-
-class FeatureBuffer:
-    """Features of some images with room for more channels.
-
-    `data` is (batch, height, width, room), of which the first `used` channels are set. Pixels
-    are its rows: (batch x height x width, channels).
-    """
-
-    def __init__(self, data: Tensor, used: int) -> None:
-        self.data = data
-        self.used = used
-        self.rows = data.view(-1, data.shape[3])
-
-    @classmethod
-    def empty(cls, like: Tensor, size: torch.Size, room: int) -> "FeatureBuffer":
-        """Make one without features, for as many images as there are in `like`."""
-        return cls(like.new_empty(len(like), *size, room), 0)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Batch, height and width."""
-        return self.data.shape[:3]
-
-    @property
-    def pixels(self) -> Tensor:
-        """The features so far (pixels, channels), a view."""
-        return self.rows.narrow(1, 0, self.used)
-
-    def append(self, pixels: Tensor) -> None:
-        """Write features (pixels, channels) behind the others, cut off at 0."""
-        channels = pixels.shape[1]
-        torch.clamp_min(pixels, 0, out=self.rows.narrow(1, self.used, channels))
-        self.used += channels
-
-    def take(self, index: Tensor) -> "FeatureBuffer":
-        """Gather images by their indices."""
-        return FeatureBuffer(self.data.index_select(0, index), self.used)
-
-    def narrow(self, used: int) -> "FeatureBuffer":
-        """The same features, read only as far as so many channels."""
-        return FeatureBuffer(self.data, used)
 
 
 class Part(nn.Module):
@@ -86,16 +46,6 @@ class Part(nn.Module):
 def _bind(part: nn.Module, *_: object) -> None:
     part.__dict__.update(part._buffers)
     part.__dict__.update(part._modules)
-
-
-def as_features(pixels: Tensor, shape: torch.Size) -> Tensor:
-    """View pixels of images of a shape (batch, height, width) as (batch, channels, ...)."""
-    return pixels.view(*shape, pixels.shape[1]).permute(0, 3, 1, 2)
-
-
-def as_pixels(features: Tensor) -> Tensor:
-    """Give features (batch, channels, height, width) as (pixels of all images, channels)."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
 class FusedConv(Part):
@@ -298,20 +248,20 @@ class FusedBlock(nn.Module):
             lateral, compressed = self.below(below)
             if self.layers.is_down:
                 lateral, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
-            canvas.append(_resize(lateral, below[0].shape, canvas.shape))
+            canvas.append(resize_pixels(lateral, below[0].shape, canvas.shape))
         newest = self.layers(canvas)
         if newest is not None:
             assert late is not None
             passed_up = (canvas.narrow(canvas.used),)
-            smaller = FeatureBuffer.empty(canvas.data, _halved(canvas.shape)[1:], self.smaller_room)
-            smaller.append(_resize(canvas.pixels, canvas.shape, smaller.shape))
-            smaller.append(_resize(late, below[0].shape, smaller.shape))
+            smaller = FeatureBuffer.empty(canvas.data, halved(canvas.shape)[1:], self.smaller_room)
+            smaller.append(resize_pixels(canvas.pixels, canvas.shape, smaller.shape))
+            smaller.append(resize_pixels(late, below[0].shape, smaller.shape))
             smaller.append(newest)
             canvas = smaller
         passed_up = (*passed_up, canvas.narrow(canvas.used))
         if compressed is not None:
             if below[-1].shape != canvas.shape:
-                compressed = _resize(compressed.clamp_min(0), below[-1].shape, canvas.shape)
+                compressed = resize_pixels(compressed.clamp_min(0), below[-1].shape, canvas.shape)
             canvas.append(compressed)
         if self.transition is not None:
             kept = self.transition(canvas)
@@ -336,21 +286,8 @@ class FusedExit(nn.Module):
         """Map the features of a canvas to logits (batch, classes)."""
         pixels, shape = canvas.pixels, canvas.shape
         for conv in self.reduce:
-            pixels, shape = conv(pixels, shape), _halved(shape)
+            pixels, shape = conv(pixels, shape), halved(shape)
         return self.classify(F.avg_pool2d(as_features(pixels, shape), 2).flatten(1))
-
-
-def _halved(shape: torch.Size) -> torch.Size:
-    """Shape (batch, height, width) behind a convolution with stride 2."""
-    batch, height, width = shape
-    return torch.Size((batch, (height + 1) // 2, (width + 1) // 2))
-
-
-def _resize(pixels: Tensor, shape: torch.Size, new_shape: torch.Size) -> Tensor:
-    """Resize pixels of images of a shape (batch, height, width) to another."""
-    if shape == new_shape:
-        return pixels
-    return as_pixels(resize(as_features(pixels, shape), new_shape[1:]))
 
 
 class FusedStemStep(nn.Module):

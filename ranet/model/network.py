@@ -11,7 +11,8 @@ from ranet.architecture import BlockSpec, make_network_spec
 from ranet.config import ModelConfig
 from ranet.model.blocks import DenseBlock, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.fused import FeatureBuffer, FusedStemStep, FusedSubNetwork
+from ranet.model.feature_buffer import FeatureBuffer
+from ranet.model.fused import FusedStemStep, FusedSubNetwork
 from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep, Stem, make_step
 

@@ -16,7 +16,7 @@ from mlflow.pyfunc import PyFuncModel
 from cluster.tracking import registry
 from pipelines.evaluation.report import RegisteredVersion, evaluate_outputs, register_model
 from ranet.evaluation.exit_outputs import SplitOutputs
-from ranet.inference.threshold_search import assign_exits
+from ranet.inference.thresholds import assign_exits
 from tests.support.registered import (
     COSTS,
     INFO,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ranet import ModelConfig, RANet, fit_thresholds, measure_latency
-from ranet.inference.threshold_search import score_budget
+from ranet.inference.thresholds import score_budget
 
 CONFIG = ModelConfig(stem_channels=8, growth_rate=6, layers_per_block=2)
 
