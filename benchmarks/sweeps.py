@@ -308,7 +308,7 @@ def answers(run: Run, network: nn.Module, split: Split) -> ExitOutputs:
     normalize = Normalize(run.data.mean, run.data.std)
     return collect_exit_outputs(
         network, open_split(run, split), normalize=normalize, device=torch.device("cpu")
-    ).alone
+    ).single
 
 
 def open_split(run: Run, split: Split) -> Any:

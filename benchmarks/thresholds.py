@@ -154,7 +154,7 @@ def trained_net(number: int, config: Path, path: Path) -> Net:
     """Read the scores of a trained RANet."""
     run = read_run([f"--config={config}"])
     saved = torch.load(path, weights_only=True)
-    splits = [SplitOutputs.from_state(saved[split]).alone for split in ("val", "test")]
+    splits = [SplitOutputs.from_state(saved[split]).single for split in ("val", "test")]
     confidences = torch.cat([split.confidences for split in splits], dim=1)
     correct = torch.cat([split.correct for split in splits], dim=1)
     costs = [float(cost) for cost in mult_adds(run.model)]

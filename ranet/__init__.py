@@ -1,4 +1,4 @@
-"""Resolution Adaptive Networks in pure torch: the network, its training, its early exits."""
+"""Resolution Adaptive Networks (RANet) in pure torch: model, training and inference."""
 
 from ranet.architecture import mult_adds, official_ops
 from ranet.config import ModelConfig, OptimConfig, TrainConfig

@@ -80,8 +80,8 @@ class Evaluation:
     """Every threshold set, smallest budget first."""
     reported: tuple[BudgetAccuracy, ...]
     """Those of the budgets that were asked for."""
-    answer: ExitEnsemble
-    """Whether exits answer alone or together; chosen on the validation images."""
+    exit_ensemble: ExitEnsemble
+    """Ensemble of exits to predict with; selected on the validation images."""
 
     @property
     def val_top1(self) -> float:
@@ -144,8 +144,9 @@ def evaluate_outputs(
     wanted = {round(budget, 2) for budget in budgets}
     # In mult-adds; never below the first exit by a rounding of its share.
     allowed = {budget: max(costs[0], budget * costs[-1]) for budget in grid}
-    answer = select_ensemble(val, costs, [allowed[budget] for budget in grid if budget in wanted])
-    on_val, on_test = val.by(answer), test.by(answer)
+    reported_budgets = [allowed[budget] for budget in grid if budget in wanted]
+    ensemble = select_ensemble(val, costs, reported_budgets)
+    on_val, on_test = val.of(ensemble), test.of(ensemble)
     thresholds = fit_budgets(on_val.confidences, on_val.correct, costs, list(allowed.values()))
     curve = tuple(
         _score_budget(budget, row, costs, on_val, on_test)
@@ -156,7 +157,7 @@ def evaluate_outputs(
         ExitAccuracy(cost, *row) for cost, row in zip(costs, accuracies.tolist(), strict=True)
     )
     reported = tuple(row for row in curve if row.budget in wanted)
-    return Evaluation(exits=exits, curve=curve, reported=reported, answer=answer)
+    return Evaluation(exits=exits, curve=curve, reported=reported, exit_ensemble=ensemble)
 
 
 def _score_budget(
@@ -189,10 +190,10 @@ def format_tables(evaluation: Evaluation) -> str:
         + " ".join(f"{share:5.1f}" for share in row.exit_shares)
         for row in evaluation.reported
     ]
-    if evaluation.answer == "together":
+    if evaluation.exit_ensemble == "mean_logits":
         lines += [
             "",
-            "every answer is the mean of all exits passed: better on the validation images",
+            "ensemble of exits: mean logits of all exits so far (better on the validation images)",
         ]
     return "\n".join(lines)
 
@@ -417,7 +418,7 @@ def _log_model(
         "class_names": data_info.class_names,
         "validation_sha256": data_info.sha256["val"],
         "budgets": [row.budget for row in evaluation.curve],
-        "answer": evaluation.answer,
+        "exit_ensemble": evaluation.exit_ensemble,
     }
     tensors = {
         "model": state_dict,

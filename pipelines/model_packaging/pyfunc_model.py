@@ -69,7 +69,7 @@ class BudgetedClassifier(PythonModel):
         """
         budget = (params or {}).get("budget")
         thresholds = self._thresholds_within(1.0 if budget is None else budget)
-        cascade = Cascade(self.model, thresholds, self.settings["answer"])
+        cascade = Cascade(self.model, thresholds, self.settings["exit_ensemble"])
         images = torch.from_numpy(np.ascontiguousarray(model_input))
         parts = [
             cascade(self.normalize(chunk.to(self.device))) for chunk in images.split(_CHUNK_IMAGES)

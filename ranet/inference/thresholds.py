@@ -9,29 +9,39 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BudgetScore:
-    """What a set of thresholds does to a set of images."""
+    """Accuracy, mean cost and exit shares of thresholds on a set of images."""
 
     top1: float
-    """Images answered correctly, in percent."""
+    """Top-1 accuracy in percent."""
     mean_cost: float
-    """Mean cost of an image, in the unit of the costs."""
+    """Mean cost per image, in the unit of the costs."""
     shares: tuple[float, ...]
-    """Share of the images that leaves at each exit; sums to 1."""
+    """Share of the images that leave at each exit; sums to 1."""
 
 
 def assign_exits(confidences: Tensor, thresholds: Tensor) -> Tensor:
-    """Give the exit, counted from 0, at which each image leaves: (samples,), int64.
+    """Assign each image to the exit where the image leaves.
 
-    An image leaves at the first exit whose confidence (exits, samples) is at least the
-    threshold (exits,); the last exit takes all that are left, whatever its threshold.
+    An image leaves at the first exit whose confidence is at least the threshold; all remaining
+    images leave at the last exit, whatever its threshold.
+
+    Args:
+        confidences: (exits, images).
+        thresholds: (exits,).
+
+    Returns:
+        Exit of each image, counted from 0 (images,), int64.
+
+    Raises:
+        ValueError: `thresholds` does not have one entry per exit.
     """
-    num_exits, num_samples = confidences.shape
+    num_exits, num_images = confidences.shape
     if thresholds.shape != (num_exits,):
         raise ValueError(
             f"thresholds must have one entry for each of the {num_exits} exits of confidences, "
             f"got shape {tuple(thresholds.shape)}"
         )
-    exits = torch.full((num_samples,), num_exits - 1, device=confidences.device)
+    exits = torch.full((num_images,), num_exits - 1, device=confidences.device)
     for k in reversed(range(num_exits - 1)):
         exits[confidences[k] >= thresholds[k]] = k
     return exits
@@ -40,11 +50,11 @@ def assign_exits(confidences: Tensor, thresholds: Tensor) -> Tensor:
 def score_budget(
     confidences: Tensor, correct: Tensor, costs: Sequence[float] | Tensor, thresholds: Tensor
 ) -> BudgetScore:
-    """Score thresholds on images: accuracy, mean cost and the share of each exit.
+    """Compute accuracy, mean cost and exit shares of thresholds on images.
 
-    Shapes as in `fit_thresholds`. Score on other images than those of the fit.
+    Shapes as in `fit_thresholds`. Use other images than for fitting the thresholds.
     """
-    costs = check_scores(confidences, correct, costs)
+    costs = check_exit_scores(confidences, correct, costs)
     exits = assign_exits(confidences, thresholds)
     shares = exits.bincount(minlength=len(costs)).double().cpu() / len(exits)
     return BudgetScore(
@@ -54,11 +64,20 @@ def score_budget(
     )
 
 
-def check_scores(confidences: Tensor, correct: Tensor, costs: Sequence[float] | Tensor) -> Tensor:
-    """Refuse scores of the wrong form; give the costs (exits,) in float64, on the CPU."""
+def check_exit_scores(
+    confidences: Tensor, correct: Tensor, costs: Sequence[float] | Tensor
+) -> Tensor:
+    """Validate confidences, correctness and costs.
+
+    Returns:
+        Costs (exits,), float64, on the CPU.
+
+    Raises:
+        ValueError: an argument has the wrong shape, type or values.
+    """
     if confidences.dim() != 2 or not confidences.is_floating_point():
         raise ValueError(
-            "confidences must be floating point of shape (exits, samples), "
+            "confidences must be floating point of shape (exits, images), "
             f"got {confidences.dtype} of shape {tuple(confidences.shape)}"
         )
     if correct.shape != confidences.shape or correct.dtype != torch.bool:
@@ -68,13 +87,13 @@ def check_scores(confidences: Tensor, correct: Tensor, costs: Sequence[float] | 
         )
     if confidences.numel() == 0:
         raise ValueError(
-            "confidences must hold at least one exit and one sample, "
+            "confidences must have at least one exit and one image, "
             f"got shape {tuple(confidences.shape)}"
         )
     if not confidences.isfinite().all():
         raise ValueError(
             f"confidences must be finite, got {int((~confidences.isfinite()).sum())} entries "
-            "that are not: look for a network that diverged"
+            "that are not: check whether training diverged"
         )
     checked = torch.as_tensor(costs, dtype=torch.float64, device="cpu")
     if checked.shape != (len(confidences),):
@@ -84,7 +103,7 @@ def check_scores(confidences: Tensor, correct: Tensor, costs: Sequence[float] | 
         )
     if not (checked.isfinite().all() and (checked > 0).all() and (checked.diff() >= 0).all()):
         raise ValueError(
-            "costs must be finite, above 0 and never fall from exit to exit, "
-            f"got {checked.tolist()}: the cost of an exit includes that of all before it"
+            "costs must be finite, above 0 and never decrease from exit to exit, "
+            f"got {checked.tolist()}: the cost of an exit includes all earlier exits"
         )
     return checked

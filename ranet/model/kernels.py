@@ -11,17 +11,20 @@ from torch.autograd.function import once_differentiable
 
 
 def conv1x1(features: Tensor, weight: Tensor) -> Tensor:
-    """1x1 convolution of features (batch, channels, height, width) with a weight (out, in, 1, 1).
+    """Apply a 1x1 convolution to the first `in` channels of the features.
 
-    Channels behind the first `in` count for nothing; they must be finite.
+    Args:
+        features: (batch, channels, height, width); the channels after the first `in` are
+            multiplied by 0, so their values must be finite.
+        weight: (out, in, 1, 1).
     """
-    if not_read := features.shape[1] - weight.shape[1]:
-        weight = F.pad(weight, (0, 0, 0, 0, 0, not_read))
+    if unread_channels := features.shape[1] - weight.shape[1]:
+        weight = F.pad(weight, (0, 0, 0, 0, 0, unread_channels))
     batch, channels, height, width = features.shape
     if batch >= 16 or features.device.type != "cpu" or torch.get_num_threads() > 1:
         return F.conv2d(features, weight)
-    # On one CPU thread torch leaves its fast convolution for fewer than 16 images. To a 1x1
-    # convolution every row of pixels may be an image; where there are few, a product does better.
+    # On one CPU thread torch has a slow convolution for fewer than 16 images. A 1x1 convolution
+    # may treat every row of pixels as an image; with few rows, a matrix product is faster.
     pixels = features.permute(0, 2, 3, 1)
     if batch * height < 64 or features.dtype != torch.float32:
         return F.linear(pixels, weight.flatten(1)).permute(0, 3, 1, 2)
@@ -38,14 +41,14 @@ def conv3x3(
     stride: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """3x3 convolution of features (batch, in, height, width), padded by 1."""
+    """Apply a 3x3 convolution, padded by 1, to features (batch, in, height, width)."""
     batch, channels, height, width = features.shape
     has_few_pixels = batch * (height // stride) * (width // stride) <= channels
     is_large = weight.numel() >= 2**21 and groups == 1
     if not is_large or not has_few_pixels or features.device.type != "cpu":
         return F.conv2d(features, weight, bias, stride=stride, padding=1, groups=groups)
-    # Few pixels, a large weight: on a CPU the convolution would spend most of its time on
-    # rearranging the weight. A product of patches and weight reads it as it lies.
+    # With few pixels and a large weight, a CPU convolution spends most of its time on reordering
+    # the weight. A matrix product of patches and weight needs no reordering.
     padded = F.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     patches = padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
     product = F.linear(patches.flatten(3), weight.permute(0, 2, 3, 1).flatten(1), bias)
@@ -53,7 +56,7 @@ def conv3x3(
 
 
 def resize(features: Tensor, size: torch.Size) -> Tensor:
-    """Resize features bilinearly to a height and width, corners aligned; as they are if equal."""
+    """Resize features bilinearly with aligned corners; return them unchanged if equal."""
     if features.shape[-2:] == size:
         return features
     if not torch.is_grad_enabled():
@@ -66,10 +69,10 @@ def _interpolate(features: Tensor, size: torch.Size) -> Tensor:
 
 
 class _Resize(torch.autograd.Function):
-    """Bilinear resize whose gradient is two products with fixed matrices.
+    """Bilinear resize with a gradient made of two fixed matrix products.
 
-    torch's own gradient adds atomically on a GPU, so that no two runs are alike, and leaves the
-    channels-last layout on a CPU, at ten times the time of the forward pass.
+    torch's own gradient uses atomic additions on a GPU, which are not deterministic, and loses
+    the channels-last layout on a CPU, which takes ten times as long as the forward pass.
     """
 
     @staticmethod
@@ -94,14 +97,14 @@ class _Resize(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _interpolation(in_size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weight of each input in each output of a linear resize: (in_size, out_size)."""
+    """Weight of each input in each output of a linear resize (in_size, out_size)."""
     unit = torch.eye(in_size, dtype=torch.float64)[None]
     weights = F.interpolate(unit, size=out_size, mode="linear", align_corners=True)[0]
     return weights.to(dtype=dtype, device=device)
 
 
 def has_fast_norm(features: Tensor) -> bool:
-    """Tell whether `NarrowNormRelu` is faster: by measurement on a CPU of 16 floats a vector."""
+    """Return whether `NarrowNormRelu` is faster; measured on a CPU with AVX-512."""
     batch, channels, height, width = features.shape
     limit = 16 if features.dtype.itemsize > 2 else 8
     return (
@@ -113,11 +116,11 @@ def has_fast_norm(features: Tensor) -> bool:
 
 
 class NarrowNormRelu(torch.autograd.Function):
-    """Batch norm by the batch, then ReLU, for few channels that lie last in memory, on a CPU.
+    """Training batch norm and ReLU for few channels, channels last, on a CPU.
 
-    torch's own takes channels by vectors, and one by one where there are fewer. Here several
-    pixels lie side by side in a row, (pixels / k, k x channels); sums over rows are followed by
-    sums over k. All arithmetic is in float32 at least.
+    torch's own kernel processes a vector of channels at a time, and single channels where there
+    are fewer. This function joins k pixels into one row (pixels / k, k x channels), and sums over
+    the rows, then over k. All arithmetic is in float32 or a wider type.
     """
 
     @staticmethod
@@ -132,7 +135,7 @@ class NarrowNormRelu(torch.autograd.Function):
         eps: float,
     ) -> Tensor:
         """Normalise features by their batch statistics; update the running statistics."""
-        rows = _pixels_side_by_side(features)
+        rows = _join_pixels(features)
         num_pixels = features.numel() // len(weight)
         mean = _sum_pixels(rows, len(weight)) / num_pixels
         centred = rows - _tile(mean, rows)
@@ -142,7 +145,7 @@ class NarrowNormRelu(torch.autograd.Function):
         running_var.lerp_(unbiased.to(running_var.dtype), momentum)
         inverse_std = torch.rsqrt(variance + eps)
         output = torch.addcmul(_tile(bias, rows), centred, _tile(weight * inverse_std, rows))
-        output = _like_pixels(output.relu_(), features)
+        output = _split_pixels(output.relu_(), features)
         ctx.save_for_backward(features, output, weight, mean, inverse_std)
         return output
 
@@ -153,11 +156,11 @@ class NarrowNormRelu(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Compute the gradients of features, weight and bias."""
         features, output, weight, mean, inverse_std = ctx.saved_tensors
-        rows = _pixels_side_by_side(features)
+        rows = _join_pixels(features)
         num_pixels = features.numel() // len(weight)
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
-        gradient = _pixels_side_by_side(gradient)
+        gradient = _join_pixels(gradient)
         bias_gradient = _sum_pixels(gradient, len(weight))
         products = _sum_pixels(gradient * rows, len(weight))
         weight_gradient = (products - mean * bias_gradient) * inverse_std
@@ -168,18 +171,18 @@ class NarrowNormRelu(torch.autograd.Function):
         offset = -scale * bias_gradient / num_pixels - slope * mean
         result = torch.addcmul(_tile(offset, rows), rows, _tile(slope, rows))
         result.addcmul_(gradient, _tile(scale, rows))
-        return _like_pixels(result, features), weight_gradient, bias_gradient, *[None] * 4
+        return _split_pixels(result, features), weight_gradient, bias_gradient, *[None] * 4
 
 
-def _pixels_side_by_side(features: Tensor) -> Tensor:
-    """Give (batch, channels, height, width), channels last, as (pixels / k, k x channels)."""
+def _join_pixels(features: Tensor) -> Tensor:
+    """View channels-last features as rows of k pixels (pixels / k, k x channels)."""
     num_pixels = features.numel() // features.shape[1]
     rows = features.permute(0, 2, 3, 1).view(num_pixels // math.gcd(num_pixels, 16), -1)
     return rows.to(torch.promote_types(rows.dtype, torch.float32))
 
 
-def _like_pixels(rows: Tensor, features: Tensor) -> Tensor:
-    """Undo `_pixels_side_by_side` of features, type included."""
+def _split_pixels(rows: Tensor, features: Tensor) -> Tensor:
+    """Undo `_join_pixels`: restore the shape and type of the features."""
     batch, channels, height, width = features.shape
     return rows.to(features.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
 
@@ -190,5 +193,5 @@ def _sum_pixels(rows: Tensor, num_channels: int) -> Tensor:
 
 
 def _tile(values: Tensor, rows: Tensor) -> Tensor:
-    """Repeat a value per channel for the pixels of a row."""
+    """Repeat a value per channel for all pixels of a row."""
     return values.to(rows.dtype).repeat(rows.shape[1] // len(values))

@@ -10,7 +10,7 @@ from ranet.model.kernels import NarrowNormRelu, conv1x1, conv3x3, has_fast_norm
 
 
 def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Parameter:
-    """Make the weight of a convolution: normal, with He's standard deviation by fan-out.
+    """Create the weight of a convolution by He's normal initialisation (fan-out).
 
     Source: the authors' initialisation, sqrt(2 / (kernel^2 out_channels)).
     """
@@ -21,8 +21,8 @@ def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Paramete
 class NormRelu(nn.Module):
     """Batch norm, then ReLU.
 
-    Differs from `nn.BatchNorm2d`: keeps no count of batches, which would cost a kernel launch
-    per layer and step; `RANet` counts for all.
+    Unlike `nn.BatchNorm2d`, this layer keeps no count of batches, which would cost a kernel
+    launch per layer and step; `RANet` keeps one count for all layers.
     """
 
     running_mean: Tensor
@@ -38,7 +38,7 @@ class NormRelu(nn.Module):
         self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise features (batch, channels, height, width) and cut them off at 0."""
+        """Normalise features (batch, channels, height, width), then apply ReLU."""
         if self.training and has_fast_norm(features):
             return NarrowNormRelu.apply(  # pyright: ignore[reportReturnType]
                 features,
@@ -61,12 +61,12 @@ class NormRelu(nn.Module):
         )
         return F.relu_(normed)
 
-    def folded(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Fold the evaluation form into the convolution before it: its new weight and bias.
+    def fuse(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fold the norm into the preceding convolution: return its weight and bias.
 
         Args:
             weight: (channels, in_channels, height, width).
-            bias: (channels,); None: the convolution has none.
+            bias: (channels,); None: the convolution has no bias.
         """
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         mean = self.running_mean if bias is None else self.running_mean - bias
@@ -74,7 +74,7 @@ class NormRelu(nn.Module):
 
 
 class ConvNormRelu(nn.Module):
-    """Convolution of 1x1 or 3x3 without bias, padded to keep the size; batch norm, ReLU."""
+    """1x1 or 3x3 convolution without bias, padded; batch norm; ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()

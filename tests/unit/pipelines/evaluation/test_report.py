@@ -34,7 +34,7 @@ COSTS = (10, 30)
 def make_scores(confidences: list[list[float]], correct: list[list[int]]) -> SplitOutputs:
     hits = torch.tensor(correct, dtype=torch.bool)
     scores = ExitOutputs(torch.tensor(confidences), hits, hits | hits.roll(1))
-    return SplitOutputs(alone=scores, together=scores)
+    return SplitOutputs(single=scores, ensemble=scores)
 
 
 # Exit 1 is right where it is sure, and only there; exit 2 is always right.
@@ -56,16 +56,16 @@ def client(empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_where_exits_answer_together_all_numbers_are_of_that_way():
-    # Alone exit 2 is right on every other image, together on all; exit 1 never is.
+    # Exit 2 is correct on every other image, the ensemble on all images; exit 1 on none.
     confidences = torch.linspace(1, 0, 200).repeat(2, 1)
     none, half = torch.zeros(200, dtype=torch.bool), torch.arange(200) % 2 == 0
-    alone = torch.stack([none, half])
-    together = torch.stack([none, ~none])
+    single = torch.stack([none, half])
+    ensemble = torch.stack([none, ~none])
     answers = SplitOutputs(
-        ExitOutputs(confidences, alone, alone), ExitOutputs(confidences, together, together)
+        ExitOutputs(confidences, single, single), ExitOutputs(confidences, ensemble, ensemble)
     )
     evaluation = evaluate_outputs(COSTS, answers, answers, (0.34, 1.0))
-    assert evaluation.answer == "together"
+    assert evaluation.exit_ensemble == "mean_logits"
     assert [row.test_top1 for row in evaluation.exits] == [0, 100]
     assert evaluation.reported[-1].test_top1 == 100
     assert "mean of all exits passed" in format_tables(evaluation)

@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_full_pass_and_its_thresholds(
 ):
     network = trained_network()
     rows = {row.budget: row for row in network.evaluation.curve}
-    scores = network.test.by(network.evaluation.answer)
+    scores = network.test.of(network.evaluation.exit_ensemble)
     exits = assign_exits(scores.confidences, torch.tensor(rows[budget].thresholds))
     answers = model.predict(test_images, params={"budget": budget})
     assert answers["exit"].tolist() == (exits + 1).tolist()
@@ -82,21 +82,22 @@ def test_a_model_whose_exits_answer_together_does_so_where_it_is_loaded(
     client: MlflowClient, mlflow_folder: Path, test_images: np.ndarray
 ):
     network = trained_network()
-    val, test = (SplitOutputs(each.together, each.together) for each in (network.val, network.test))
+    val, test = (SplitOutputs(each.ensemble, each.ensemble) for each in (network.val, network.test))
     evaluation = replace(
-        evaluate_outputs(COSTS, val, test, RUN.evaluation.budget_fractions), answer="together"
+        evaluate_outputs(COSTS, val, test, RUN.evaluation.budget_fractions),
+        exit_ensemble="mean_logits",
     )
-    run = replace(RUN, registry=replace(RUN.registry, model="together"))
+    run = replace(RUN, registry=replace(RUN.registry, model="ensemble"))
     weights = network.model.state_dict()
     register_model(run, weights, evaluation, INFO, create_run(client, mlflow_folder))
-    answers = registry.load("models:/together/1").predict(test_images, params={"budget": 0.75})
+    answers = registry.load("models:/ensemble/1").predict(test_images, params={"budget": 0.75})
     (row,) = (row for row in evaluation.reported if row.budget == 0.75)
-    exits = assign_exits(test.together.confidences, torch.tensor(row.thresholds))
+    exits = assign_exits(test.ensemble.confidences, torch.tensor(row.thresholds))
     assert answers["exit"].tolist() == (exits + 1).tolist()
-    expected = test.together.confidences.gather(0, exits[None])[0]
+    expected = test.ensemble.confidences.gather(0, exits[None])[0]
     np.testing.assert_allclose(answers["confidence"], expected, atol=5e-5)
-    alone = network.test.alone.confidences.gather(0, exits[None])[0]
-    assert not np.allclose(answers["confidence"], alone, atol=5e-5)
+    single = network.test.single.confidences.gather(0, exits[None])[0]
+    assert not np.allclose(answers["confidence"], single, atol=5e-5)
 
 
 def test_a_model_comes_with_at_least_40_budgets_and_takes_the_largest_within_the_request(

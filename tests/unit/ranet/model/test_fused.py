@@ -12,7 +12,7 @@ from ranet.model.fused import FusedConv
 @pytest.mark.parametrize(
     ("channels", "stride", "groups"), [(5, 1, 1), (12, 1, 1), (4, 2, 1), (6, 1, 2)]
 )
-def test_a_folded_convolution_is_that_of_torch_for_few_channels_and_odd_widths_too(
+def test_fused_convolution_equals_that_of_torch_for_few_channels_and_odd_widths(
     channels: int, stride: int, groups: int, width: int
 ):
     torch.manual_seed(0)

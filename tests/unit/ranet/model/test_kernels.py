@@ -10,7 +10,9 @@ from tests.support.tensors import channels_last, gradients
 
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("batch", "size"), [(2, 5), (1, 7), (40, 7)])
-def test_a_3x3_convolution_with_a_large_weight_is_that_of_torch(stride: int, batch: int, size: int):
+def test_3x3_convolution_with_a_large_weight_equals_that_of_torch(
+    stride: int, batch: int, size: int
+):
     torch.manual_seed(0)
     features = channels_last(batch, 500, size, size)
     weight, bias = channels_last(480, 500, 3, 3), torch.randn(480, dtype=torch.float64)
@@ -28,7 +30,7 @@ def test_a_3x3_convolution_with_a_large_weight_is_that_of_torch(stride: int, bat
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("batch", "size"), [(1, 4), (3, 33), (17, 8)])
-def test_a_1x1_convolution_of_the_first_channels_is_that_of_torch(
+def test_1x1_convolution_of_the_first_channels_equals_that_of_torch(
     batch: int, size: int, dtype: torch.dtype
 ):
     torch.manual_seed(0)
@@ -53,7 +55,7 @@ def test_a_1x1_convolution_of_the_first_channels_is_that_of_torch(
 
 
 @pytest.mark.parametrize(("size", "to"), [((8, 8), (4, 4)), ((5, 7), (9, 4))])
-def test_the_gradient_of_a_resize_is_that_of_torch(size: tuple[int, int], to: tuple[int, int]):
+def test_gradient_of_a_resize_equals_that_of_torch(size: tuple[int, int], to: tuple[int, int]):
     torch.manual_seed(0)
     features = channels_last(2, 3, *size)
     ours = resize(features, torch.Size(to))

@@ -1,4 +1,4 @@
-"""Layers that take another way on a CPU give what torch's own operations give."""
+"""Batch norm with ReLU: the same results and gradients as torch's own operations."""
 
 import pytest
 import torch
@@ -11,13 +11,13 @@ from tests.support.tensors import channels_last, gradients
 @pytest.mark.parametrize(
     "shape",
     [
-        pytest.param((9, 5, 32, 32), id="narrow: pixels side by side"),
+        pytest.param((9, 5, 32, 32), id="narrow: several pixels per row"),
         pytest.param((5, 7, 43, 41), id="narrow, an odd number of pixels"),
         pytest.param((2, 5, 8, 8), id="few pixels"),
         pytest.param((9, 20, 32, 32), id="many channels"),
     ],
 )
-def test_norm_and_relu_in_training_are_those_of_torch(shape: tuple[int, int, int, int]):
+def test_training_norm_and_relu_equal_those_of_torch(shape: tuple[int, int, int, int]):
     torch.manual_seed(0)
     features = channels_last(*shape)
     norm, expected = NormRelu(shape[1]).double(), torch.nn.BatchNorm2d(shape[1]).double()
@@ -38,7 +38,7 @@ def test_norm_and_relu_in_training_are_those_of_torch(shape: tuple[int, int, int
         torch.testing.assert_close(getattr(norm, name), getattr(expected, name))
 
 
-def test_a_narrow_norm_in_bfloat16_rounds_its_results_and_nothing_else():
+def test_narrow_norm_in_bfloat16_rounds_only_its_results():
     torch.manual_seed(0)
     features = (3 * channels_last(16, 5, 32, 32).detach() + 20).to(torch.bfloat16).requires_grad_()
     exact = features.detach().double().requires_grad_()
@@ -48,7 +48,9 @@ def test_a_narrow_norm_in_bfloat16_rounds_its_results_and_nothing_else():
     torch.testing.assert_close(ours.double(), theirs, rtol=2**-8, atol=1e-5)
     torch.testing.assert_close(norm.running_var.double(), expected.running_var, rtol=1e-5, atol=0)
     direction = torch.randn_like(ours)
-    found = torch.autograd.grad(ours, [features, *norm.parameters()], direction)
-    wanted = torch.autograd.grad(theirs, [exact, *expected.parameters()], direction.double())
-    for gradient, right in zip(found, wanted, strict=True):
+    actual_gradients = torch.autograd.grad(ours, [features, *norm.parameters()], direction)
+    expected_gradients = torch.autograd.grad(
+        theirs, [exact, *expected.parameters()], direction.double()
+    )
+    for gradient, right in zip(actual_gradients, expected_gradients, strict=True):
         assert (gradient.double() - right).norm() < 2**-8 * right.norm()
