@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ranet.distributed import gather
 from ranet.evaluation.accuracy import compute_logits, exit_hits
 from ranet.inference.ensemble import ExitEnsemble, mean_logits
+from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
 from ranet.inference.threshold_search import fit_budgets
 from ranet.inference.thresholds import assign_exits
 from ranet.protocols import Batches
@@ -70,6 +71,7 @@ def collect_exit_outputs(
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
     precision: Literal["float32", "bfloat16"] = "float32",
+    policy: ExitPolicy = TOP_PROBABILITY,
 ) -> SplitOutputs:
     """Run all exits over a split; every worker takes its share and gets the answers of all.
 
@@ -79,6 +81,7 @@ def collect_exit_outputs(
         normalize: uint8 images -> the model's input.
         device: where the model is.
         precision: type of the forward pass.
+        policy: confidence score of an exit.
 
     Returns:
         The answers to every image, in an order that is the same on every worker.
@@ -90,7 +93,7 @@ def collect_exit_outputs(
             single = compute_logits(model, images, normalize, precision).float()
             rows = []
             for logits in (single, mean_logits(single)):
-                rows += [logits.softmax(dim=-1).amax(dim=-1), *exit_hits(logits, labels)]
+                rows += [policy.confidence(logits), *exit_hits(logits, labels)]
             parts.append(torch.stack(rows))
     # (confidence or one of two hits, twice, exits, samples); without batches no exits are known.
     own = torch.cat(parts, dim=2) if parts else torch.zeros((6, 0, 0), device=device)

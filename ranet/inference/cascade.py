@@ -9,6 +9,7 @@ from torch import Tensor
 from ranet.architecture import make_network_spec
 from ranet.config import ModelConfig
 from ranet.inference.ensemble import ExitEnsemble
+from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
 from ranet.model.network import CPU_CHUNK_IMAGES, FusedRANet, RANet
 
 
@@ -39,14 +40,18 @@ class PartialPrediction:
 class Cascade:
     """Classifier that uses the first confident exit for each image.
 
-    An image leaves at the first exit whose confidence, the highest softmax probability, is at
-    least the threshold of that exit; all remaining images leave at the last exit. An exit with a
+    An image leaves at the first exit whose confidence by the exit policy is at least the
+    threshold of that exit; all remaining images leave at the last exit. An exit with a
     threshold above 1 takes no image: it is neither computed nor counted in the mult-adds, unless
     its logits are part of an ensemble of exits.
     """
 
     def __init__(
-        self, model: RANet | FusedRANet, thresholds: Tensor, ensemble: ExitEnsemble = "none"
+        self,
+        model: RANet | FusedRANet,
+        thresholds: Tensor,
+        ensemble: ExitEnsemble = "none",
+        policy: ExitPolicy = TOP_PROBABILITY,
     ) -> None:
         """Create a cascade from a network and its thresholds.
 
@@ -54,6 +59,7 @@ class Cascade:
             model: a network; a `RANet` is converted to its inference form.
             thresholds: minimum confidence to leave at each exit (exits,); may be infinite.
             ensemble: ensemble of exits to predict with, as in fitting the thresholds.
+            policy: confidence score of an exit, as in fitting the thresholds.
 
         Raises:
             ValueError: `thresholds` does not have one number per exit.
@@ -68,6 +74,7 @@ class Cascade:
         self.model = model.optimized() if isinstance(model, RANet) else model
         self.thresholds = [*thresholds.tolist()[:-1], float("-inf")]
         self.ensemble = ensemble
+        self.policy = policy
         self.exits = [
             k
             for k in range(1, num_exits + 1)
@@ -154,7 +161,8 @@ class Cascade:
                 if logits_sum is not None:
                     logits = logits + (logits_sum if keep is None else logits_sum[keep])
                 logits_sum, logits = logits, logits / number
-            confidences, labels = logits.softmax(dim=1).max(dim=1)
+            confidences = self.policy.confidence(logits[None])[0]
+            labels = logits.softmax(dim=1).argmax(dim=1)
             # Negated >= instead of <, so that images with a NaN confidence stay.
             stays = ~(confidences >= self.thresholds[number - 1])
             # All remaining images leave at the last exit, also those with a NaN confidence.
