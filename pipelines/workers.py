@@ -78,7 +78,7 @@ def trial_worker(config: dict[str, Any]) -> None:
 
         def measure(network: nn.Module) -> Metrics:
             answers = collect_exit_outputs(network, val, normalize=normalize, device=device)
-            metrics = objective.measure(answers.alone, cost, latency) if is_first else {}
+            metrics = objective.measure(answers.single, cost, latency) if is_first else {}
             return {**metrics, SECONDS: before + time.monotonic() - started}
 
         fit(

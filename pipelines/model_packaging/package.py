@@ -82,7 +82,7 @@ def _log_model(
         "class_names": data_info.class_names,
         "validation_sha256": data_info.sha256["val"],
         "budget_fractions": [row.budget_fraction for row in evaluation.curve],
-        "answer": evaluation.answer,
+        "exit_ensemble": evaluation.exit_ensemble,
     }
     tensors = {
         "model": state_dict,

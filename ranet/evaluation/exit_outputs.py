@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from ranet.distributed import gather
 from ranet.evaluation.accuracy import compute_logits, exit_hits
 from ranet.inference.ensemble import ExitEnsemble, mean_logits
-from ranet.inference.threshold_search import assign_exits, fit_budgets
+from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import assign_exits
 from ranet.protocols import Batches
 
 
@@ -44,21 +46,21 @@ class ExitOutputs:
 class SplitOutputs:
     """Scores of a split by either way to answer."""
 
-    alone: ExitOutputs
-    together: ExitOutputs
+    single: ExitOutputs
+    ensemble: ExitOutputs
 
-    def by(self, answer: ExitEnsemble) -> ExitOutputs:
+    def of(self, ensemble: ExitEnsemble) -> ExitOutputs:
         """Give the scores of one way."""
-        return self.alone if answer == "alone" else self.together
+        return self.single if ensemble == "none" else self.ensemble
 
     def state(self) -> dict[str, Any]:
         """Give the tensors by name, to be saved."""
-        return {"alone": self.alone.state(), "together": self.together.state()}
+        return {"single": self.single.state(), "ensemble": self.ensemble.state()}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "SplitOutputs":
         """Make answers from what `state` gave."""
-        return cls(**{answer: ExitOutputs.from_state(scores) for answer, scores in state.items()})
+        return cls(**{name: ExitOutputs.from_state(scores) for name, scores in state.items()})
 
 
 @torch.inference_mode()
@@ -69,6 +71,7 @@ def collect_exit_outputs(
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
     precision: Literal["float32", "bfloat16"] = "float32",
+    policy: ExitPolicy = TOP_PROBABILITY,
 ) -> SplitOutputs:
     """Run all exits over a split; every worker takes its share and gets the answers of all.
 
@@ -78,6 +81,7 @@ def collect_exit_outputs(
         normalize: uint8 images -> the model's input.
         device: where the model is.
         precision: type of the forward pass.
+        policy: confidence score of an exit.
 
     Returns:
         The answers to every image, in an order that is the same on every worker.
@@ -86,10 +90,10 @@ def collect_exit_outputs(
     parts: list[Tensor] = []
     with batches.epoch(0) as reader:
         for images, labels in reader:
-            alone = compute_logits(model, images, normalize, precision).float()
+            single = compute_logits(model, images, normalize, precision).float()
             rows = []
-            for logits in (alone, mean_logits(alone)):
-                rows += [logits.softmax(dim=-1).amax(dim=-1), *exit_hits(logits, labels)]
+            for logits in (single, mean_logits(single)):
+                rows += [policy.confidence(logits), *exit_hits(logits, labels)]
             parts.append(torch.stack(rows))
     # (confidence or one of two hits, twice, exits, samples); without batches no exits are known.
     own = torch.cat(parts, dim=2) if parts else torch.zeros((6, 0, 0), device=device)
@@ -98,7 +102,7 @@ def collect_exit_outputs(
     scores = [
         ExitOutputs(part[0].clone(), part[1].bool(), part[2].bool()) for part in rows.split(3)
     ]
-    return SplitOutputs(alone=scores[0], together=scores[1])
+    return SplitOutputs(single=scores[0], ensemble=scores[1])
 
 
 def select_ensemble(
@@ -115,21 +119,21 @@ def select_ensemble(
         costs: cumulative cost of every exit.
         budgets: mean costs per image to compare at, in the unit of the costs.
     """
-    num_samples = val.alone.correct.shape[1]
+    num_samples = val.single.correct.shape[1]
     if num_samples < 2:
-        return "alone"
+        return "none"
     order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
     halves = order.tensor_split(2)
     lead = torch.zeros(num_samples, dtype=torch.float64)
     for fit, rest in (halves, halves[::-1]):
-        for scores, sign in ((val.together, 1), (val.alone, -1)):
+        for scores, sign in ((val.ensemble, 1), (val.single, -1)):
             fitted = fit_budgets(scores.confidences[:, fit], scores.correct[:, fit], costs, budgets)
             for thresholds in fitted:
                 exits = assign_exits(scores.confidences[:, rest], thresholds)
                 right = scores.correct[:, rest].gather(0, exits[None])[0]
                 lead[rest] += sign * right.double()  # whole numbers: equal answers leave nothing
     error = lead.std() * num_samples**0.5
-    return "together" if lead.sum() - len(budgets) > 2 * error else "alone"
+    return "mean_logits" if lead.sum() - len(budgets) > 2 * error else "none"
 
 
 def anytime_accuracy(scores: ExitOutputs) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ def evaluate_shares(rank, num_workers, num_images):
     batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
     model = TwoExits()
     metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
-    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).alone
+    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).single
     return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
 
 

@@ -17,7 +17,7 @@ def test_scores_are_those_of_a_plain_pass():
     model, digits = TwoExits(), Digits(0, 45, 10)
     model.train()
     answers = collect_exit_outputs(model, digits, normalize=normalize, device=torch.device("cpu"))
-    scores = answers.alone
+    scores = answers.single
     with torch.inference_mode():
         probabilities = model.eval()(normalize(digits.images)).softmax(dim=-1)
     assert digits.num_open == 0
@@ -34,9 +34,9 @@ def test_together_an_exit_answers_by_the_mean_of_all_logits_so_far():
     with torch.inference_mode():
         first, second = model.eval()(normalize(digits.images))
     both = ((first + second) / 2).softmax(dim=-1)
-    torch.testing.assert_close(answers.together.confidences[1], both.amax(dim=-1))
-    assert torch.equal(answers.together.correct[1], both.argmax(dim=-1) == digits.labels)
-    assert torch.equal(answers.together.confidences[0], answers.alone.confidences[0])
+    torch.testing.assert_close(answers.ensemble.confidences[1], both.amax(dim=-1))
+    assert torch.equal(answers.ensemble.correct[1], both.argmax(dim=-1) == digits.labels)
+    assert torch.equal(answers.ensemble.confidences[0], answers.single.confidences[0])
 
 
 def test_exits_answer_together_only_where_that_is_clearly_better_on_validation():
@@ -48,22 +48,22 @@ def test_exits_answer_together_only_where_that_is_clearly_better_on_validation()
 
     costs, budgets = (1.0, 2.0), (1.5, 2.0)
     same, better, worse = scores(0.8, 0), scores(0.9, 1), scores(0.7, 2)
-    assert select_ensemble(SplitOutputs(same, better), costs, budgets) == "together"
+    assert select_ensemble(SplitOutputs(same, better), costs, budgets) == "mean_logits"
     for other in (same, worse, scores(0.8, 3)):
-        assert select_ensemble(SplitOutputs(same, other), costs, budgets) == "alone"
+        assert select_ensemble(SplitOutputs(same, other), costs, budgets) == "none"
     for count in (3, 5, 9):  # shares that a float does not hold
         budgets = [1 + k / count for k in range(1, count + 1)]
-        assert select_ensemble(SplitOutputs(same, same), costs, budgets) == "alone"
+        assert select_ensemble(SplitOutputs(same, same), costs, budgets) == "none"
     single = ExitOutputs(torch.ones(2, 1), torch.ones(2, 1).bool(), torch.ones(2, 1).bool())
-    assert select_ensemble(SplitOutputs(single, single), costs, budgets) == "alone"
+    assert select_ensemble(SplitOutputs(single, single), costs, budgets) == "none"
 
 
 def test_scores_in_bfloat16_are_close_to_those_in_float32():
     model, digits, device = TwoExits(), Digits(0, 45, 10), torch.device("cpu")
-    exact = collect_exit_outputs(model, digits, normalize=normalize, device=device).alone
+    exact = collect_exit_outputs(model, digits, normalize=normalize, device=device).single
     rounded = collect_exit_outputs(
         model, digits, normalize=normalize, device=device, precision="bfloat16"
-    ).alone
+    ).single
     assert rounded.confidences.dtype == torch.float32
     assert not torch.equal(rounded.confidences, exact.confidences)
     torch.testing.assert_close(rounded.confidences, exact.confidences, atol=0.02, rtol=0)
@@ -81,7 +81,7 @@ def test_scores_survive_a_file(tmp_path):
     hits = torch.tensor([[True, False]])
     scores = ExitOutputs(torch.tensor([[0.25, 0.5]]), hits, ~hits)
     torch.save(SplitOutputs(scores, scores).state(), tmp_path / "scores.pt")
-    loaded = SplitOutputs.from_state(torch.load(tmp_path / "scores.pt", weights_only=True)).together
+    loaded = SplitOutputs.from_state(torch.load(tmp_path / "scores.pt", weights_only=True)).ensemble
     assert torch.equal(loaded.confidences, scores.confidences)
     assert torch.equal(loaded.correct, hits)
     assert torch.equal(loaded.correct_top5, ~hits)
