@@ -13,7 +13,8 @@ from ranet.evaluation.exit_outputs import (
     select_ensemble,
 )
 from ranet.inference.ensemble import ExitEnsemble
-from ranet.inference.threshold_search import fit_budgets, score_budget
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import score_budget
 
 _MIN_BUDGETS = 40
 

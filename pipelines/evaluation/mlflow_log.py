@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 from mlflow.entities import Metric
-from cluster.tracking.mlflow_internals import LOGGED_ARTIFACTS_TAG
 
 from cluster.tracking import registry
+from cluster.tracking.mlflow_internals import LOGGED_ARTIFACTS_TAG
 from pipelines.evaluation.budgets import Evaluation
 from pipelines.evaluation.report import plot_curve
 
