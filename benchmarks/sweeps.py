@@ -31,7 +31,8 @@ from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
 from ranet.inference.threshold_search import fit_budgets, score_budget
 from ranet.model.preprocessing import Normalize
-from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
+from ranet.protocols import Metrics, Reporter, Snapshot
+from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
 from tuning.pareto import hypervolume

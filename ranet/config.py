@@ -239,21 +239,3 @@ class TrainConfig:
                 f"train.optim.warmup_epochs must be below train.epochs ({self.epochs}), "
                 f"got {self.optim.warmup_epochs}"
             )
-
-    @property
-    def epoch_sizes(self) -> tuple[int, ...]:
-        """Height and width of the training images of every epoch; empty: model.image_size."""
-        num_sizes = len(self.progressive_sizes)
-        return tuple(
-            self.progressive_sizes[epoch * num_sizes // self.epochs]
-            for epoch in range(self.epochs if num_sizes else 0)
-        )
-
-    def is_checkpoint_due(self, epoch: int, step: int, steps_per_epoch: int) -> bool:
-        """Say whether a checkpoint belongs after so many epochs, and steps of the next one."""
-        every = self.checkpoint_every_steps
-        if step:
-            return every > 0 and step % every == 0
-        return (
-            not every or epoch == self.epochs or epoch * steps_per_epoch % every < steps_per_epoch
-        )

@@ -1,13 +1,10 @@
 """What the training loop needs from outside: batches to read, and a place to report to."""
 
-import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeAlias
 
 from torch import Tensor
-
-logger = logging.getLogger(__name__)
 
 Metrics: TypeAlias = dict[str, float]
 """Numbers of one epoch by name, such as `val/exit3/top1` in percent."""
@@ -73,22 +70,3 @@ class Reporter(Protocol):
     def checkpoint(self, snapshot: Snapshot) -> None:
         """Take the state to resume from within an epoch; it may end the training by raising."""
         ...
-
-
-class LogReporter:
-    """Writes the metrics to the log: for a run on one machine without a cluster."""
-
-    def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
-        """Log one line with every metric."""
-        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        logger.info("epoch %d: %s", metrics["epoch"], text)
-
-    def step(self, num_images: int, seconds: float, waited: float) -> None:
-        """Say nothing: the loop itself logs a line now and then."""
-
-    def wants_checkpoint(self) -> bool:
-        """Want none."""
-        return False
-
-    def checkpoint(self, snapshot: Snapshot) -> None:
-        """Keep nothing."""

@@ -26,8 +26,9 @@ from ranet.distributed import accumulating, rank, world_size
 from ranet.evaluation.accuracy import compute_logits
 from ranet.protocols import Batches, Metrics, Reporter, Snapshot
 from ranet.training.losses import curriculum_weights, exit_loss
-from ranet.training.optim import FiniteGuard, NonFiniteLoss, learning_rate
+from ranet.training.optim import FiniteGuard, NonFiniteLoss
 from ranet.training.progress import ProgressLog
+from ranet.training.schedule import is_checkpoint_due, learning_rate
 from ranet.training.state import TrainState
 from ranet.training.validation import evaluate
 
@@ -103,7 +104,7 @@ def fit(
             )
         training.end_epoch(metrics)
         progress.log_epoch(epoch, metrics)
-        is_due = config.is_checkpoint_due(training.epoch, 0, len(train))
+        is_due = is_checkpoint_due(config, training.epoch, 0, len(train))
         snapshot = training.snapshot() if is_due else None
         reporter.report(metrics, snapshot)
     assert snapshot is not None, "the last epoch has one"
@@ -134,7 +135,7 @@ def train_one_epoch(
             training.step += 1
             wants_checkpoint = reporter.wants_checkpoint() or (
                 training.step < len(batches)  # otherwise the whole epoch's follows
-                and config.is_checkpoint_due(epoch, training.step, len(batches))
+                and is_checkpoint_due(config, epoch, training.step, len(batches))
             )
             if (
                 images.device.type == "cpu"

@@ -9,31 +9,11 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD
 
-from ranet.config import OptimConfig, TrainConfig
+from ranet.config import OptimConfig
 
 
 class NonFiniteLoss(RuntimeError):  # noqa: N818 - it says what was found
     """The loss or its gradient became infinite or not a number; the update was not made."""
-
-
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step, counted from 0 over all epochs: a function of the step alone.
-
-    It first rises to `lr`, reached at the last step of the warm-up. Multistep milestones count
-    from the start of training, the cosine begins where the warm-up ends and would reach 0 one
-    step after the last.
-    """
-    optim = config.optim
-    warmup_steps = optim.warmup_epochs * steps_per_epoch
-    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if optim.schedule == "cosine":
-        total_steps = config.epochs * steps_per_epoch
-        progress = max(0.0, step - warmup_steps) / (total_steps - warmup_steps)
-        return optim.lr * rise * (1 + math.cos(math.pi * progress)) / 2
-    epoch = step // steps_per_epoch
-    # A product such as 0.55 * 100 may land just above the epoch it means.
-    passed = sum(epoch >= share * config.epochs - 1e-9 for share in optim.milestones)
-    return optim.lr * rise * optim.gamma**passed
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> SGD:

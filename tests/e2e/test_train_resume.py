@@ -11,7 +11,7 @@ from pipelines.data import open_batches, prepare
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize
-from ranet.protocols import LogReporter
+from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
 from tests.support.training import (
     CONFIG,

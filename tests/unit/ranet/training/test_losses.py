@@ -43,7 +43,7 @@ def test_logits_in_bfloat16_give_a_loss_in_float32():
 
 
 def test_weights_that_do_not_fit_the_exits_are_refused():
-    with pytest.raises(ValueError, match=r"exit_loss_weights .* 3 entries .* for 2 exits"):
+    with pytest.raises(ValueError, match=r"loss.exit_weights .* 3 entries .* for 2 exits"):
         exit_loss(torch.zeros(2, 1, 10), torch.tensor([0]), weights=(1.0, 1.0, 1.0))
 
 
