@@ -1,4 +1,4 @@
-"""Reporter for a training without a cluster."""
+"""Reporter for training without a cluster."""
 
 import logging
 
@@ -8,7 +8,7 @@ logger = logging.getLogger(__name__)
 
 
 class LogReporter:
-    """Writes the metrics to the log: for a run on one machine without a cluster."""
+    """Reporter that logs the metrics of every epoch and saves nothing."""
 
     def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
         """Log one line with every metric."""
@@ -16,11 +16,11 @@ class LogReporter:
         logger.info("epoch %d: %s", metrics["epoch"], text)
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
-        """Say nothing: the loop itself logs a line now and then."""
+        """Ignore the step; the loop itself logs progress lines."""
 
     def wants_checkpoint(self) -> bool:
-        """Want none."""
+        """Return False: no checkpoint is saved within an epoch."""
         return False
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        """Keep nothing."""
+        """Ignore the snapshot."""

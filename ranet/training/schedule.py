@@ -6,11 +6,11 @@ from ranet.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step, counted from 0 over all epochs: a function of the step alone.
+    """Compute the learning rate of a step, counted from 0 over all epochs.
 
-    It first rises to `lr`, reached at the last step of the warm-up. Multistep milestones count
-    from the start of training, the cosine begins where the warm-up ends and would reach 0 one
-    step after the last.
+    The learning rate first rises to `lr`, reached at the last step of the warm-up. Multistep
+    milestones count from the start of training. The cosine starts at the end of the warm-up and
+    would reach 0 one step after the last step.
     """
     optim = config.optim
     warmup_steps = optim.warmup_epochs * steps_per_epoch
@@ -20,13 +20,13 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
         progress = max(0.0, step - warmup_steps) / (total_steps - warmup_steps)
         return optim.lr * rise * (1 + math.cos(math.pi * progress)) / 2
     epoch = step // steps_per_epoch
-    # A product such as 0.55 * 100 may land just above the epoch it means.
+    # A product such as 0.55 * 100 may be slightly above the intended epoch.
     passed = sum(epoch >= share * config.epochs - 1e-9 for share in optim.milestones)
     return optim.lr * rise * optim.gamma**passed
 
 
 def epoch_sizes(config: TrainConfig) -> tuple[int, ...]:
-    """Height and width of the training images of every epoch; empty: model.image_size."""
+    """Return the training image size of every epoch in pixels; empty: model.image_size."""
     num_sizes = len(config.progressive_sizes)
     return tuple(
         config.progressive_sizes[epoch * num_sizes // config.epochs]
@@ -35,7 +35,7 @@ def epoch_sizes(config: TrainConfig) -> tuple[int, ...]:
 
 
 def is_checkpoint_due(config: TrainConfig, epoch: int, step: int, steps_per_epoch: int) -> bool:
-    """Say whether a checkpoint belongs after so many epochs, and steps of the next one."""
+    """Return whether a checkpoint is due after `epoch` epochs and `step` steps of the next one."""
     every = config.checkpoint_every_steps
     if step:
         return every > 0 and step % every == 0

@@ -256,7 +256,7 @@ def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submi
         time.sleep(0.2)
     for number in cut:
         assert f"trial {number} goes on" in again.output()
-    assert "going on after" in again.output()
+    assert "resuming after" in again.output()
     before = ended(database)
 
     last = submit()

@@ -23,7 +23,7 @@ def train(
     device=CPU,
     measure=None,
 ):
-    """Fit a fresh network, or the given one, to the first digits; 80 others are for validation."""
+    """Train a new or a given network on the first digits; 80 other digits are for validation."""
     if model is None:
         model = TwoExits(config.seed)
     batches = Digits(0, digits, config.batch_size, shuffled=True, seed=config.seed, device=device)
@@ -40,7 +40,7 @@ def train(
 
 
 class NanOnCall:
-    """A normalize that gives NaN at one call, and remembers the weights at that time."""
+    """Normalization that returns NaN at one call and stores the weights of that time."""
 
     def __init__(self, model: nn.Module, call: int) -> None:
         self.model, self.calls_left = model, call

@@ -65,7 +65,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
     [
         (["--train.epochz=3"], "train.epochz is not a setting; did you mean train.epochs?"),
         (["--train.epochs=three"], "train.epochs: must be int, got three"),
-        (["--model.scales=[3,1,1]"], "model.scales must start at 1 and never fall"),
+        (["--model.scales=[3,1,1]"], "model.scales must start at 1 and never decrease"),
         (["--model.image_size=8"], "model.image_size"),
         (
             ["--train.optim.schedule=steps"],
@@ -90,7 +90,7 @@ def test_the_command_line_overrides_the_file(tmp_path):
         (["--train.progressive_sizes=[0]"], "train.progressive_sizes must be 1 or more pixels"),
         (
             ["--train.progressive_sizes=[24,32]", "--train.epochs=1"],
-            "train.progressive_sizes must be 1 or more pixels, at most one size an epoch (1)",
+            "train.progressive_sizes must be 1 or more pixels, at most one size per epoch (1)",
         ),
         (
             ["--train.progressive_sizes=[8]", "--data.augment.crop=none"],

@@ -5,7 +5,7 @@ import torch
 from ranet.evaluation.accuracy import exit_hits
 
 
-def test_hits_are_the_first_choice_and_the_first_five():
+def test_exit_hits_are_top1_and_top5():
     logits = torch.tensor([[[6.0, 5.0, 4.0, 3.0, 2.0, 1.0]] * 3])
     first, five = exit_hits(logits, torch.tensor([0, 4, 5]))
     assert first.tolist() == [[True, False, False]]

@@ -12,35 +12,35 @@ from tests.support.digit_training import CPU, QUICK, train
 from tests.support.tiny import Digits, Recorder, TwoExits, assert_same, normalize
 
 
-def test_an_average_follows_the_weights_from_far_at_the_end_and_closely_at_first():
+def test_ema_decay_increases_with_the_step_up_to_the_configured_decay():
     linear, norm = nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)
     model = nn.Sequential(linear, norm)
     nn.init.ones_(linear.weight)
     assert norm.running_mean is not None
     assert norm.num_batches_tracked is not None
-    average = ExponentialMovingAverage(model, decay=0.2)
+    ema = ExponentialMovingAverage(model, decay=0.2)
     expected = 1.0
     for step, keep in enumerate([0.1, 2 / 11, 0.2, 0.2]):  # (step + 1) / (step + 10), at most 0.2
         nn.init.constant_(linear.weight, step + 2.0)
         norm.running_mean.fill_(step + 2.0)
         norm.num_batches_tracked += 1
-        average.update(step)
+        ema.update(step)
         expected = keep * expected + (1 - keep) * (step + 2)
-    state = average.model.state_dict()
+    state = ema.model.state_dict()
     assert state["0.weight"].item() == pytest.approx(expected)
     assert state["1.running_mean"].item() == pytest.approx(expected - keep_of_zero())
     assert state["1.num_batches_tracked"] == 4
     assert linear.weight.item() == 5
-    assert not average.model.training
-    assert not any(p.requires_grad for p in average.model.parameters())
+    assert not ema.model.training
+    assert not any(p.requires_grad for p in ema.model.parameters())
 
 
 def keep_of_zero() -> float:
-    """What is left of the mean's first value, 0 where the weight's was 1."""
+    """Remaining share of the first running mean, which is 0 (the first weight is 1)."""
     return 0.1 * 2 / 11 * 0.2 * 0.2
 
 
-def test_the_average_of_the_weights_is_what_is_scored_and_kept():
+def test_ema_weights_are_evaluated_and_kept_as_best():
     # No batch norm, whose statistics would differ as well.
     recorder, plain = Recorder(), Recorder()
     config = replace(QUICK, ema=EmaConfig(decay=0.999))

@@ -1,4 +1,4 @@
-"""The training loop on real digits, one process."""
+"""Training loop on real digits, one process."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.support.digit_training import CPU, QUICK, NanOnCall, train
 from tests.support.tiny import Killed, Recorder, TwoExits, normalize, small_ranet
 
 
-def test_a_network_learns_to_read_digits():
+def test_training_reaches_high_accuracy_on_digits():
     recorder = Recorder()
     config = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05, schedule="cosine"))
     train(config, recorder=recorder, digits=1000)
@@ -25,7 +25,7 @@ def test_a_network_learns_to_read_digits():
     assert last["val/exit2/top5"] > 97
 
 
-def test_every_epoch_is_reported_with_every_metric():
+def test_every_epoch_is_reported_with_all_metrics():
     recorder = Recorder()
     last = train(recorder=recorder)
     names = {"epoch", "train/loss", "train/images_per_second", "train/data_wait", "train/lr"}
@@ -43,7 +43,7 @@ def test_every_epoch_is_reported_with_every_metric():
 
 
 @pytest.mark.parametrize("micro_batch", [1, 7, 16, 32, 100])
-def test_micro_batches_have_the_gradient_of_the_whole_batch(micro_batch):
+def test_micro_batches_give_the_gradient_of_the_whole_batch(micro_batch):
     sizes = []
 
     def prepare(images):
@@ -64,7 +64,7 @@ def test_micro_batches_have_the_gradient_of_the_whole_batch(micro_batch):
     assert parts["history"][0]["train/loss"] == expected
 
 
-def test_a_micro_batch_that_is_not_a_number_stops_before_its_step():
+def test_nan_in_a_micro_batch_stops_training_before_its_step():
     model = TwoExits()
     poison = NanOnCall(model, call=2 * 10 + 3 + 5)
     config = replace(QUICK, micro_batch_size=16)
@@ -74,7 +74,7 @@ def test_a_micro_batch_that_is_not_a_number_stops_before_its_step():
         assert torch.equal(parameter, then)
 
 
-def test_a_bad_step_after_a_resumption_has_its_number_in_the_epoch():
+def test_error_after_resuming_names_the_step_within_the_epoch():
     recorder = Recorder(4, with_notice=True)
     with pytest.raises(Killed):
         train(recorder=recorder)
@@ -83,18 +83,18 @@ def test_a_bad_step_after_a_resumption_has_its_number_in_the_epoch():
         train(model=model, prepare=NanOnCall(model, call=3), resume=recorder.snapshots[-1])
 
 
-def test_a_validation_loss_that_is_not_a_number_is_an_error():
+def test_nan_validation_loss_raises_an_error():
     model = TwoExits()
     with pytest.raises(NonFiniteLoss, match=r"validation loss is nan after epoch 1 of 4.*lr is"):
         train(model=model, prepare=NanOnCall(model, call=12))
 
 
-def test_another_seed_trains_another_network():
+def test_different_seeds_train_different_weights():
     first, second = train(TrainConfig(epochs=1)), train(TrainConfig(epochs=1, seed=1))
     assert not torch.equal(first["model"]["first.weight"], second["model"]["first.weight"])
 
 
-def test_a_compiled_step_learns_as_a_plain_one_does(monkeypatch):
+def test_compiled_training_matches_eager_training(monkeypatch):
     # Traced and run without generated code, which takes minutes to build.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     config = TrainConfig(epochs=2, batch_size=32, micro_batch_size=16, optim=QUICK.optim)
@@ -107,7 +107,7 @@ def test_a_compiled_step_learns_as_a_plain_one_does(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
-def test_a_compiled_step_of_a_ranet_is_one_graph_and_does_what_a_plain_one_does(monkeypatch):
+def test_compiled_ranet_is_a_single_graph_and_matches_eager_training(monkeypatch):
     in_one = partial(torch.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", in_one)
     config = TrainConfig(epochs=1, batch_size=32, optim=QUICK.optim)
@@ -127,7 +127,7 @@ GPU = pytest.param(
 
 
 @pytest.mark.parametrize("device", [CPU, GPU], ids=str)
-def test_a_loss_that_is_not_a_number_stops_before_its_step(device):
+def test_nan_loss_stops_training_before_its_step(device):
     model = TwoExits().to(device)
     # Ten steps and three validation batches an epoch: the seventeenth call is step 4 of epoch 2.
     poison = NanOnCall(model, call=17)
@@ -140,53 +140,53 @@ def test_a_loss_that_is_not_a_number_stops_before_its_step(device):
     assert len(recorder.metrics) == 1
 
 
-def test_training_that_diverges_is_stopped():
+def test_diverging_training_is_stopped():
     config = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=1e30))
     with pytest.raises(NonFiniteLoss, match=r"epoch 1 of 4, step [23] of 10"):
         train(config, TwoExits(normed=False))
 
 
-def test_loss_weights_that_do_not_fit_the_exits_stop_the_first_step():
+def test_wrong_number_of_exit_weights_stops_training_at_the_first_step():
     with pytest.raises(ValueError, match=r"3 entries .* for 2 exits"):
         train(TrainConfig(loss=LossConfig(exit_weights=(1, 2, 3))))
 
 
-def test_fewer_images_than_a_batch_are_refused():
+def test_training_split_smaller_than_a_batch_is_rejected():
     with pytest.raises(ValueError, match=r"batch_size is 32, but there are only 20 training"):
         train(digits=20)
 
 
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_and_weights_lie_in_memory_as_asked(channels_last):
+def test_images_and_weights_have_the_configured_memory_format(channels_last):
     layouts = set()
 
-    class Watching(TwoExits):
+    class Recording(TwoExits):
         def forward(self, images):
             for tensor in (images, self.second.weight):
                 layouts.add(tensor.is_contiguous(memory_format=torch.channels_last))
             return super().forward(images)
 
-    train(TrainConfig(epochs=1, channels_last=channels_last), Watching())
+    train(TrainConfig(epochs=1, channels_last=channels_last), Recording())
     assert layouts == {channels_last}
 
 
-def test_bfloat16_is_for_the_forward_pass_alone():
+def test_bfloat16_applies_to_the_forward_pass_only():
     dtypes = set()
 
-    class Watching(TwoExits):
+    class Recording(TwoExits):
         def forward(self, images):
             logits = super().forward(images)
             dtypes.add(logits.dtype)
             return logits
 
-    model = Watching()
+    model = Recording()
     snapshot = train(TrainConfig(epochs=1, precision="bfloat16"), model)
     assert dtypes == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert {s["momentum_buffer"].dtype for s in snapshot["optimizer"].values()} == {torch.float32}
 
 
-def test_label_smoothing_and_loss_weights_reach_the_training_loss():
+def test_label_smoothing_and_exit_weights_change_the_training_loss():
     plain = train(TrainConfig(epochs=1, optim=OptimConfig(lr=1e-30)))["history"][0]
     weighted = TrainConfig(
         epochs=1, loss=LossConfig(exit_weights=(3, 3)), optim=OptimConfig(lr=1e-30)
@@ -202,7 +202,7 @@ def test_label_smoothing_and_loss_weights_reach_the_training_loss():
     assert smooth["val/loss"] == pytest.approx(plain["val/loss"], rel=1e-5)
 
 
-def test_a_shift_of_the_loss_weights_changes_the_steps_but_not_the_validation_loss():
+def test_curriculum_changes_the_training_loss_but_not_the_validation_loss():
     def first_epoch(shift):
         config = TrainConfig(
             epochs=2, loss=LossConfig(curriculum=shift), optim=OptimConfig(lr=1e-30)
@@ -216,6 +216,6 @@ def test_a_shift_of_the_loss_weights_changes_the_steps_but_not_the_validation_lo
     assert early["train/loss"] != pytest.approx(late["train/loss"], rel=1e-4)
 
 
-def test_further_metrics_of_an_epoch_are_reported_with_the_others():
+def test_additional_metrics_of_an_epoch_are_reported():
     history = train(measure=lambda model: {"parts": float(len(list(model.children())))})["history"]
     assert [metrics["parts"] for metrics in history] == [6.0] * QUICK.epochs

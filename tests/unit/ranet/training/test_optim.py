@@ -1,4 +1,4 @@
-"""Weight decay, momentum and the guard, against numbers worked out by hand."""
+"""Weight decay, momentum and the guard against hand-computed values."""
 
 import math
 
@@ -11,7 +11,7 @@ from ranet.training.optim import FiniteGuard, load_optimizer_state, make_optimiz
 
 
 @pytest.mark.parametrize(("decay", "other"), [("all", 0.95), ("weights", 1.0)])
-def test_decay_reaches_the_parameters_it_is_meant_for(decay, other):
+def test_weight_decay_applies_to_the_configured_parameters(decay, other):
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
     for parameter in model.parameters():
         nn.init.ones_(parameter)
@@ -27,7 +27,7 @@ def test_decay_reaches_the_parameters_it_is_meant_for(decay, other):
 
 
 @pytest.mark.parametrize(("nesterov", "second"), [(False, 0.71), (True, 0.539)])
-def test_momentum_carries_on_the_gradients_before(nesterov, second):
+def test_momentum_accumulates_previous_gradients(nesterov, second):
     # Gradient 1 each time: the velocity is 1, then 1.9; Nesterov looks ahead: 1.9, then 2.71.
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
@@ -40,7 +40,7 @@ def test_momentum_carries_on_the_gradients_before(nesterov, second):
 
 
 def steps(model, optimizer, values):
-    """Train on scalar losses that grow with the weights by each of `values`."""
+    """Train on scalar losses: the sum of the weights times each of `values`."""
     guard = FiniteGuard(optimizer)
     for value in values:
         optimizer.zero_grad()
@@ -50,7 +50,7 @@ def steps(model, optimizer, values):
     return guard
 
 
-def test_a_guard_skips_every_update_from_the_first_bad_one_on():
+def test_guard_skips_all_updates_from_the_first_bad_step_on():
     models = [nn.Linear(3, 2), nn.Linear(3, 2)]
     models[1].load_state_dict(models[0].state_dict())
     optimizers = [make_optimizer(OptimConfig(decay="weights"), model) for model in models]
@@ -62,7 +62,7 @@ def test_a_guard_skips_every_update_from_the_first_bad_one_on():
     assert torch.equal(models[0].bias, models[1].bias)
 
 
-def test_a_guard_sees_an_infinite_loss_whose_gradient_is_finite():
+def test_guard_detects_an_infinite_loss_with_a_finite_gradient():
     model = nn.Linear(2, 2, bias=False)
     optimizer = make_optimizer(OptimConfig(), model)
     before = model.weight.detach().clone()
@@ -74,7 +74,7 @@ def test_a_guard_sees_an_infinite_loss_whose_gradient_is_finite():
     assert torch.equal(model.weight, before)
 
 
-def test_the_state_goes_on_whatever_layout_it_was_saved_in():
+def test_optimizer_state_resumes_in_another_memory_format():
     def conv(memory_format):
         torch.manual_seed(0)
         return nn.Conv2d(3, 4, 3).to(memory_format=memory_format)
@@ -90,13 +90,13 @@ def test_the_state_goes_on_whatever_layout_it_was_saved_in():
             optimizer.step()
         return optimizer_state(optimizer, model)
 
-    unbroken = conv(torch.channels_last)
-    run(unbroken, [1, 2, 3])
+    uninterrupted = conv(torch.channels_last)
+    run(uninterrupted, [1, 2, 3])
     first, second = conv(torch.contiguous_format), conv(torch.channels_last)
     state = run(first, [1, 2])
     second.load_state_dict(first.state_dict())
     run(second, [3], state)
-    assert torch.equal(second.weight, unbroken.weight)
+    assert torch.equal(second.weight, uninterrupted.weight)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_the_state_goes_on_whatever_layout_it_was_saved_in():
         (nn.Linear(3, 2, bias=False), "only one of them has bias"),
     ],
 )
-def test_the_state_of_other_parameters_is_refused(other, message):
+def test_optimizer_state_of_other_parameters_is_rejected(other, message):
     optimizer = make_optimizer(OptimConfig(), other)
     steps(other, optimizer, [1.0])
     model = nn.Linear(3, 2)

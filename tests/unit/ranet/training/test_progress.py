@@ -7,7 +7,7 @@ from ranet.training import progress
 from tests.support.digit_training import train
 
 
-def test_the_log_follows_training(caplog, monkeypatch):
+def test_progress_is_logged_by_epoch_and_by_step(caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="ranet")
     train(TrainConfig(epochs=2, batch_size=32))
     by_epoch = [record.getMessage() for record in caplog.records]

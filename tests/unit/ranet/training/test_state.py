@@ -21,20 +21,20 @@ from tests.support.tiny import (
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("make_model", [TwoExits, small_ranet])
-def test_a_resumed_run_ends_where_an_unbroken_one_does(make_model, precision):
+def test_resumed_run_reaches_the_weights_of_an_uninterrupted_run(make_model, precision):
     config = TrainConfig(
         epochs=4, batch_size=32, precision=precision, optim=OptimConfig(lr=0.05, nesterov=True)
     )
     recorder = Recorder()
-    unbroken_model, resumed_model = make_model(0), make_model(1)
-    unbroken = train(config, unbroken_model, recorder=recorder)
+    uninterrupted_model, resumed_model = make_model(0), make_model(1)
+    uninterrupted = train(config, uninterrupted_model, recorder=recorder)
     resumed = train(config, resumed_model, resume=saved_and_loaded(recorder.snapshots[1]))
-    assert_same(resumed, unbroken)
-    assert_same(dict(resumed_model.state_dict()), unbroken["model"])
+    assert_same(resumed, uninterrupted)
+    assert_same(dict(resumed_model.state_dict()), uninterrupted["model"])
 
 
 class Dropping(TwoExits):
-    """Has random numbers of its own."""
+    """Draw random numbers in the forward pass."""
 
     def forward(self, images):
         return nn.functional.dropout(super().forward(images), 0.3, self.training)
@@ -56,10 +56,12 @@ class Dropping(TwoExits):
     ],
 )
 @pytest.mark.parametrize("seed", range(2))
-def test_training_killed_at_any_step_ends_where_an_unbroken_one_does(make_model, settings, seed):
-    # The unbroken one makes no checkpoints at all: to make one must change nothing.
+def test_run_killed_at_any_step_reaches_the_state_of_an_uninterrupted_run(
+    make_model, settings, seed
+):
+    # The uninterrupted run saves no checkpoints: saving a checkpoint must not change the state.
     whole = replace(QUICK, **settings)
-    unbroken = train(whole, make_model())
+    uninterrupted = train(whole, make_model())
     chance = random.Random(f"{seed} {make_model.__name__} {settings}")
     config = replace(whole, checkpoint_every_steps=chance.choice((2, 3, 7, 8)))
     resume, steps_done = None, 0
@@ -72,11 +74,11 @@ def test_training_killed_at_any_step_ends_where_an_unbroken_one_does(make_model,
         if recorder.snapshots:
             resume = saved_and_loaded(recorder.snapshots[-1])
         steps_done = 0 if resume is None else 10 * resume["epoch"] + resume["step"]
-    assert_same(train(config, make_model(7), resume=resume), unbroken)
+    assert_same(train(config, make_model(7), resume=resume), uninterrupted)
 
 
 @pytest.mark.parametrize("notice_after", [1, 10, 23])
-def test_after_a_notice_no_step_is_done_twice(notice_after):
+def test_run_preempted_with_notice_repeats_no_step(notice_after):
     first, second = Recorder(notice_after, with_notice=True), Recorder()
     with pytest.raises(Killed):
         train(recorder=first)
@@ -85,7 +87,7 @@ def test_after_a_notice_no_step_is_done_twice(notice_after):
     assert second.num_steps == 40 - notice_after
 
 
-def test_a_finished_snapshot_is_given_back_with_its_weights():
+def test_finished_snapshot_is_returned_and_its_weights_are_loaded():
     finished = train()
     model, recorder = TwoExits(7), Recorder()
     assert train(model=model, resume=finished, recorder=recorder) is finished
@@ -93,7 +95,7 @@ def test_a_finished_snapshot_is_given_back_with_its_weights():
     assert_same(dict(model.state_dict()), finished["model"])
 
 
-def test_snapshots_stay_as_they_were_reported():
+def test_reported_snapshots_do_not_change_during_later_epochs():
     recorder = Recorder()
     train(recorder=recorder)
     for snapshot, then in zip(recorder.snapshots, recorder.weights_then, strict=True):
@@ -102,15 +104,15 @@ def test_snapshots_stay_as_they_were_reported():
     assert not torch.equal(first["model"]["first.weight"], last["model"]["first.weight"])
 
 
-def test_a_snapshot_without_an_average_is_refused_where_one_is_kept():
+def test_snapshot_without_ema_is_rejected_if_ema_is_configured():
     snapshot = train(replace(QUICK, epochs=1))
-    with pytest.raises(ValueError, match=r"ema.decay is 0.9, but .* no average"):
+    with pytest.raises(ValueError, match=r"ema.decay is 0.9, but .* no EMA"):
         train(replace(QUICK, ema=EmaConfig(decay=0.9)), resume=snapshot)
 
 
 @pytest.mark.parametrize("select_by", ["last_exit", "mean_exit"])
-def test_the_best_epoch_is_the_last_with_the_highest_accuracy(select_by):
-    # So high a rate that accuracy goes up and down.
+def test_best_epoch_is_the_last_with_the_highest_accuracy(select_by):
+    # The learning rate is so high that the accuracy oscillates.
     optim = OptimConfig(lr=0.8, milestones=())
     config = TrainConfig(epochs=6, batch_size=32, select_by=select_by, optim=optim)
     recorder = Recorder()
@@ -126,8 +128,8 @@ def test_the_best_epoch_is_the_last_with_the_highest_accuracy(select_by):
     assert_same(best["model"], recorder.snapshots[best["epoch"] - 1]["model"])
 
 
-def test_of_equally_good_epochs_the_longest_trained_is_best():
-    # Too low a rate to change any answer, and no batch norm whose statistics could.
+def test_best_epoch_among_equal_accuracies_is_the_last():
+    # Neither the tiny learning rate nor batch norm statistics can change a prediction.
     config = TrainConfig(epochs=3, batch_size=32, optim=OptimConfig(lr=1e-30))
     snapshot = train(config, TwoExits(normed=False))
     assert len({metrics["val/exit2/top1"] for metrics in snapshot["history"]}) == 1
@@ -144,14 +146,14 @@ def test_of_equally_good_epochs_the_longest_trained_is_best():
         ({"optimizer": {}}, [], QUICK, "only one of them has .*first.weight"),
     ],
 )
-def test_a_snapshot_that_does_not_fit_is_refused(change, missing, config, message):
+def test_snapshot_of_another_training_is_rejected(change, missing, config, message):
     snapshot = train(TrainConfig(epochs=2, batch_size=32)) | change
     snapshot = {name: value for name, value in snapshot.items() if name not in missing}
     with pytest.raises(ValueError, match=f"(?s){message}"):
         train(config, resume=snapshot)
 
 
-def test_weights_of_other_shapes_are_refused():
+def test_snapshot_with_other_weight_shapes_is_rejected():
     snapshot = train(TrainConfig(epochs=1, batch_size=32))
     snapshot["model"]["first.weight"] = torch.zeros(4, 3, 3, 3)
     with pytest.raises(ValueError, match=r"(?s)another network: .*first.weight.*4, 3, 3, 3"):

@@ -9,7 +9,7 @@ from tests.support.digit_training import CPU, QUICK
 from tests.support.tiny import Digits, TwoExits, normalize
 
 
-def test_evaluation_counts_every_image_once_whatever_the_batch_size():
+def test_validation_counts_every_image_once_for_any_batch_size():
     model = TwoExits()
     all_at_once = Digits(0, 97, 97)
     with torch.inference_mode():
