@@ -191,7 +191,9 @@ def test_help_and_print_config_show_every_setting(option, capsys):
     assert ending.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())  # help is wrapped
     assert all(name.split(".")[-1] in shown for name in flatten(Run()))
-    assert ("Images a step, over all workers together" in shown) == (option == "--help")
+    assert ("Images per step, over all workers (global batch size)" in shown) == (
+        option == "--help"
+    )
 
 
 def test_the_resolved_config_is_the_same_run(tmp_path):
