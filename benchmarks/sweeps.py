@@ -34,7 +34,8 @@ from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
 from ranet.inference.threshold_search import fit_budgets
 from ranet.inference.thresholds import score_budget
 from ranet.model.preprocessing import Normalize
-from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
+from ranet.protocols import Metrics, Reporter, Snapshot
+from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
 from tuning.config import CostLimits, Dimension, EarlyStopping, Sweep
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric

@@ -27,6 +27,7 @@ from ranet.inference.latency import measure_latency
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import Batches, Metrics, Snapshot
 from ranet.training.loop import fit
+from ranet.training.schedule import epoch_sizes
 from tuning.objective import SECONDS, Objective
 
 EXIT_OUTPUTS = "scores.pt"
@@ -165,7 +166,7 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
         num_workers=context.get_world_size(),
         seed=run.train.seed,
         device=device,
-        epoch_sizes=run.train.epoch_sizes,
+        epoch_sizes=epoch_sizes(run.train),
     )
 
 

@@ -79,7 +79,7 @@ def test_mult_adds_equal_the_hand_computed_cost():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scales": (1, 3, 2)}, "model.scales must start at 1 and never fall"),
+        ({"scales": (1, 3, 2)}, "model.scales must start at 1 and never decrease"),
         ({"scales": (2, 3, 4)}, "model.scales must start at 1"),
         ({"growth_factors": (4, 2)}, "model.growth_factors must have one entry per scale"),
         ({"bottleneck_factors": (4, 2, 0)}, "model.bottleneck_factors must all be 1 or more"),
@@ -89,7 +89,7 @@ def test_mult_adds_equal_the_hand_computed_cost():
         ({"layer_mode": "lg"}, "model.layer_mode must be one of even, linear, got 'lg'"),
         ({"stem": "tiny"}, "model.stem must be one of small, large, got 'tiny'"),
         ({"extra_blocks": 0}, "model.extra_blocks must be 1 or more, got 0"),
-        ({"compress_factor": 1.0}, "model.compress_factor must lie between 0 and 1, got 1.0"),
+        ({"compress_factor": 1.0}, "model.compress_factor must be above 0 and below 1, got 1.0"),
         ({"exit_channels": 0}, "model.exit_channels must be 1 or more, or null, got 0"),
         ({"image_size": 16}, "model.image_size 16 .* 4 x 4; an exit needs 5 to 12 pixels"),
         ({"image_size": 64}, "model.image_size 64 .* 16 x 16"),
