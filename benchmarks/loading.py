@@ -53,7 +53,8 @@ from pipelines.data.format.beton import Beton, open_beton, write_beton
 from pipelines.data.loading.in_memory import MemoryBatches
 from pipelines.data.loading.sampling import EpochSampler
 from pipelines.data.loading.streaming import StreamingBatches
-from pipelines.data.sources.factory import FileImages, Images, open_source
+from pipelines.data.sources.base import FileImages, Images
+from pipelines.data.sources.factory import open_source
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize

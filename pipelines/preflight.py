@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import ray
 import torch
 import yaml
@@ -18,11 +17,11 @@ from cluster.execution.trainer import connected, local_cpus, resolve_storage, wa
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
 from cluster.storage.s3 import check_writable, is_uri
 from cluster.tracking import runs as tracking
-from pipelines.data.config import LOCAL_SOURCES, Split
+from pipelines.data.config import Split
 from pipelines.data.format.metadata import read_info
 from pipelines.data.loading.staging import remote_files
-from pipelines.data.sources.factory import DOWNLOADS, check_source, open_source
-from pipelines.data.splits import hold_out
+from pipelines.data.sources.builtin import DOWNLOADS
+from pipelines.data.sources.factory import SOURCES, check_source
 from pipelines.evaluation.report import check_budgets, check_classes
 from pipelines.run import Run, identity
 from ranet import RANet, mult_adds
@@ -30,16 +29,6 @@ from ranet.config import TrainConfig
 
 RATES = Path(cluster.provisioning.__file__).with_name("throughput.yaml")
 """Measured training images a second, by network and device."""
-
-IMAGENET_CLASSES, IMAGENET_TRAIN = 1000, 1_281_167
-"""Image folders of so many classes that are not prepared yet are supposed to be ImageNet's, which
-has so many training images; some of them are held out."""
-IMAGENET_QUALITY = 90
-IMAGENET_BYTES = {256: 16_370, 320: 23_622, 500: 43_240}
-"""Bytes an image, stored as JPEG of that quality, by `data.max_side`: means of a thousand
-photographs (docs/operating.md)."""
-CIFAR = {"cifar10": (10, 5000), "cifar100": (100, 500)}
-"""Classes, and training images of each."""
 
 
 @dataclass
@@ -145,14 +134,15 @@ def _unprepared(
     """Tell of images that a start would prepare first, as far as it could."""
     data = run.data
     told = "not prepared yet: that comes first"
-    if data.source in LOCAL_SOURCES and not data.source_dir:
+    spec = SOURCES[data.source]
+    if spec.needs_folder and not data.source_dir:
         found.lacks.append(missing)
-    elif data.source in LOCAL_SOURCES and not is_here and not is_uri(data.source_dir):
+    elif spec.needs_folder and not is_here and not is_uri(data.source_dir):
         told += f", from {data.source_dir} of the machines to rent, which was not looked for"
     else:
         with found.checking():
             check_source(data)
-    if data.source in CIFAR:
+    if spec.is_downloaded:
         told += f", with a download where {data.source_dir or DOWNLOADS} lacks them"
     if is_uri(data.prepared_dir):
         with found.checking():
@@ -161,10 +151,13 @@ def _unprepared(
 
 
 def _suppose(run: Run, found: PreflightReport, told: str) -> tuple[int, int]:
-    counts, stored_bytes = _supposed(run)
-    if counts is None:
+    expected = SOURCES[run.data.source].expected_size(
+        run.data, run.model.num_classes, run.model.image_size
+    )
+    if expected is None:
         found.lines.append(("images", f"{told}; their number is unknown"))
         return 0, 0
+    counts, stored_bytes = expected.num_samples, expected.stored_bytes
     found.lines.append(("images", f"{told}; {_counted(counts)} supposed"))
     size = f"about {_size(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
     _staging(run, found, size)
@@ -175,28 +168,6 @@ def _staging(run: Run, found: PreflightReport, size: str) -> None:
     is_remote = is_uri(run.data.prepared_dir)
     copied = f"{size} from S3 to each node" if is_remote else "none: read in place"
     found.lines.append(("to stage", copied))
-
-
-def _supposed(run: Run) -> tuple[dict[Split, int] | None, int]:
-    """Return how many images each split should have, and their bytes, 0 where unknown."""
-    data = run.data
-    if data.source == "digits":
-        source = open_source(data, run.model.image_size)
-        labels, test, pixels = source.train.labels, len(source.test.labels), run.model.image_size
-    elif data.source in CIFAR:
-        num_classes, each = CIFAR[data.source]
-        labels, test, pixels = np.repeat(np.arange(num_classes), each), 10_000, 32
-    elif data.source == "imagefolder" and run.model.num_classes == IMAGENET_CLASSES:
-        held = round(IMAGENET_TRAIN * data.validation_share)
-        counts: dict[Split, int] = {"train": IMAGENET_TRAIN - held, "val": held, "test": 50_000}
-        known = data.image_format == "jpeg" and data.jpeg_quality == IMAGENET_QUALITY
-        return counts, IMAGENET_BYTES.get(data.max_side, 0) * sum(counts.values()) * known
-    else:
-        return None, 0
-    names = [str(label) for label in range(int(labels.max()) + 1)]
-    kept, held_out = hold_out(labels, data.validation_share, data.split_seed, names)
-    counts = {"train": len(kept), "val": len(held_out), "test": test}
-    return counts, sum(counts.values()) * 3 * pixels**2 * (data.image_format == "raw")
 
 
 def _counted(counts: Mapping[Split, int]) -> str:

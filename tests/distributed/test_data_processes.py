@@ -42,7 +42,7 @@ def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
         """
         import sys, time
         from pipelines.data import prepare
-        from pipelines.data.sources.factory import FileImages
+        from pipelines.data.sources.base import FileImages
         from tests.support.image_files import folder_config
         from pathlib import Path
 

@@ -93,8 +93,9 @@ def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_
     arguments = (
         *(
             f"--data.{name}={getattr(config, name)}"
-            for name in ("root", "class_index", "storage", "stored_size", "crop")
+            for name in ("source_dir", "class_index", "image_format", "max_side")
         ),
+        f"--data.augment.crop={config.augment.crop}",
         f"--data.prepared_dir={folder}",
     )
     process = start(ray_folder, *arguments)
@@ -191,7 +192,7 @@ def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_r
     with ThreadPoolExecutor() as pool:
         slow = pool.submit(prepare, config, 32, spread=spread_and_wait)
         assert encoded.wait(60)
-        with pytest.raises(ValueError, match=r"another process writes there now.*stored_size"):
+        with pytest.raises(ValueError, match=r"another process writes there now.*max_side"):
             prepare(replace(config, max_side=16), 32, spread=spread)
         info = prepare(config, 32, spread=spread)
         overtaken.set()  # its shards are gone

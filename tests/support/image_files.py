@@ -69,3 +69,22 @@ def with_settings(config: DataConfig, **settings) -> DataConfig:
     """Replace settings of a data config; crop and flip are those of `data.augment`."""
     augment = {name: settings.pop(name) for name in ("crop", "flip") if name in settings}
     return replace(config, augment=replace(config.augment, **augment), **settings)
+
+
+def one_after_the_other(function, items):
+    for number, item in enumerate(items):
+        yield number, function(item)
+
+
+def stopped_after(count):
+    def spread(function, items):
+        yield from one_after_the_other(function, items[:count])
+        raise KeyboardInterrupt
+
+    return spread
+
+
+def prepared_bytes(config: DataConfig) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in sorted(Path(config.prepared_dir).glob("*.beton*"))
+    }

@@ -24,7 +24,7 @@ from pipelines.data.format.ffcv_internals import (
     Reader,
 )
 from pipelines.data.progress import Progress
-from pipelines.data.sources.factory import Images
+from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
 
 METADATA_START = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
@@ -215,6 +215,11 @@ def open_beton(path: Path) -> Beton:
             f"{path} is truncated: {size} bytes, but its {num_samples} images need {needed}; "
             "copy or prepare it anew"
         )
+    return _read_tables(path, num_samples, table_start)
+
+
+def _read_tables(path: Path, num_samples: int, table_start: int) -> Beton:
+    """Read where each image is, after checking that the file's tables agree."""
     reader = Reader(path)
     image = reader.metadata["f0"]
     order = np.argsort(reader.alloc_table["ptr"])

@@ -9,7 +9,7 @@ import numpy as np
 
 from pipelines.data.config import DataConfig
 from pipelines.data.format.ffcv_internals import IntField, RGBImageField, get_metadata_type
-from pipelines.data.sources.factory import Images
+from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
 
 PAGE_BYTES = 1 << 23

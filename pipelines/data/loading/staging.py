@@ -23,7 +23,7 @@ def staged_data(config: DataConfig, cache: Cache) -> Iterator[DataConfig]:
         yield config
         return
     with staged(remote_files(config.prepared_dir), cache) as folder:
-        yield replace(config, folder=str(folder))
+        yield replace(config, prepared_dir=str(folder))
 
 
 def remote_files(folder: str) -> list[RemoteFile]:

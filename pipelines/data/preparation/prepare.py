@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cluster.storage.s3 import ObjectStore, is_uri
 from pipelines.data.config import (
@@ -27,11 +26,7 @@ from pipelines.data.format.metadata import (
     read_remote_metadata,
     split_path,
 )
-from pipelines.data.sources.factory import Images, Source, Subset
-from pipelines.data.splits import hold_out
-
-if TYPE_CHECKING:
-    from pipelines.data.preparation.writer import ParallelMap
+from pipelines.data.preparation.writer import ParallelMap, write_missing
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +39,7 @@ def prepare(
     image_size: int,
     *,
     skip_unreadable: bool = False,
-    spread: "ParallelMap | None" = None,
+    spread: ParallelMap | None = None,
 ) -> DatasetInfo:
     """Write train.beton, val.beton and test.beton where they are missing.
 
@@ -70,8 +65,6 @@ def prepare(
         with ObjectStore() as store:
             _write_to_s3(config, image_size, place, store, skip_unreadable, spread)
         return read_info(config, image_size)
-    from pipelines.data.preparation.writer import write_missing
-
     folder = Path(place)
     if not all(is_prepared(folder, split) for split in SPLITS):
         try:
@@ -100,7 +93,7 @@ def _write_to_s3(
     place: str,
     store: ObjectStore,
     skip_unreadable: bool,
-    spread: "ParallelMap | None",
+    spread: ParallelMap | None,
 ) -> None:
     """Write what is missing, while no process with other settings does.
 
@@ -160,11 +153,9 @@ def _upload_missing(
     present: dict[Split, SplitMetadata],
     store: ObjectStore,
     skip_unreadable: bool,
-    spread: "ParallelMap | None",
+    spread: ParallelMap | None,
 ) -> None:
     """Write what is missing to a temporary folder, and from there to S3."""
-    from pipelines.data.preparation.writer import write_missing
-
     with tempfile.TemporaryDirectory(prefix="ranet-prepare-") as folder:
         for path in write_missing(
             config, image_size, Path(folder), present, place, skip_unreadable, spread
@@ -187,15 +178,3 @@ def _locked(folder: Path) -> Iterator[None]:
             logger.info("waiting for another process that prepares %s", folder)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def split_source(source: Source, config: DataConfig) -> dict[Split, Images]:
-    """The images of each split: validation is held out of the training images."""
-    kept, held = hold_out(
-        source.train.labels, config.validation_share, config.split_seed, source.class_names
-    )
-    return {
-        "train": Subset(source.train, kept),
-        "val": Subset(source.train, held),
-        "test": source.test,
-    }

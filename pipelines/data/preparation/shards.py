@@ -15,7 +15,7 @@ import numpy as np
 from cluster.storage.s3 import ObjectStore, is_uri
 from pipelines.data.config import DataConfig
 from pipelines.data.format.encoding import Sample, encode
-from pipelines.data.sources.factory import REMOTE_READS, FileImages
+from pipelines.data.sources.base import REMOTE_READS, FileImages
 from pipelines.data.sources.images import UnreadableImageError
 
 SHARD_IMAGES = 512

@@ -23,7 +23,6 @@ from pipelines.data.format.metadata import (
     split_path,
     write_metadata,
 )
-from pipelines.data.preparation.prepare import split_source
 from pipelines.data.preparation.shards import (
     SHARD_IMAGES,
     ShardDone,
@@ -32,7 +31,8 @@ from pipelines.data.preparation.shards import (
     write_shard,
 )
 from pipelines.data.progress import Progress
-from pipelines.data.sources.factory import FileImages, Images, Source, Subset, open_source
+from pipelines.data.sources.base import FileImages, Images, Source, Subset, split_source
+from pipelines.data.sources.factory import open_source
 from pipelines.data.sources.images import UnreadableImageError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ import yaml
 from matplotlib.text import Annotation
 
 from pipelines.data import DatasetInfo
-from pipelines.data.sources.factory import read_class_index
+from pipelines.data.sources.class_index import read_class_index
 from pipelines.tune import classes_in
 from tuning.plots import importances, plot_front, plot_parallel
 from tuning.reference_curves import RANET_CURVES, reference_curve_for
