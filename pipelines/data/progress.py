@@ -1,4 +1,4 @@
-"""How far a long piece of work is: a bar for people, lines in a log for files."""
+"""Progress of long tasks: a bar in a terminal, log lines elsewhere."""
 
 import logging
 import sys
@@ -16,7 +16,7 @@ _Item = TypeVar("_Item")
 
 
 class Progress:
-    """Counts images up to a total; a context."""
+    """Context manager that counts images up to a total."""
 
     def __init__(self, title: str, total: int) -> None:
         self.title = title
@@ -34,7 +34,7 @@ class Progress:
         self._bar.close()
 
     def add(self, count: int) -> None:
-        """Count images; tell of it now and then."""
+        """Count images, and log the progress every 30 seconds."""
         self.done += count
         self._bar.update(count)
         now = time.monotonic()
@@ -47,7 +47,7 @@ class Progress:
             )  # fmt: skip
 
     def counted(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Give the items on, and count each when the next is asked for."""
+        """Yield the items, and count each once the next is requested."""
         for item in items:
             yield item
             self.add(1)

@@ -1,4 +1,4 @@
-"""Preparing data in processes of their own: killed in the middle, and two at once."""
+"""Preparation in several processes, killed and in parallel."""
 
 import signal
 import subprocess
@@ -22,12 +22,12 @@ def config(tmp_path):
 
 
 def shared_memory() -> set[Path]:
-    """Segments of Python's shared memory."""
+    """List the segments of Python's shared memory."""
     return set(Path("/dev/shm").glob("psm_*"))
 
 
 def start(script: str, *arguments) -> subprocess.Popen[str]:
-    """Run Python code in a process of its own."""
+    """Run Python code in a new process."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         cwd=PROJECT,
@@ -36,7 +36,7 @@ def start(script: str, *arguments) -> subprocess.Popen[str]:
     )
 
 
-def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
+def test_files_of_killed_writer_are_rejected_and_written_again(config):
     before = shared_memory()
     process = start(
         """
@@ -68,7 +68,7 @@ def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
     config = with_settings(config, validation_share=0.01)
     with pytest.raises(FileNotFoundError, match=r"train.beton: no such file; run"):
         batches_of(config)
-    with pytest.raises(ValueError, match=r"is unfinished|is no FFCV file"):
+    with pytest.raises(ValueError, match=r"is unfinished|is not an FFCV file"):
         open_beton(folder / "train.beton.part")
     prepare(config, 32)
     verify(folder / "train.beton")
@@ -76,7 +76,7 @@ def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
     assert shared_memory() <= before
 
 
-def test_two_processes_may_prepare_the_same_files_at_once(config):
+def test_two_processes_prepare_the_same_files_in_parallel(config):
     script = """
         import sys
         from pipelines.data import prepare

@@ -1,4 +1,4 @@
-"""Where images come from: each source gives training images, test images and class names."""
+"""Image sources: labelled training images, test images and class names."""
 
 import hashlib
 import json
@@ -16,12 +16,11 @@ from pipelines.data.sources.images import DecodedImage, decode_image
 from pipelines.data.splits import hold_out
 
 REMOTE_READS = 16
-"""Image files read from S3 at a time by one process: they wait for the network more than they
-decode."""
+"""Threads that read image files from S3 in one process: network latency outweighs decoding."""
 
 
 class Images(Protocol):
-    """Labelled images, read one at a time and from several threads."""
+    """Labelled images that several threads may read one at a time."""
 
     @property
     def labels(self) -> np.ndarray:
@@ -29,17 +28,17 @@ class Images(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What to call an image in a message."""
+        """Return the name of an image, for messages and the fingerprint."""
         ...
 
     def read(self, index: int) -> DecodedImage:
-        """One image; raises UnreadableImageError."""
+        """Decode an image; raises UnreadableImageError."""
         ...
 
 
 @dataclass(frozen=True)
 class Source:
-    """All that a source has: images to learn from, images to score on, names of the classes."""
+    """Training images, test images and class names of a source."""
 
     train: Images
     test: Images
@@ -47,7 +46,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the classes and of every image's name and label, in order."""
+        """SHA-256 of the class names and of the name and label of every image, in order."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for images in (self.train, self.test):
             digest.update(f"\n{len(images.labels)}".encode())
@@ -58,44 +57,44 @@ class Source:
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images that are already pixels in memory."""
+    """Images whose pixels are in memory."""
 
     title: str
     pixels: np.ndarray
     labels: np.ndarray
 
     def name(self, index: int) -> str:
-        """The title and the number."""
+        """Return the title and the index."""
         return f"{self.title} image {index}"
 
     def read(self, index: int) -> DecodedImage:
-        """The pixels of one image."""
+        """Return the pixels of one image."""
         return DecodedImage(self.pixels[index])
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Images in files of their own."""
+    """Images in separate files on a disk or in S3."""
 
     root: str
-    """A folder, or an address in S3."""
+    """Path or S3 URI of the folder."""
     paths: tuple[str, ...]
     labels: np.ndarray
 
     def part(self, indices: np.ndarray) -> "FileImages":
-        """Some of the images, with nothing of the others."""
+        """Return some of the images; the result holds no reference to the rest."""
         return FileImages(self.root, tuple(self.paths[i] for i in indices), self.labels[indices])
 
     def name(self, index: int) -> str:
-        """The path below the root, so that a moved folder is still the same source."""
+        """Return the path below the root, so that moving the folder keeps the fingerprint."""
         return self.paths[index]
 
     def read(self, index: int) -> DecodedImage:
-        """Decode one file."""
-        place = f"{self.root}/{self.paths[index]}"
+        """Read and decode one file."""
+        location = f"{self.root}/{self.paths[index]}"
         if is_uri(self.root):
-            return decode_image(self._store.read(place).data, place)
-        return decode_image(Path(place).read_bytes(), place)
+            return decode_image(self._store.read(location).data, location)
+        return decode_image(Path(location).read_bytes(), location)
 
     @cached_property
     def _store(self) -> ObjectStore:
@@ -104,14 +103,14 @@ class FileImages:
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """Image files held in memory."""
+    """Encoded image files in memory."""
 
     title: str
     encoded: Sequence[bytes]
     labels: np.ndarray
 
     def name(self, index: int) -> str:
-        """The title and the number."""
+        """Return the title and the index."""
         return f"{self.title} row {index}"
 
     def read(self, index: int) -> DecodedImage:
@@ -121,22 +120,22 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some images of others."""
+    """Selection of images from another image set."""
 
     images: Images
     indices: np.ndarray
 
     @property
     def labels(self) -> np.ndarray:
-        """Labels of the chosen images."""
+        """Labels of the selected images."""
         return self.images.labels[self.indices]
 
     def name(self, index: int) -> str:
-        """Name of the chosen image."""
+        """Return the name of a selected image."""
         return self.images.name(int(self.indices[index]))
 
     def read(self, index: int) -> DecodedImage:
-        """The chosen image."""
+        """Decode a selected image."""
         return self.images.read(int(self.indices[index]))
 
 
@@ -169,7 +168,7 @@ def held_out_size(
 
 
 def split_source(source: Source, config: DataConfig) -> dict[Split, Images]:
-    """The images of each split: validation is held out of the training images."""
+    """Return the images of each split; validation is held out of the training images."""
     kept, held = hold_out(
         source.train.labels, config.validation_share, config.split_seed, source.class_names
     )

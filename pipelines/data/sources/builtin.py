@@ -1,4 +1,4 @@
-"""Sources that come with a library or are downloaded: digits, CIFAR-10 and CIFAR-100."""
+"""Sources without files of the user: digits, CIFAR-10 and CIFAR-100."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def open_digits(config: DataConfig, image_size: int) -> Source:
     from sklearn.datasets import load_digits
 
     counts, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
-    # A pixel counts the set dots, 0 to 16, in a 4x4 cell of the scan.
+    # Each pixel is the number of set dots (0 to 16) in a 4x4 cell of the scan.
     grey = (counts.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
     pixels = np.stack(
         [
@@ -63,10 +63,10 @@ def expected_cifar_size(config: DataConfig, num_classes: int, image_size: int) -
 
 
 def open_cifar(config: DataConfig, image_size: int) -> Source:
-    """Read CIFAR-10 or CIFAR-100; download what is missing.
+    """Read CIFAR-10 or CIFAR-100; download missing files.
 
     Raises:
-        FileNotFoundError: it is not in the folder and could not be downloaded.
+        FileNotFoundError: the files are missing and could not be downloaded.
     """
     del image_size
     name, root = config.source, Path(config.source_dir or DOWNLOADS)
@@ -79,8 +79,8 @@ def open_cifar(config: DataConfig, image_size: int) -> Source:
             parts[title] = dataset(root, train=train, download=True)
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(
-                f"data.source_dir is {root}: {name} is not there and could not be downloaded ({error}); "
-                f"put {dataset.filename} there"
+                f"data.source_dir is {root}: {name} is missing and could not be downloaded "
+                f"({error}); put {dataset.filename} into that folder"
             ) from error
     train, test = (
         ArrayImages(f"{name} {title}", part.data, np.array(part.targets, np.int64))

@@ -11,7 +11,7 @@ import numpy as np
 from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import DataConfig, Split
 from pipelines.data.sources.base import ExpectedSize, FileImages, Source, existing_folder
-from pipelines.data.sources.class_index import indexed
+from pipelines.data.sources.class_index import read_matching_index
 
 logger = logging.getLogger(__name__)
 
@@ -19,8 +19,8 @@ IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 IMAGENET_CLASSES, IMAGENET_TRAIN, IMAGENET_TEST = 1000, 1_281_167, 50_000
-"""An image folder with this number of classes that is not prepared yet is assumed to be ImageNet,
-which has this number of training images; some of them are held out."""
+"""An unprepared image folder for a network with 1,000 classes is assumed to be ImageNet. Its
+validation images are held out of the training images."""
 IMAGENET_QUALITY = 90
 IMAGENET_BYTES = {256: 16_370, 320: 23_622, 500: 43_240}
 """Bytes per image, stored as JPEG of that quality, by `data.max_side`: means of a thousand
@@ -44,14 +44,14 @@ def check_image_folder(config: DataConfig) -> None:
             uri = f"{config.source_dir.rstrip('/')}/{part}"
             if next(iter(store.names(uri)), None) is None:
                 raise FileNotFoundError(
-                    f"data.source_dir must hold train and val: {uri} is empty or does not exist"
+                    f"data.source_dir must contain train and val: {uri} is empty or does not exist"
                 )
 
 
 def expected_imagenet_size(
     config: DataConfig, num_classes: int, image_size: int
 ) -> ExpectedSize | None:
-    """Compute ImageNet's size where the network has its classes; None for other folders."""
+    """Compute ImageNet's size if the network has 1,000 classes; otherwise None."""
     del image_size
     if num_classes != IMAGENET_CLASSES:
         return None
@@ -63,7 +63,7 @@ def expected_imagenet_size(
 
 
 def open_image_folder(config: DataConfig, image_size: int) -> Source:
-    """Find the images of a folder: test images are in its val, validation is held out of train.
+    """Find the training images in train and the test images in val.
 
     Raises:
         FileNotFoundError: train or val is missing.
@@ -82,18 +82,20 @@ def open_image_folder(config: DataConfig, image_size: int) -> Source:
         different = sorted(files["train"].keys() ^ files["val"].keys())
         raise ValueError(
             f"{root}/train and {root}/val must have the same class folders; "
-            f"only one has {', '.join(different[:5])}"
+            f"only one of them has {', '.join(different[:5])}"
         )
     class_names = tuple(sorted(files["train"]))
     if config.class_index:
-        class_names = indexed(config.class_index, class_names, root)
+        class_names = read_matching_index(config.class_index, class_names, root)
     train, test = (_image_files(root, part, files[part], class_names) for part in files)
     return Source(train, test, class_names)
 
 
 def _existing_part(folder: Path) -> Path:
     if not folder.is_dir():
-        raise FileNotFoundError(f"data.source_dir must hold train and val: {folder} does not exist")
+        raise FileNotFoundError(
+            f"data.source_dir must contain train and val: {folder} does not exist"
+        )
     return folder
 
 
@@ -102,31 +104,31 @@ def _file_names(folder: Path) -> list[str]:
     for class_folder in _existing_part(folder).iterdir():
         if class_folder.is_dir():
             names.append(f"{class_folder.name}/")
-            for at, _, files in os.walk(class_folder):
-                names += [str(Path(at, name).relative_to(folder)) for name in files]
+            for directory, _, files in os.walk(class_folder):
+                names += [str(Path(directory, name).relative_to(folder)) for name in files]
     return names
 
 
 def _by_class(names: Sequence[str], folder: str) -> dict[str, list[str]]:
-    """Sort the names below a folder into classes, images alone, in order."""
+    """Group the image names below a folder by class, sorted."""
     files: dict[str, list[str]] = {}
     others: Counter[str] = Counter()
     for name in names:
         class_name, slash, rest = name.partition("/")
         if not slash:
-            continue  # a file beside the class folders
+            continue  # a file outside the class folders
         images = files.setdefault(class_name, [])
         if PurePosixPath(rest).suffix.lower() in IMAGE_SUFFIXES:
             images.append(rest)
         elif rest:
             others[class_name] += 1
     if not files:
-        raise ValueError(f"{folder} is empty: it must hold one folder of images per class")
+        raise ValueError(f"{folder} is empty: it must contain one folder of images per class")
     for class_name, images in files.items():
         images.sort()
         if others[class_name]:
             logger.warning(
-                "%s/%s: %d files that are no images by their name are left out",
+                "%s/%s: %d files without an image suffix are ignored",
                 folder, class_name, others[class_name],
             )  # fmt: skip
     return files
@@ -141,7 +143,7 @@ def _image_files(
         images = files.get(name, [])
         if name in files and not images:
             raise ValueError(
-                f"{root}/{part}/{name} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
+                f"{root}/{part}/{name} contains no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
             )
         paths += [f"{part}/{name}/{image}" for image in images]
         labels += [label] * len(images)

@@ -29,7 +29,7 @@ def open_parquet(config: DataConfig, image_size: int) -> Source:
 
     Raises:
         FileNotFoundError: the folder or a file is missing.
-        ValueError: a column is missing, or a label is no class.
+        ValueError: a column is missing, or a label is out of range.
     """
     del image_size
     root = existing_folder(config.source_dir)
@@ -65,7 +65,7 @@ def _parquet_file(root: Path, part: str) -> Path:
     found = sorted(root.glob(f"*-{part}.parquet"))
     if len(found) != 1:
         raise FileNotFoundError(
-            f"data.source_dir {root} must hold exactly one *-{part}.parquet, found "
+            f"data.source_dir {root} must contain exactly one *-{part}.parquet, found "
             + (", ".join(path.name for path in found) or "none")
         )
     return found[0]
@@ -76,9 +76,11 @@ def _encoded_images(path: Path, table: "pyarrow.Table") -> EncodedImages:
 
     image, label = table["image"], table["label"]
     if not (types.is_binary(image.type) or types.is_large_binary(image.type)):
-        raise ValueError(f"{path}: column image must be bytes of image files, is {image.type}")
+        raise ValueError(
+            f"{path}: column image must contain bytes of image files, but is {image.type}"
+        )
     if not types.is_integer(label.type) or label.null_count or image.null_count:
-        raise ValueError(f"{path}: labels must be whole numbers, and no image or label may be null")
+        raise ValueError(f"{path}: labels must be integers, and no image or label may be null")
     if not len(table):
-        raise ValueError(f"{path} holds no images")
+        raise ValueError(f"{path} contains no images")
     return EncodedImages(path.name, image.to_pylist(), label.to_numpy().astype(np.int64))

@@ -112,9 +112,9 @@ def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
     ("arguments", "lack"),
     [
         (["--data.source_dir={folder}/nowhere"], "data.source_dir is {folder}/nowhere: no such folder"),
-        (["--data.source_dir={folder}/tree"], "data.source_dir must hold train and val: {folder}/tree/val"),
+        (["--data.source_dir={folder}/tree"], "data.source_dir must contain train and val: {folder}/tree/val"),
         (["--data.source_dir={folder}/tree", "--data.source=parquet", "--data.class_index="],
-         "must hold exactly one *-train."),
+         "must contain exactly one *-train."),
     ],
 )  # fmt: skip
 def test_what_should_be_here_and_is_not_keeps_a_run_from_starting(

@@ -1,4 +1,4 @@
-"""Data sets that tests of the data share."""
+"""Data sets shared by the tests of the data."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Settings of the data that are refused."""
+"""Validation of the data configuration."""
 
 import pytest
 
@@ -22,6 +22,6 @@ from tests.support.image_files import with_settings
         ({"source": "parquet"}, "data.source_dir must name the folder"),
     ],
 )
-def test_an_impossible_setting_is_refused_by_name(settings, message):
+def test_invalid_setting_raises_error_with_its_name(settings, message):
     with pytest.raises(ValueError, match=message):
         with_settings(DataConfig(), **settings)

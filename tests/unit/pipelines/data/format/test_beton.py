@@ -1,4 +1,4 @@
-"""The file format: written, read by FFCV, and refused where damaged."""
+"""Writer and reader of prepared files."""
 
 from pathlib import Path
 
@@ -16,16 +16,14 @@ from tests.support.image_files import (
 )
 
 
-def test_an_image_that_vanishes_is_an_error_even_where_unreadable_ones_are_skipped(
-    config, tmp_path
-):
+def test_missing_image_raises_error_even_when_unreadable_images_are_skipped(config, tmp_path):
     source = open_source(config, 32)
     (Path(config.source_dir) / "val" / "cat" / "000.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"000.png"):
         write_beton(tmp_path / "x.beton", source.test, config, skip_unreadable=True)
 
 
-def test_samples_that_fill_many_pages_are_all_found_again(tmp_path, config):
+def test_samples_on_many_pages_are_all_read_back(tmp_path, config):
     shape = (7, 1000, 1000, 3)  # two to a page of 8 MiB
     values = np.arange(7, dtype=np.uint8)[:, None, None, None]
     images = ArrayImages("x", np.broadcast_to(values, shape), np.arange(7))
@@ -36,7 +34,7 @@ def test_samples_that_fill_many_pages_are_all_found_again(tmp_path, config):
         assert begin // 2**23 == (begin + length - 1) // 2**23
 
 
-def test_ffcv_itself_reads_a_prepared_file(config):
+def test_ffcv_loader_reads_prepared_file(config):
     prepare(config, 32)
     path = Path(config.prepared_dir) / "test.beton"
     loader = Loader(str(path), batch_size=3, num_workers=1, os_cache=False, drop_last=False)
@@ -53,22 +51,22 @@ def test_ffcv_itself_reads_a_prepared_file(config):
     [
         (lambda content: content[:-1], "is truncated: .* bytes, but its 6 images need"),
         (lambda content: content[:3000], "is truncated"),
-        (lambda content: content[:10], "is no FFCV file: 10 bytes are too few"),
+        (lambda content: content[:10], "is not an FFCV file: 10 bytes are too few"),
         (lambda content: bytes(len(content)), "is unfinished"),
         (lambda content: content[:16] + bytes(8) + content[24:], "is unfinished"),
-        (lambda content: b"PK" + content[2:], "is no FFCV file of version 2"),
+        (lambda content: b"PK" + content[2:], "is not an FFCV file of version 2"),
         (lambda content: content[:2100] + bytes(100) + content[2200:], "is damaged: its tables"),
         (lambda content: content + bytes(24), "is damaged: its tables"),
     ],
 )
-def test_a_file_that_is_not_whole_is_refused(copied, damage, message):
+def test_incomplete_file_raises_error_with_reason(copied, damage, message):
     path = Path(copied.prepared_dir) / "test.beton"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=message):
         open_beton(path)
 
 
-def test_a_file_with_other_fields_is_refused_with_their_names(copied):
+def test_file_with_other_fields_raises_error_with_their_names(copied):
     path = Path(copied.prepared_dir) / "test.beton"
     content = path.read_bytes()
     begin = content.index(b"\x02image\0")

@@ -1,4 +1,4 @@
-"""Images as they are stored."""
+"""Encoding of images for storage."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.support.image_files import (
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA"])
-def test_an_image_that_is_not_rgb_is_stored_as_rgb(tmp_path, mode):
+def test_image_of_other_mode_is_stored_as_rgb(tmp_path, mode):
     root = image_folder(tmp_path / "tree")
     image = Image.fromarray(pixels(7)).convert(mode)
     (root / "val" / "cat" / "000.png").unlink()
@@ -33,7 +33,7 @@ def test_an_image_that_is_not_rgb_is_stored_as_rgb(tmp_path, mode):
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_images_are_shrunk_to_the_stored_size_and_never_enlarged(tmp_path, storage):
+def test_images_are_shrunk_to_max_side_and_never_enlarged(tmp_path, storage):
     root = image_folder(tmp_path / "tree", size=64)
     (root / "val" / "cat" / "000.png").write_bytes(encoded(pixels(3, 20, 30)))
     (root / "val" / "cat" / "001.png").write_bytes(encoded(pixels(3, 50, 100)))
@@ -43,13 +43,13 @@ def test_images_are_shrunk_to_the_stored_size_and_never_enlarged(tmp_path, stora
     assert sizes.tolist() == [[20, 30], [20, 40], [40, 40], [40, 40]]
 
 
-def test_an_image_too_large_for_a_page_names_the_settings_that_help(tmp_path, config):
+def test_image_larger_than_a_page_raises_error_with_helpful_settings(tmp_path, config):
     images = ArrayImages("x", np.zeros((1, 1700, 1700, 3), np.uint8), np.zeros(1, np.int64))
-    with pytest.raises(ValueError, match=r"x image 0 takes 8670000 bytes .* set data.max_side"):
+    with pytest.raises(ValueError, match=r"x image 0 needs 8670000 bytes .* set data.max_side"):
         write_beton(tmp_path / "x.beton", images, config)
 
 
-def test_a_jpeg_that_needs_no_change_and_is_smaller_is_stored_as_it_is(tmp_path):
+def test_smaller_jpeg_that_needs_no_conversion_is_stored_unchanged(tmp_path):
     root = image_folder(tmp_path / "tree", size=64)
     originals = {
         "000": encoded(Image.fromarray(pixels(1, 64, 48)), "JPEG"),

@@ -1,7 +1,7 @@
 """Private parts of FFCV and numba."""
 
 
-def test_ffcv_is_imported_without_numbas_dictionaries():
+def test_ffcv_is_imported_without_numba_dictionaries():
     import numba.typed
     from ffcv.fields.rgb_image import IMAGE_MODES
 

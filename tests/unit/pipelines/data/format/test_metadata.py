@@ -1,4 +1,4 @@
-"""Metadata files, and what they refuse."""
+"""Metadata files of prepared splits."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from tests.support.image_files import (
 )
 
 
-def test_the_sidecar_tells_sizes_counts_settings_and_a_checksum_that_holds(config):
+def test_metadata_file_has_sizes_counts_settings_and_matching_checksum(config):
     prepare(config, 32)
     path = Path(config.prepared_dir) / "train.beton"
-    sidecar = read_metadata(path)
-    assert sidecar.samples_per_class == [4, 4]
-    assert tuple(sidecar.heights) == tuple(sidecar.widths) == (32, 32)
-    assert sidecar.settings["data.validation_share"] == 0.34
+    metadata = read_metadata(path)
+    assert metadata.samples_per_class == [4, 4]
+    assert tuple(metadata.heights) == tuple(metadata.widths) == (32, 32)
+    assert metadata.settings["data.validation_share"] == 0.34
     verify(path)
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -41,23 +41,23 @@ def test_the_sidecar_tells_sizes_counts_settings_and_a_checksum_that_holds(confi
         ),
     ],
 )
-def test_files_of_other_settings_are_refused_with_the_difference(config, settings, message):
+def test_files_of_other_settings_raise_error_with_the_difference(config, settings, message):
     prepare(config, 32)
     with pytest.raises(ValueError, match=message):
         prepare(with_settings(config, **settings), 32)
 
 
-def test_a_file_of_one_split_does_not_pass_for_another(config):
+def test_file_of_one_split_is_not_accepted_as_another(config):
     prepare(config, 32)
     folder = Path(config.prepared_dir)
     for suffix in ("", ".json"):
         content = (folder / f"train.beton{suffix}").read_bytes()
         (folder / f"test.beton{suffix}").write_bytes(content)
-    with pytest.raises(ValueError, match="holds the train split, but lies where test belongs"):
+    with pytest.raises(ValueError, match="contains the train split instead of test"):
         prepare(config, 32)
 
 
-def test_splits_of_different_sources_are_not_used_together(config):
+def test_splits_of_different_sources_raise_error(config):
     prepare(config, 32)
     path = Path(config.prepared_dir) / "val.beton.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "source_sha256": "other"}))
@@ -65,16 +65,16 @@ def test_splits_of_different_sources_are_not_used_together(config):
         prepare(config, 32)
 
 
-def test_a_missing_file_says_how_to_prepare_it(copied):
+def test_missing_file_error_names_the_preparation_script(copied):
     (Path(copied.prepared_dir) / "train.beton").unlink()
     with pytest.raises(FileNotFoundError, match=r"train.beton: no such file; run pipelines/prep"):
         batches_of(copied)
 
 
-def test_a_file_shorter_than_its_sidecar_says_is_refused_with_both_sizes(copied):
+def test_file_with_wrong_size_raises_error_with_both_sizes(copied):
     path = Path(copied.prepared_dir) / "train.beton"
     content = path.read_bytes()
     path.write_bytes(content[:-7])
     size = len(content)
-    with pytest.raises(ValueError, match=rf"has {size - 7} bytes, but .*json says {size}"):
+    with pytest.raises(ValueError, match=rf"has {size - 7} bytes, but .*json lists {size}"):
         batches_of(copied)

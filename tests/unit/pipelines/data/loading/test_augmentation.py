@@ -1,4 +1,4 @@
-"""Crop boxes: the same in every batch, and distributed as they should be."""
+"""Distribution and determinism of crop boxes."""
 
 from collections.abc import Sequence
 
@@ -24,7 +24,7 @@ def boxes(samples: Sequence[int] = range(1000), *, sizes=None, seed=0, epoch=0, 
 
 
 @pytest.mark.parametrize("crop", ["pad4", "random_resized"])
-def test_a_sample_is_augmented_alike_whatever_else_is_in_its_batch(crop):
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch(crop):
     assert np.array_equal(boxes([5, 900, 7], crop=crop)[1:], boxes([900, 7], crop=crop))
     assert not np.array_equal(boxes(crop=crop, epoch=1), boxes(crop=crop))
     assert not np.array_equal(boxes(crop=crop, seed=1), boxes(crop=crop))
@@ -42,22 +42,22 @@ def test_random_numbers_are_uniform_and_independent():
     assert np.abs(neighbours - np.eye(5)).max() < 0.02
 
 
-def test_a_padded_crop_takes_all_81_places_and_mirrors_half_of_the_images():
+def test_pad4_crops_cover_all_81_offsets_and_mirror_half_of_the_images():
     chosen = boxes(range(20_000))
-    places, counts = np.unique(chosen[:, :2], axis=0, return_counts=True)
-    assert len(places) == 81
-    assert places.min() == -4
-    assert places.max() == 4
+    offsets, counts = np.unique(chosen[:, :2], axis=0, return_counts=True)
+    assert len(offsets) == 81
+    assert offsets.min() == -4
+    assert offsets.max() == 4
     assert counts.min() > 170  # 247 are expected
     assert abs(chosen[:, 4].mean() - 0.5) < 0.02
     assert (chosen[:, 2:4] == 32).all()
 
 
-def test_without_crop_and_flip_a_training_image_is_read_as_in_evaluation():
+def test_training_boxes_without_augmentation_equal_evaluation_boxes():
     assert np.array_equal(boxes(crop="none", flip=False), evaluation_boxes(32, SIZES))
 
 
-def test_random_resized_crops_lie_inside_and_are_distributed_as_in_torchvision():
+def test_random_resized_crops_are_inside_and_distributed_as_in_torchvision():
     sizes = np.tile([[300, 400]], (20_000, 1))
     ours = boxes(range(20_000), crop="random_resized", sizes=sizes)
     top, left, height, width = ours[:, :4].T
@@ -77,7 +77,7 @@ def test_random_resized_crops_lie_inside_and_are_distributed_as_in_torchvision()
 @pytest.mark.parametrize(
     ("size", "expected"), [((10, 1000), (0, 493, 10, 13)), ((1000, 10), (493, 0, 13, 10))]
 )
-def test_a_long_image_falls_back_to_its_central_part(size, expected):
+def test_random_resized_crop_of_long_image_falls_back_to_center(size, expected):
     chosen = boxes([1, 2, 3], crop="random_resized", sizes=np.array([size] * 3))
     assert expected in [tuple(box) for box in chosen[:, :4].tolist()]
 
@@ -91,5 +91,5 @@ def test_a_long_image_falls_back_to_its_central_part(size, expected):
         ((64, 40), (14, 2, 35, 35, 0)),
     ],
 )
-def test_evaluation_reads_the_whole_or_seven_eighths_of_the_shorter_side(size, expected):
+def test_evaluation_box_is_whole_image_or_seven_eighths_of_shorter_side(size, expected):
     assert evaluation_boxes(32, np.array([size])).tolist() == [list(expected)]

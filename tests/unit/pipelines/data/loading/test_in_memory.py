@@ -8,6 +8,6 @@ from tests.support.image_files import (
 )
 
 
-def test_images_of_several_sizes_do_not_fit_into_memory(prepared_jpeg):
+def test_memory_loader_rejects_images_of_several_sizes(prepared_jpeg):
     with pytest.raises(ValueError, match=r"memory needs square images .* use data.loader: ffcv"):
         batches_of(with_settings(prepared_jpeg, loader="memory"))

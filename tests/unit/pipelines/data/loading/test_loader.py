@@ -34,7 +34,7 @@ def test_batches_are_uint8_channels_last_with_int64_labels(prepared, loader):
 
 @pytest.mark.parametrize("crop", ["none", "pad4"])
 @pytest.mark.parametrize("flip", [False, True])
-def test_both_loaders_give_the_same_training_pictures(prepared, crop, flip):
+def test_both_loaders_yield_identical_training_images(prepared, crop, flip):
     settings = with_settings(prepared, crop=crop, flip=flip)
     ffcv_images, ffcv_labels = read_epoch(batches_of(settings), 3)
     memory_images, memory_labels = read_epoch(
@@ -44,7 +44,7 @@ def test_both_loaders_give_the_same_training_pictures(prepared, crop, flip):
     assert torch.equal(ffcv_labels, memory_labels)
 
 
-def test_both_loaders_resize_nearly_alike(tmp_path):
+def test_both_loaders_resize_to_similar_images(tmp_path):
     config = folder_config(image_folder(tmp_path / "tree", size=48), crop="random_resized")
     prepare(config, 32)
     ours, _ = read_epoch(batches_of(config))
@@ -63,7 +63,7 @@ def test_evaluation_resizes_and_crops_as_torchvision_does(prepared_jpeg, loader)
         assert (image.float() - expected.float()).abs().mean() < 2
 
 
-def test_a_jpeg_is_the_image_it_was_made_from(prepared_jpeg):
+def test_jpeg_file_has_original_sizes_and_is_compressed(prepared_jpeg):
     stored = with_settings(prepared_jpeg, crop="none", flip=False)
     beton = open_beton(Path(prepared_jpeg.prepared_dir) / "test.beton")
     assert beton.sizes.tolist() == [[80, 64]] * 4
@@ -73,7 +73,7 @@ def test_a_jpeg_is_the_image_it_was_made_from(prepared_jpeg):
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_the_order_of_blocks_gives_the_same_pictures(prepared, loader):
+def test_shuffling_blocks_yields_same_images_in_other_order(prepared, loader):
     orders = [
         read_epoch(batches_of(with_settings(prepared, loader=loader, shuffle=order)), 1)
         for order in ("full", "blocks")
@@ -87,49 +87,49 @@ def test_the_order_of_blocks_gives_the_same_pictures(prepared, loader):
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_two_workers_together_read_what_one_reads(prepared, loader):
+def test_two_workers_read_the_same_batches_as_one(prepared, loader):
     settings = with_settings(prepared, loader=loader)
-    alone, labels = read_epoch(batches_of(settings), 2)
+    single, labels = read_epoch(batches_of(settings), 2)
     halves = [read_epoch(batches_of(settings, rank=rank, num_workers=2), 2) for rank in (0, 1)]
-    together = torch.stack([half[0].reshape(5, 2, 3, 32, 32) for half in halves], 1)
-    assert torch.equal(together.reshape(alone.shape), alone)
-    together = torch.stack([half[1].reshape(5, 2) for half in halves], 1)
-    assert torch.equal(together.reshape(-1), labels)
+    joined = torch.stack([half[0].reshape(5, 2, 3, 32, 32) for half in halves], 1)
+    assert torch.equal(joined.reshape(single.shape), single)
+    joined = torch.stack([half[1].reshape(5, 2) for half in halves], 1)
+    assert torch.equal(joined.reshape(-1), labels)
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_workers_that_do_not_divide_the_batch_read_it_all(prepared, loader):
+def test_batch_not_divisible_by_workers_is_read_completely(prepared, loader):
     settings = with_settings(prepared, loader=loader)
-    alone, labels = read_epoch(batches_of(settings, batch_size=5), 2)
+    single, labels = read_epoch(batches_of(settings, batch_size=5), 2)
     parts = [batches_of(settings, batch_size=5, rank=rank, num_workers=3) for rank in range(3)]
-    given = []
+    read = []
     for part in parts:
         with part.epoch(2) as iterator:
-            given.append([(images.clone(), labels) for images, labels in iterator])
-    assert [len(batches) for batches in given] == [4, 4, 4]
-    assert [len(batches[0][1]) for batches in given] == [2, 2, 1]
-    together = [batches[number] for number in range(4) for batches in given]
-    assert torch.equal(torch.cat([images for images, _ in together]), alone)
-    assert torch.equal(torch.cat([labels for _, labels in together]), labels)
+            read.append([(images.clone(), labels) for images, labels in iterator])
+    assert [len(batches) for batches in read] == [4, 4, 4]
+    assert [len(batches[0][1]) for batches in read] == [2, 2, 1]
+    joined = [batches[number] for number in range(4) for batches in read]
+    assert torch.equal(torch.cat([images for images, _ in joined]), single)
+    assert torch.equal(torch.cat([labels for _, labels in joined]), labels)
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 @pytest.mark.parametrize("first_step", [0, 1, 3, 5])
-def test_an_epoch_opened_at_a_step_gives_the_rest_of_it(prepared, loader, first_step):
+def test_epoch_opened_at_a_step_yields_remaining_batches(prepared, loader, first_step):
     batches = batches_of(with_settings(prepared, loader=loader))
     images, labels = read_epoch(batches, 2)
     with batches.epoch(2, first_step) as iterator:
         rest = [(images.clone(), labels) for images, labels in iterator]
     assert len(rest) == 5 - first_step
-    for number, (some, their_labels) in enumerate(rest, start=first_step):
+    for number, (rest_images, rest_labels) in enumerate(rest, start=first_step):
         rows = slice(4 * number, 4 * number + 4)
-        assert torch.equal(some, images[rows])
-        assert torch.equal(their_labels, labels[rows])
+        assert torch.equal(rest_images, images[rows])
+        assert torch.equal(rest_labels, labels[rows])
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 @pytest.mark.parametrize("crop", ["none", "random_resized"])
-def test_images_of_each_epoch_have_its_size_and_show_the_same(prepared, loader, crop):
+def test_progressive_sizes_change_image_size_and_not_content(prepared, loader, crop):
     settings = with_settings(prepared, loader=loader, crop=crop)
     large = batches_of(settings, epoch_sizes=[32, 32, 32])
     mixed = batches_of(settings, epoch_sizes=[16, 48, 16])
@@ -139,32 +139,32 @@ def test_images_of_each_epoch_have_its_size_and_show_the_same(prepared, loader, 
         assert images.shape == (20, 3, size, size)
         assert torch.equal(labels, expected)
         if crop == "random_resized":
-            at_hand = torch.nn.functional.interpolate(
+            expected_images = torch.nn.functional.interpolate(
                 same.float(), size=(size, size), mode="bilinear", antialias=True
             )
-            assert (at_hand - images).abs().mean() < 6
+            assert (expected_images - images).abs().mean() < 6
     val, _ = read_epoch(batches_of(settings, "val", epoch_sizes=[16, 48, 16]))
     assert val.shape[2:] == (32, 32)
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 @pytest.mark.parametrize("num_workers", [1, 2, 4, 7])
-def test_validation_gives_each_image_once_however_many_workers(prepared, loader, num_workers):
+def test_validation_reads_each_image_once_for_any_number_of_workers(prepared, loader, num_workers):
     settings = with_settings(prepared, loader=loader)
     whole, _ = read_epoch(batches_of(settings, "val"))
     images = []
     for rank in range(num_workers):
         batches = batches_of(settings, "val", rank=rank, num_workers=num_workers)
         with batches.epoch(9) as iterator:
-            given = [image.clone() for image, _ in iterator]
-        assert len(given) == len(batches)
-        images += given
+            read = [image.clone() for image, _ in iterator]
+        assert len(read) == len(batches)
+        images += read
     assert torch.equal(torch.cat(images), whole)
     assert len(whole) == 10
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_an_epoch_is_the_same_whatever_was_read_before(prepared, loader):
+def test_epoch_does_not_depend_on_epochs_read_before(prepared, loader):
     batches = batches_of(with_settings(prepared, loader=loader))
     first = read_epoch(batches, 4)[0]
     read_epoch(batches, 0)
@@ -175,20 +175,20 @@ def test_an_epoch_is_the_same_whatever_was_read_before(prepared, loader):
 @pytest.mark.parametrize(
     ("settings", "arguments", "message"),
     [
-        ({}, {"batch_size": 32}, r"batch_size is 32, but .*train.beton holds 20 images"),
+        ({}, {"batch_size": 32}, r"batch_size is 32, but .*train.beton has only 20 images"),
         ({}, {"batch_size": 2, "num_workers": 3}, "at least the number of workers, 3, got 2"),
         ({}, {"image_size": 24}, r"pad4 needs images of 24x24 pixels, .* \[32, 32\]"),
     ],
 )
-def test_arguments_that_do_not_fit_the_split_are_refused(prepared, settings, arguments, message):
+def test_arguments_that_do_not_fit_the_split_raise_error(prepared, settings, arguments, message):
     with pytest.raises(ValueError, match=message):
         batches_of(with_settings(prepared, **settings), **arguments)
 
 
-def test_a_label_that_is_no_class_is_refused(copied):
-    sidecar = Path(copied.prepared_dir) / "test.beton.json"
-    sidecar.write_text(sidecar.read_text().replace('"dog"', '"dog", "bird"', 1))
+def test_label_out_of_range_raises_error(copied):
+    metadata = Path(copied.prepared_dir) / "test.beton.json"
+    metadata.write_text(metadata.read_text().replace('"dog"', '"dog", "bird"', 1))
     train = Path(copied.prepared_dir) / "train.beton.json"
     train.write_text(train.read_text().replace(',\n  "dog"', ""))
-    with pytest.raises(ValueError, match="image 3 has label 1, but there are 1 classes"):
+    with pytest.raises(ValueError, match="image 3 has label 1, but the number of classes is 1"):
         batches_of(copied, "test")

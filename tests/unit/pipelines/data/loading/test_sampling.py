@@ -30,7 +30,7 @@ def planner(**settings) -> EpochSampler:
 
 @pytest.mark.parametrize("order", ["full", "blocks"])
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 7, 12])
-def test_the_workers_read_slices_of_the_same_global_batches(num_workers, order):
+def test_workers_read_slices_of_the_same_global_batches(num_workers, order):
     config = DataConfig(shuffle=order)
     whole = planner(config=config).epoch(5)
     parts = [
@@ -47,7 +47,7 @@ def test_the_workers_read_slices_of_the_same_global_batches(num_workers, order):
 
 
 @pytest.mark.parametrize("order", ["full", "blocks"])
-def test_an_epoch_read_by_changing_numbers_of_workers_is_read_exactly_once_and_in_order(order):
+def test_epoch_with_changing_number_of_workers_is_read_exactly_once_in_order(order):
     config = DataConfig(shuffle=order)
     expected = planner(config=config).epoch(5)
     read = []
@@ -63,18 +63,18 @@ def test_an_epoch_read_by_changing_numbers_of_workers_is_read_exactly_once_and_i
     assert len(set(expected.samples.tolist())) == 83 * 12
 
 
-def test_the_images_left_out_of_an_epoch_are_others_in_each():
+def test_dropped_images_differ_between_epochs():
     left_out = [set(range(1000)) - set(planner().epoch(k).samples.tolist()) for k in range(8)]
     assert {len(each) for each in left_out} == {4}
     assert len(set.union(*left_out)) > 4 * 6
 
 
-def test_the_order_is_numpys_permutation_of_seed_and_epoch():
+def test_order_is_numpy_permutation_of_seed_and_epoch():
     expected = np.random.default_rng((3, 5)).permutation(1000)[:996]
     assert np.array_equal(planner().epoch(5).samples, expected)
 
 
-def test_an_order_of_blocks_mixes_all_classes_and_has_whole_blocks_in_every_window():
+def test_block_shuffling_mixes_classes_and_keeps_blocks_within_windows():
     num_images = 100 * 1000 + 5  # of 1,000 classes, one after the other
     order = training_order("blocks", num_images, 3, 5)
     assert np.array_equal(np.sort(order), np.arange(num_images))
@@ -91,7 +91,7 @@ def test_an_order_of_blocks_mixes_all_classes_and_has_whole_blocks_in_every_wind
 
 
 @pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 40)])
-def test_the_disk_is_asked_once_for_each_image_and_before_it_is_read(num_workers, first_step):
+def test_each_image_is_prefetched_once_before_it_is_read(num_workers, first_step):
     sizes = np.full((40_000, 2), 32)
     settings = {"config": DataConfig(shuffle="blocks"), "sizes": sizes, "global_batch_size": 256}
     for rank in range(num_workers):

@@ -17,12 +17,12 @@ from tests.support.image_files import (
 )
 
 
-def test_a_training_picture_is_the_padded_window_that_the_plan_says(prepared):
+def test_training_image_is_the_padded_crop_of_its_box(prepared):
     batches = batches_of(prepared)
     assert isinstance(batches, StreamingBatches)
     images, _ = read_epoch(batches, 1)
     stored = read_epoch(batches_of(with_settings(prepared, crop="none", flip=False)), 1)[0]
-    boxes = batches.planner.epoch(1).boxes
+    boxes = batches.sampler.epoch(1).boxes
     assert len({tuple(box) for box in boxes.tolist()}) > 10
     for image, original, (top, left, _, _, mirrored) in zip(images, stored, boxes, strict=True):
         padded = torch.nn.functional.pad(original, (4, 4, 4, 4))
@@ -30,19 +30,19 @@ def test_a_training_picture_is_the_padded_window_that_the_plan_says(prepared):
         assert torch.equal(image, window.flip(2) if mirrored else window)
 
 
-def test_stopping_early_leaves_no_thread(prepared):
+def test_epoch_stopped_early_leaves_no_thread(prepared):
     batches = batches_of(prepared)
     for epoch in range(3):
         with batches.epoch(epoch) as iterator:
             next(iterator)
 
 
-def test_an_error_in_the_training_step_leaves_no_thread(prepared):
+def test_error_in_training_step_leaves_no_thread(prepared):
     with pytest.raises(ZeroDivisionError), batches_of(prepared).epoch(0) as iterator:
         raise ZeroDivisionError(next(iterator))
 
 
-def test_a_decoder_that_fails_ends_the_epoch_at_once(prepared, monkeypatch):
+def test_failing_decoder_ends_the_epoch(prepared, monkeypatch):
     batches = batches_of(prepared)
 
     def fail(*arguments):
@@ -53,7 +53,7 @@ def test_a_decoder_that_fails_ends_the_epoch_at_once(prepared, monkeypatch):
         read_epoch(batches)
 
 
-def test_a_decoder_that_hangs_is_reported_with_the_file(prepared, monkeypatch):
+def test_hanging_decoder_raises_error_with_file_name(prepared, monkeypatch):
     batches = batches_of(prepared)
     assert isinstance(batches, StreamingBatches)
     batches.stall_seconds = 0.2
@@ -72,12 +72,12 @@ def test_a_decoder_that_hangs_is_reported_with_the_file(prepared, monkeypatch):
         thread.join(10)
 
 
-def test_the_number_of_torch_threads_is_left_alone(prepared):
+def test_number_of_torch_threads_is_unchanged(prepared):
     read_epoch(batches_of(with_settings(prepared, decode_threads=2)))
     assert torch.get_num_threads() == 1
 
 
-def test_a_damaged_jpeg_is_reported_with_its_number(prepared_jpeg):
+def test_damaged_jpeg_raises_error_with_its_number(prepared_jpeg):
     beton = open_beton(Path(prepared_jpeg.prepared_dir) / "test.beton")
     data = np.array(beton.data)
     start, length = beton.table[2, :2]
@@ -89,7 +89,7 @@ def test_a_damaged_jpeg_is_reported_with_its_number(prepared_jpeg):
         read_epoch(batches)
 
 
-def test_many_threads_and_slow_readers_get_the_right_pictures(prepared):
+def test_slow_reader_with_several_threads_gets_correct_images(prepared):
     settings = with_settings(prepared, decode_threads=2, crop="none", flip=False)
     expected, _ = read_epoch(batches_of(with_settings(settings, loader="memory"), batch_size=2))
     with batches_of(settings, batch_size=2).epoch(0) as iterator:

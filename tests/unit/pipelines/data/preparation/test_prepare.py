@@ -18,7 +18,7 @@ from tests.support.image_files import (
 )
 
 
-def test_a_prepared_split_holds_the_pixels_and_labels_of_its_source(config):
+def test_prepared_split_contains_pixels_and_labels_of_its_source(config):
     info = prepare(config, 32)
     images, labels = read_epoch(batches_of(config, "test"))
     expected = np.stack([pixels(seed) for seed in (500, 501, 1500, 1501)])
@@ -29,7 +29,7 @@ def test_a_prepared_split_holds_the_pixels_and_labels_of_its_source(config):
     assert info.samples_per_class["train"] == (4, 4)
 
 
-def test_prepared_files_are_used_again_without_their_source(config):
+def test_prepared_files_are_reused_without_their_source(config):
     first = prepare(config, 32)
     times = [path.stat().st_mtime_ns for path in sorted(Path(config.prepared_dir).iterdir())]
     Path(config.source_dir).rename(Path(config.source_dir).with_name("moved"))
@@ -39,7 +39,7 @@ def test_prepared_files_are_used_again_without_their_source(config):
     ]
 
 
-def test_a_missing_split_is_not_written_from_a_source_that_has_changed(config):
+def test_missing_split_is_not_written_from_a_changed_source(config):
     prepare(config, 32)
     (Path(config.prepared_dir) / "test.beton").unlink()
     (Path(config.source_dir) / "train" / "cat" / "new.png").write_bytes(encoded(pixels(99)))
@@ -48,7 +48,7 @@ def test_a_missing_split_is_not_written_from_a_source_that_has_changed(config):
 
 
 @pytest.mark.parametrize("content", [encoded(pixels(0), "JPEG")[:200], b"a text file"])
-def test_an_unreadable_image_is_named_and_nothing_is_left(tmp_path, content):
+def test_unreadable_image_is_named_in_error_and_no_file_remains(tmp_path, content):
     root = image_folder(tmp_path / "tree")
     broken = root / "train" / "dog" / "broken.jpg"
     broken.write_bytes(content)
@@ -59,7 +59,7 @@ def test_an_unreadable_image_is_named_and_nothing_is_left(tmp_path, content):
     assert not [name for name in left if name.startswith("train") or name.endswith(".part")]
 
 
-def test_unreadable_images_can_be_left_out_counted_and_listed(tmp_path):
+def test_skipped_unreadable_images_are_counted_and_listed(tmp_path):
     root = image_folder(tmp_path / "tree")
     broken = root / "val" / "cat" / "000.jpg"
     broken.write_bytes(b"a text file")
@@ -72,15 +72,15 @@ def test_unreadable_images_can_be_left_out_counted_and_listed(tmp_path):
     assert read_epoch(batches_of(config, "test"))[1].tolist() == [0, 0, 1, 1]
 
 
-def test_a_split_without_one_readable_image_is_refused(tmp_path):
+def test_split_without_readable_images_raises_error(tmp_path):
     root = image_folder(tmp_path / "tree")
     for path in (root / "val").rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="not one of 4 images can be read"):
+    with pytest.raises(ValueError, match="none of the 4 images can be read"):
         prepare(folder_config(root), 32, skip_unreadable=True)
 
 
-def test_a_full_disk_is_one_clear_error_and_leaves_nothing(config):
+def test_full_disk_raises_error_and_no_file_remains(config):
     folder = Path(config.prepared_dir)
     folder.mkdir()
     # Linux's device on which every write fails as on a full disk.
@@ -92,7 +92,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing(config):
     assert [path.name for path in folder.iterdir()] == [".lock"]
 
 
-def test_a_folder_that_cannot_be_written_is_named(config):
+def test_unwritable_prepared_dir_is_named_in_error(config):
     Path(config.prepared_dir).write_text("a file")
     with pytest.raises(
         OSError, match=r"data.prepared_dir is .*prepared: it cannot be made \(File exists"
@@ -100,10 +100,10 @@ def test_a_folder_that_cannot_be_written_is_named(config):
         prepare(config, 32)
 
 
-def test_a_file_whose_writer_died_before_its_sidecar_is_written_anew(config):
+def test_file_without_metadata_file_is_written_again(config):
     prepare(config, 32)
     (Path(config.prepared_dir) / "val.beton.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"so val.beton was not finished"):
+    with pytest.raises(FileNotFoundError, match=r"so val.beton is unfinished"):
         batches_of(config, "val")
     prepare(config, 32)
     assert len(read_epoch(batches_of(config, "val"))[1]) == 4

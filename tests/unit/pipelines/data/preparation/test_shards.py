@@ -1,4 +1,4 @@
-"""Shards: the same bytes, kept by a stopped preparation, checked."""
+"""Sharded preparation."""
 
 import logging
 import re
@@ -25,9 +25,7 @@ def small_shards(monkeypatch):
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
-def test_files_written_in_shards_have_the_bytes_of_those_written_at_once(
-    tmp_path, small_shards, storage
-):
+def test_files_joined_from_shards_equal_files_written_directly(tmp_path, small_shards, storage):
     root = image_folder(tmp_path / "tree", train=9)
     (root / "train" / "dog" / "bad.jpg").write_bytes(b"")
     config = folder_config(root, image_format=storage)
@@ -38,9 +36,7 @@ def test_files_written_in_shards_have_the_bytes_of_those_written_at_once(
     assert not list(Path(sharded.prepared_dir).glob("shards*"))
 
 
-def test_a_stopped_start_leaves_its_shards_to_the_next_which_keeps_the_whole_ones(
-    tmp_path, small_shards
-):
+def test_stopped_preparation_resumes_from_its_undamaged_shards(tmp_path, small_shards):
     config = folder_config(image_folder(tmp_path / "tree", train=9))
     prepare(config, 32)
     sharded = with_settings(config, prepared_dir=str(tmp_path / "sharded"))
@@ -60,7 +56,7 @@ def test_a_stopped_start_leaves_its_shards_to_the_next_which_keeps_the_whole_one
     assert prepared_bytes(sharded) == prepared_bytes(config)
 
 
-def test_shards_of_other_settings_are_not_taken(tmp_path, small_shards):
+def test_shards_of_other_settings_are_not_reused(tmp_path, small_shards):
     config = folder_config(image_folder(tmp_path / "tree", train=9))
     prepare(config, 32)
     sharded = with_settings(config, prepared_dir=str(tmp_path / "sharded"))
@@ -70,7 +66,7 @@ def test_shards_of_other_settings_are_not_taken(tmp_path, small_shards):
     assert prepared_bytes(sharded) == prepared_bytes(config)
 
 
-def test_an_unreadable_image_in_a_shard_is_named(tmp_path, small_shards):
+def test_unreadable_image_in_shard_is_named_in_error(tmp_path, small_shards):
     root = image_folder(tmp_path / "tree")
     broken = root / "train" / "dog" / "broken.jpg"
     broken.write_bytes(b"a text file")
@@ -78,14 +74,14 @@ def test_an_unreadable_image_in_a_shard_is_named(tmp_path, small_shards):
         prepare(folder_config(root), 32, spread=one_after_the_other)
 
 
-def test_the_log_tells_how_far_the_preparation_is(tmp_path, small_shards, caplog, monkeypatch):
+def test_preparation_logs_its_progress(tmp_path, small_shards, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="pipelines")
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     config = folder_config(image_folder(tmp_path / "tree"))
     prepare(config, 32, spread=one_after_the_other)
-    told = [record.getMessage() for record in caplog.records]
+    messages = [record.getMessage() for record in caplog.records]
     for beginning in ("encoding: 16 of 16 images, ", "writing train.beton.part: 8 of 8 images, "):
-        [line] = [line for line in told if line.startswith(beginning)]
+        [line] = [line for line in messages if line.startswith(beginning)]
         assert re.search(r", \d+ images/s, 0 s left$", line)
     caplog.clear()
     monkeypatch.setattr(progress, "LOG_SECONDS", 1000.0)

@@ -16,7 +16,7 @@ from tests.support.image_files import (
 
 
 def fake_cifar(root, monkeypatch):
-    """CIFAR-10's own files, with three images each, where torchvision looks for them."""
+    """Write CIFAR-10 files with three images each, as torchvision expects them."""
     from torchvision.datasets import CIFAR10
 
     folder = root / CIFAR10.base_folder
@@ -39,7 +39,7 @@ def fake_cifar(root, monkeypatch):
     )
 
 
-def test_the_digits_are_1797_rgb_images_each_in_one_split():
+def test_digits_are_1797_rgb_images_each_in_exactly_one_split():
     config = DataConfig(source="digits", validation_share=0.2)
     parts = split_source(open_source(config, 32), config)
     assert [len(parts[split].labels) for split in ("train", "val", "test")] == [1222, 306, 269]
@@ -51,7 +51,7 @@ def test_the_digits_are_1797_rgb_images_each_in_one_split():
     assert len(set(used)) == 1797
 
 
-def test_the_test_digits_stay_the_same_whatever_the_validation_split():
+def test_digits_test_split_does_not_depend_on_split_seed():
     names = []
     for seed in (0, 1):
         config = DataConfig(source="digits", split_seed=seed)
@@ -60,7 +60,7 @@ def test_the_test_digits_stay_the_same_whatever_the_validation_split():
     assert names[0] == names[1]
 
 
-def test_cifar10_is_read_from_a_local_root(tmp_path, monkeypatch):
+def test_cifar10_is_read_from_source_dir(tmp_path, monkeypatch):
     fake_cifar(tmp_path, monkeypatch)
     source = open_source(DataConfig(source="cifar10", source_dir=str(tmp_path)), 32)
     assert source.class_names == ("cat", "dog")
@@ -68,7 +68,7 @@ def test_cifar10_is_read_from_a_local_root(tmp_path, monkeypatch):
     assert np.array_equal(source.train.read(1).pixels, pixels(1))
 
 
-def test_cifar10_that_cannot_be_downloaded_says_what_to_put_where(tmp_path, monkeypatch):
+def test_failed_cifar10_download_names_the_missing_file_and_folder(tmp_path, monkeypatch):
     from torchvision.datasets import CIFAR10
 
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")

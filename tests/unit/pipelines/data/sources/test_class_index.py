@@ -20,7 +20,7 @@ from tests.support.image_files import (
         ("index.json", '{"0": ["bird", "x"], "1": ["cat"], "3": ["fish"], "2": ["dog"]}'),
     ],
 )
-def test_a_class_index_gives_folders_their_labels_among_all_classes(tmp_path, name, content):
+def test_class_index_determines_labels_of_class_folders(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     config = folder_config(image_folder(tmp_path / "tree"), class_index=str(tmp_path / name))
     source = open_source(config, 32)
@@ -34,27 +34,27 @@ def test_a_class_index_gives_folders_their_labels_among_all_classes(tmp_path, na
     ("name", "content", "message"),
     [
         ("index.txt", "cat\nbird\n", r"1 class folders that are not in .*index.txt: dog"),
-        ("index.txt", "cat\ndog\ncat\n", r"every name once, but has cat twice"),
-        ("index.txt", "", r"every name once, but has none"),
-        ("index.json", '{"cat": 0}', r"index.json is no list of names: KeyError"),
-        ("index.json", "[1, 2]", r"must be a list of names in order of label"),
-        ("index.json", "cat", r"is no list of names: JSONDecodeError"),
+        ("index.txt", "cat\ndog\ncat\n", r"every name once, but contains cat twice"),
+        ("index.txt", "", r"every name once, but contains no name"),
+        ("index.json", '{"cat": 0}', r"index.json is not a list of names: KeyError"),
+        ("index.json", "[1, 2]", r"must be a list of names in label order"),
+        ("index.json", "cat", r"is not a list of names: JSONDecodeError"),
     ],
 )
-def test_a_class_index_that_does_not_fit_is_refused(tmp_path, name, content, message):
+def test_class_index_with_wrong_content_raises_error(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     config = folder_config(image_folder(tmp_path / "tree"), class_index=str(tmp_path / name))
     with pytest.raises(ValueError, match=message):
         open_source(config, 32)
 
 
-def test_a_class_index_that_is_not_there_is_named(tmp_path):
+def test_missing_class_index_is_named_in_error(tmp_path):
     config = folder_config(image_folder(tmp_path / "tree"), class_index="no.txt")
     with pytest.raises(FileNotFoundError, match=r"data.class_index is no.txt: no such file"):
         open_source(config, 32)
 
 
-def test_imagenets_class_index_has_the_thousand_names_in_their_order():
+def test_imagenet_class_index_has_1000_names_in_order():
     names = read_class_index("configs/imagenet_classes.txt")
     assert len(names) == 1000
     assert list(names) == sorted(names)

@@ -12,7 +12,7 @@ from tests.support.image_files import (
 )
 
 
-def test_an_image_folder_gives_its_val_as_test_and_holds_validation_out_of_train(tmp_path):
+def test_image_folder_uses_val_as_test_and_holds_validation_out_of_train(tmp_path):
     config = folder_config(image_folder(tmp_path / "tree"))
     source = open_source(config, 32)
     parts = split_source(source, config)
@@ -23,7 +23,7 @@ def test_an_image_folder_gives_its_val_as_test_and_holds_validation_out_of_train
     assert np.array_equal(parts["test"].read(3).pixels, pixels(1501))
 
 
-def test_the_order_of_an_image_folder_does_not_depend_on_the_file_system(tmp_path):
+def test_image_folder_is_sorted_by_name(tmp_path):
     source = open_source(folder_config(image_folder(tmp_path / "tree")), 32)
     names = [source.train.name(index) for index in range(12)]
     assert names == sorted(names)
@@ -34,13 +34,13 @@ def test_the_order_of_an_image_folder_does_not_depend_on_the_file_system(tmp_pat
     [
         ("no root", "no such folder"),
         ("no val", "val does not exist"),
-        ("no classes", "is empty: it must hold one folder of images per class"),
-        ("empty class", "holds no image"),
-        ("other classes", "only one has bird"),
+        ("no classes", "is empty: it must contain one folder of images per class"),
+        ("empty class", "contains no image"),
+        ("other classes", "only one of them has bird"),
         ("one class", "needs 2 or more classes to tell apart, got 1: cat"),
     ],
 )
-def test_a_folder_that_cannot_be_trained_on_says_why(tmp_path, damage, message):
+def test_unusable_image_folder_raises_error_with_reason(tmp_path, damage, message):
     root = tmp_path / "tree"
     if damage == "one class":
         image_folder(root, classes=("cat",))

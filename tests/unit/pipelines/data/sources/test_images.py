@@ -14,7 +14,7 @@ from tests.support.image_files import (
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_an_image_of_any_kind_becomes_rgb(mode):
+def test_image_of_any_mode_is_decoded_to_rgb(mode):
     grey = Image.fromarray(np.full((5, 7), 200, np.uint8))
     if mode == "I;16":
         image = Image.fromarray(np.full((5, 7), 200 * 256, np.uint16))
@@ -29,13 +29,13 @@ def test_an_image_of_any_kind_becomes_rgb(mode):
     assert np.abs(np.median(decoded) - expected) <= 1
 
 
-def test_a_palette_with_transparent_entries_becomes_rgb():
+def test_palette_with_transparency_is_decoded_to_rgb():
     image = Image.fromarray(pixels(0)).convert("P")
     image.info["transparency"] = bytes(range(256))
     assert decode_rgb(encoded(image, "PNG"), "x").shape == (32, 32, 3)
 
 
-def test_a_photograph_taken_sideways_stands_upright():
+def test_exif_rotated_image_is_decoded_upright():
     image = Image.fromarray(pixels(0, 4, 8))
     exif = image.getexif()
     exif[0x0112] = 6
@@ -46,7 +46,7 @@ def test_a_photograph_taken_sideways_stands_upright():
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "zeros"])
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP"])
-def test_what_is_no_whole_image_is_refused_by_name(kind, form):
+def test_damaged_image_raises_error_with_its_name(kind, form):
     whole = encoded(pixels(0, 64, 64), form)
     content = {
         "truncated": whole[: len(whole) // 2],
