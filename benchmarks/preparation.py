@@ -72,7 +72,7 @@ def measure(images: Path, settings: Sequence[str], cpus: int) -> tuple[float, fl
             begun.append(time.perf_counter())
             yield from parallel_map(ClusterConfig(), function, items)
 
-        info = prepare(run.data, run.model.image_size, spread=spread)
+        info = prepare(run.data, run.model.image_size, parallel_map=spread)
         seconds = time.perf_counter() - begun[0]
         ray.shutdown()
         count = sum(info.num_samples.values())

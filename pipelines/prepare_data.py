@@ -32,7 +32,7 @@ def main() -> None:
             run.data,
             run.model.image_size,
             skip_unreadable=SKIP_UNREADABLE in arguments,
-            spread=partial(parallel_map, run.cluster),
+            parallel_map=partial(parallel_map, run.cluster),
         )
         if not is_uri(info.folder):
             for split in SPLITS:  # read back from the disk, also where they were there before

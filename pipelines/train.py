@@ -75,7 +75,7 @@ def prepare_images(run: Run) -> DatasetInfo:
     """Prepare the images, and refuse what cannot work before a run is opened."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
-    info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
+    info = prepare(run.data, run.model.image_size, parallel_map=partial(parallel_map, run.cluster))
     check_classes(run, info)
     return info
 

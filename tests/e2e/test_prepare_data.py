@@ -188,11 +188,11 @@ def test_two_drivers_write_same_files_to_s3_and_other_settings_raise_error(bucke
         assert overtaken.wait(60)
 
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(prepare, config, 32, spread=map_and_wait)
+        slow = pool.submit(prepare, config, 32, parallel_map=map_and_wait)
         assert encoded.wait(60)
         with pytest.raises(ValueError, match=r"another process writes there now.*max_side"):
-            prepare(replace(config, max_side=16), 32, spread=serial_map)
-        info = prepare(config, 32, spread=serial_map)
+            prepare(replace(config, max_side=16), 32, parallel_map=serial_map)
+        info = prepare(config, 32, parallel_map=serial_map)
         overtaken.set()  # its shards are gone
         assert slow.result() == info
     assert prepare(local, 32).sha256 == info.sha256

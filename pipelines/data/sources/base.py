@@ -96,6 +96,11 @@ class FileImages:
             return decode_image(self._store.read(location).data, location)
         return decode_image(Path(location).read_bytes(), location)
 
+    @property
+    def reading_threads(self) -> int:
+        """Threads that one CPU should use for reading."""
+        return REMOTE_READS if is_uri(self.root) else 1
+
     @cached_property
     def _store(self) -> ObjectStore:
         return ObjectStore(connections=REMOTE_READS)

@@ -95,7 +95,7 @@ def test_full_disk_raises_error_and_no_file_remains(config):
 def test_unwritable_prepared_dir_is_named_in_error(config):
     Path(config.prepared_dir).write_text("a file")
     with pytest.raises(
-        OSError, match=r"data.prepared_dir is .*prepared: it cannot be made \(File exists"
+        OSError, match=r"data.prepared_dir is .*prepared: it cannot be created \(File exists"
     ):
         prepare(config, 32)
 

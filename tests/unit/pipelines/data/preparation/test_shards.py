@@ -21,7 +21,7 @@ from tests.support.image_files import (
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr("pipelines.data.preparation.writer.SHARD_IMAGES", 3)
+    monkeypatch.setattr("pipelines.data.preparation.shards.SHARD_IMAGES", 3)
 
 
 @pytest.mark.parametrize("storage", ["raw", "jpeg"])
@@ -31,7 +31,7 @@ def test_files_joined_from_shards_equal_files_written_directly(tmp_path, small_s
     config = folder_config(root, image_format=storage)
     prepare(config, 32, skip_unreadable=True)
     sharded = with_settings(config, prepared_dir=str(tmp_path / "sharded"))
-    prepare(sharded, 32, skip_unreadable=True, spread=one_after_the_other)
+    prepare(sharded, 32, skip_unreadable=True, parallel_map=one_after_the_other)
     assert prepared_bytes(sharded) == prepared_bytes(config)
     assert not list(Path(sharded.prepared_dir).glob("shards*"))
 
@@ -41,7 +41,7 @@ def test_stopped_preparation_resumes_from_its_undamaged_shards(tmp_path, small_s
     prepare(config, 32)
     sharded = with_settings(config, prepared_dir=str(tmp_path / "sharded"))
     with pytest.raises(KeyboardInterrupt):
-        prepare(sharded, 32, spread=stopped_after(3))
+        prepare(sharded, 32, parallel_map=stopped_after(3))
     left = sorted(Path(sharded.prepared_dir).glob("shards-*/train-*.npz"))
     assert len(left) == 3
     content = bytearray(left[1].read_bytes())
@@ -49,10 +49,10 @@ def test_stopped_preparation_resumes_from_its_undamaged_shards(tmp_path, small_s
     left[1].write_bytes(content)
     times = [path.stat().st_mtime_ns for path in left]
     with pytest.raises(KeyboardInterrupt):
-        prepare(sharded, 32, spread=stopped_after(3))
+        prepare(sharded, 32, parallel_map=stopped_after(3))
     again = [path.stat().st_mtime_ns for path in left]
     assert [old == new for old, new in zip(times, again, strict=True)] == [True, False, True]
-    prepare(sharded, 32, spread=one_after_the_other)
+    prepare(sharded, 32, parallel_map=one_after_the_other)
     assert prepared_bytes(sharded) == prepared_bytes(config)
 
 
@@ -61,8 +61,8 @@ def test_shards_of_other_settings_are_not_reused(tmp_path, small_shards):
     prepare(config, 32)
     sharded = with_settings(config, prepared_dir=str(tmp_path / "sharded"))
     with pytest.raises(KeyboardInterrupt):
-        prepare(with_settings(sharded, split_seed=1), 32, spread=stopped_after(3))
-    prepare(sharded, 32, spread=one_after_the_other)
+        prepare(with_settings(sharded, split_seed=1), 32, parallel_map=stopped_after(3))
+    prepare(sharded, 32, parallel_map=one_after_the_other)
     assert prepared_bytes(sharded) == prepared_bytes(config)
 
 
@@ -71,14 +71,14 @@ def test_unreadable_image_in_shard_is_named_in_error(tmp_path, small_shards):
     broken = root / "train" / "dog" / "broken.jpg"
     broken.write_bytes(b"a text file")
     with pytest.raises(UnreadableImageError, match=rf"{broken} is not a .*--skip-unreadable"):
-        prepare(folder_config(root), 32, spread=one_after_the_other)
+        prepare(folder_config(root), 32, parallel_map=one_after_the_other)
 
 
 def test_preparation_logs_its_progress(tmp_path, small_shards, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="pipelines")
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     config = folder_config(image_folder(tmp_path / "tree"))
-    prepare(config, 32, spread=one_after_the_other)
+    prepare(config, 32, parallel_map=one_after_the_other)
     messages = [record.getMessage() for record in caplog.records]
     for beginning in ("encoding: 16 of 16 images, ", "writing train.beton.part: 8 of 8 images, "):
         [line] = [line for line in messages if line.startswith(beginning)]
@@ -86,6 +86,8 @@ def test_preparation_logs_its_progress(tmp_path, small_shards, caplog, monkeypat
     caplog.clear()
     monkeypatch.setattr(progress, "LOG_SECONDS", 1000.0)
     prepare(
-        with_settings(config, prepared_dir=str(tmp_path / "quiet")), 32, spread=one_after_the_other
+        with_settings(config, prepared_dir=str(tmp_path / "quiet")),
+        32,
+        parallel_map=one_after_the_other,
     )
     assert not any("images/s" in record.getMessage() for record in caplog.records)
