@@ -21,8 +21,8 @@ import ray
 from benchmarks.network import describe_machine
 from cluster.config import ClusterConfig
 from cluster.execution.parallel_map import parallel_map
-from pipelines.data import prepare
 from pipelines.data.format.beton import open_beton
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 
 

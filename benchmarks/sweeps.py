@@ -24,7 +24,9 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from torch import nn
 
-from pipelines.data import Split, open_batches, prepare
+from pipelines.data.config import Split
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, parse_settings
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds

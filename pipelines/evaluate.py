@@ -18,7 +18,7 @@ from cluster.execution.reporter import load_checkpoint
 from cluster.execution.trainer import connected, launch, resolve_storage
 from cluster.tracking import registry
 from cluster.tracking import runs as tracking
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.report import (
     check_budgets,
     curve_line,

@@ -14,8 +14,8 @@ from mlflow import MlflowException
 from PIL import Image
 
 from cluster.tracking import registry
-from pipelines.data import decode_rgb
 from pipelines.data.loading.augmentation import evaluation_boxes
+from pipelines.data.sources.images import decode_rgb
 from pipelines.run import configure_logging, main_guard
 
 

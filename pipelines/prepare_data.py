@@ -14,9 +14,9 @@ from pathlib import Path
 
 from cluster.execution.parallel_map import parallel_map
 from cluster.storage.s3 import is_uri
-from pipelines.data import DatasetInfo, prepare, verify
 from pipelines.data.config import SPLITS
-from pipelines.data.format.metadata import split_path
+from pipelines.data.format.metadata import DatasetInfo, split_path, verify
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import configure_logging, main_guard, read_run
 
 SKIP_UNREADABLE = "--skip-unreadable"

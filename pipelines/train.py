@@ -26,8 +26,9 @@ from cluster.execution.trainer import connected, launch, resolve_storage
 from cluster.storage.s3 import is_uri
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
-from pipelines.data import DatasetInfo, prepare
 from pipelines.data.config import prepared_path
+from pipelines.data.format.metadata import DatasetInfo
+from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.report import (
     check_budgets,
     check_classes,

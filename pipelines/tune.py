@@ -20,8 +20,8 @@ from cluster.errors import RunError
 from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
-from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_path
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.run import (
     Run,
     configure_logging,

@@ -16,8 +16,9 @@ from torch import nn
 
 from cluster.execution.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
 from cluster.storage.download import Cache
-from pipelines.data import Split, open_batches, staged_data
-from pipelines.data.config import SPLITS
+from pipelines.data.config import SPLITS, Split
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.staging import staged_data
 from pipelines.run import Run, configure_logging
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs

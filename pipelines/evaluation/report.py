@@ -24,7 +24,8 @@ from torch import Tensor
 import ranet
 from cluster.config import in_submitted_job
 from cluster.tracking import registry
-from pipelines.data import DatasetInfo, open_batches
+from pipelines.data.format.metadata import DatasetInfo
+from pipelines.data.loading.loader import open_batches
 from pipelines.run import Run
 from ranet.evaluation.exit_outputs import (
     ExitOutputs,

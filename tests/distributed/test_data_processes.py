@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data import prepare, verify
 from pipelines.data.format.beton import open_beton
+from pipelines.data.format.metadata import verify
+from pipelines.data.preparation.prepare import prepare
 from tests.support.image_files import batches_of, folder_config, image_folder, with_settings
 from tests.support.paths import PROJECT
 
@@ -41,7 +42,7 @@ def test_files_of_killed_writer_are_rejected_and_written_again(config):
     process = start(
         """
         import sys, time
-        from pipelines.data import prepare
+        from pipelines.data.preparation.prepare import prepare
         from pipelines.data.sources.base import FileImages
         from tests.support.image_files import folder_config
         from pathlib import Path
@@ -79,7 +80,7 @@ def test_files_of_killed_writer_are_rejected_and_written_again(config):
 def test_two_processes_prepare_the_same_files_in_parallel(config):
     script = """
         import sys
-        from pipelines.data import prepare
+        from pipelines.data.preparation.prepare import prepare
         from tests.support.image_files import folder_config
         from pathlib import Path
 

@@ -19,10 +19,11 @@ from ray.job_submission import JobStatus
 from cluster.config import ClusterConfig
 from cluster.storage.download import Cache
 from cluster.storage.s3 import ObjectStore
-from pipelines.data import DataConfig, prepare, staged_data
-from pipelines.data.config import AugmentConfig
+from pipelines.data.config import AugmentConfig, DataConfig
 from pipelines.data.format.beton import open_beton
 from pipelines.data.format.metadata import read_metadata
+from pipelines.data.loading.staging import staged_data
+from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import preflight
 from pipelines.run import Run
 from tests.support.image_files import batches_of, folder_config, image_folder, read_epoch

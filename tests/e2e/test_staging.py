@@ -22,7 +22,7 @@ import requests
 from cluster.local.cluster import free_ports
 from cluster.storage.download import PART_BYTES, Cache, RemoteFile, staged
 from cluster.storage.s3 import ObjectStore
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from tests.support.image_files import folder_config, image_folder
 from tests.support.s3 import ADMIN, Line, S3Server, User, s3_server
 

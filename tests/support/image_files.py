@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.data import DataConfig, Split, open_batches
+from pipelines.data.config import DataConfig, Split
+from pipelines.data.loading.loader import open_batches
 
 
 def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:

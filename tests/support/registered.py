@@ -8,7 +8,8 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.config import RegistryConfig
-from pipelines.data import DataConfig, DatasetInfo
+from pipelines.data.config import DataConfig
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.evaluation.report import (
     Evaluation,
     RegisteredVersion,

@@ -14,20 +14,11 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.data.config import DataConfig
-from pipelines.data.format.encoding import FIELDS, METADATA_TYPE, PAGE_BYTES, Sample, encode
-from pipelines.data.format.ffcv_internals import (
-    ALLOC_TABLE_TYPE,
-    CURRENT_VERSION,
-    TYPE_ID_HANDLER,
-    FieldDescType,
-    HeaderType,
-    Reader,
-)
+from pipelines.data.format.encoding import PAGE_BYTES, Sample, encode
+from pipelines.data.format.ffcv_internals import file_format, read_tables
 from pipelines.data.progress import Progress
 from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
-
-METADATA_START = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
 
 
 @dataclass(frozen=True)
@@ -104,10 +95,11 @@ def write_samples(
         UnreadableImageError: an image is unreadable and `skip_unreadable` is not set.
         OSError: the file cannot be written.
     """
-    metadata = np.zeros(total, METADATA_TYPE)
+    layout = file_format()
+    metadata = np.zeros(total, layout.metadata)
     allocations: list[tuple[int, int, int]] = []
     skipped: list[str] = []
-    position = _page_up(METADATA_START + metadata.nbytes)
+    position = _page_up(layout.metadata_start + metadata.nbytes)
     with path.open("wb") as file:
         file.seek(position)
         for sample in samples:
@@ -129,7 +121,7 @@ def write_samples(
             raise ValueError(f"{path}: none of the {total} images can be read; check the source")
         position = _page_up(position)
         file.seek(position)
-        file.write(np.array(allocations, ALLOC_TABLE_TYPE).tobytes())
+        file.write(np.array(allocations, layout.allocation).tobytes())
         _write_head(file, metadata, len(allocations), position)
         file.flush()
         os.fsync(file.fileno())
@@ -152,18 +144,19 @@ def _page_up(position: int) -> int:
 
 def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_start: int) -> None:
     """Write the metadata, then the header; a file without a header is unfinished."""
-    header = np.zeros(1, HeaderType)
-    header["version"] = CURRENT_VERSION
-    header["num_fields"] = len(FIELDS)
+    layout = file_format()
+    header = np.zeros(1, layout.header)
+    header["version"] = layout.version
+    header["num_fields"] = len(layout.fields)
     header["page_size"] = PAGE_BYTES
     header["num_samples"] = num_samples
     header["alloc_table_ptr"] = table_start
-    type_ids = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
-    descriptors = np.zeros(len(FIELDS), FieldDescType)
-    for descriptor, (name, field) in zip(descriptors, FIELDS, strict=True):
+    type_ids = {handler: type_id for type_id, handler in layout.type_ids.items()}
+    descriptors = np.zeros(len(layout.fields), layout.field_descriptor)
+    for descriptor, (name, field) in zip(descriptors, layout.fields, strict=True):
         descriptor["type_id"] = type_ids[field]
         descriptor["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
-    file.seek(HeaderType.itemsize)
+    file.seek(layout.header.itemsize)
     file.write(descriptors.tobytes())
     file.write(metadata.tobytes())
     file.flush()
@@ -180,37 +173,40 @@ def open_beton(path: Path) -> Beton:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run pipelines/prepare_data.py")
+    layout = file_format()
     size = path.stat().st_size
-    if size < METADATA_START:
+    if size < layout.metadata_start:
         raise ValueError(f"{path} is not an FFCV file: {size} bytes are too few; prepare it again")
-    header = np.fromfile(path, HeaderType, count=1)[0]
+    header = np.fromfile(path, layout.header, count=1)[0]
     page = int(header["page_size"])
     # The header is written last, so a file of a killed writer begins with zeros.
     if not any(header.tobytes()) or (
-        header["version"] == CURRENT_VERSION and header["alloc_table_ptr"] == 0
+        header["version"] == layout.version and header["alloc_table_ptr"] == 0
     ):
         raise ValueError(f"{path} is unfinished: its writer was stopped; prepare it again")
-    if header["version"] != CURRENT_VERSION or page < 1 or page & (page - 1):
+    if header["version"] != layout.version or page < 1 or page & (page - 1):
         raise ValueError(
-            f"{path} is not an FFCV file of version {CURRENT_VERSION}; prepare it again"
+            f"{path} is not an FFCV file of version {layout.version}; prepare it again"
         )
-    if header["num_fields"] != len(FIELDS):
+    if header["num_fields"] != len(layout.fields):
         raise ValueError(_wrong_fields(path, f"it has {header['num_fields']}"))
-    descriptors = np.fromfile(path, FieldDescType, count=len(FIELDS), offset=HeaderType.itemsize)
+    descriptors = np.fromfile(
+        path, layout.field_descriptor, count=len(layout.fields), offset=layout.header.itemsize
+    )
     found = [
         (bytes(entry["name"]).rstrip(b"\0").decode("ascii", "replace"), int(entry["type_id"]))
         for entry in descriptors
     ]
-    handlers = [(name, TYPE_ID_HANDLER.get(type_id)) for name, type_id in found]
-    if handlers != list(FIELDS):
+    handlers = [(name, layout.type_ids.get(type_id)) for name, type_id in found]
+    if handlers != list(layout.fields):
         named = ", ".join(
             f"{name} ({getattr(handler, '__name__', 'unknown')})" for name, handler in handlers
         )
         raise ValueError(_wrong_fields(path, f"it has {named}"))
     num_samples, table_start = int(header["num_samples"]), int(header["alloc_table_ptr"])
     needed = max(
-        METADATA_START + num_samples * METADATA_TYPE.itemsize,
-        table_start + num_samples * ALLOC_TABLE_TYPE.itemsize,
+        layout.metadata_start + num_samples * layout.metadata.itemsize,
+        table_start + num_samples * layout.allocation.itemsize,
     )
     if size < needed:
         raise ValueError(
@@ -222,10 +218,10 @@ def open_beton(path: Path) -> Beton:
 
 def _read_tables(path: Path, num_samples: int, table_start: int) -> Beton:
     """Read where each image is, after checking that the file's tables agree."""
-    reader = Reader(path)
-    image = reader.metadata["f0"]
-    order = np.argsort(reader.alloc_table["ptr"])
-    starts, lengths = (reader.alloc_table[name][order] for name in ("ptr", "size"))
+    metadata, allocations = read_tables(path)
+    image = metadata["f0"]
+    order = np.argsort(allocations["ptr"])
+    starts, lengths = (allocations[name][order] for name in ("ptr", "size"))
     rows = np.searchsorted(starts, image["data_ptr"])
     table = np.empty((num_samples, 5), np.int64)
     table[:, 0] = image["data_ptr"]
@@ -243,10 +239,10 @@ def _read_tables(path: Path, num_samples: int, table_start: int) -> Beton:
         raise ValueError(
             f"{path} is damaged: its tables are inconsistent; copy or prepare it again"
         )
-    labels = reader.metadata["f1"].astype(np.int64)
+    labels = metadata["f1"].astype(np.int64)
     return Beton(path, table, labels, np.memmap(path, np.uint8, mode="r"))
 
 
 def _wrong_fields(path: Path, found: str) -> str:
-    wanted = ", ".join(f"{name} ({field.__name__})" for name, field in FIELDS)
+    wanted = ", ".join(f"{name} ({field.__name__})" for name, field in file_format().fields)
     return f"{path} must have the fields {wanted}, but {found}; prepare it again"

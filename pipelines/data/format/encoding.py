@@ -4,18 +4,20 @@ from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.data.config import DataConfig
-from pipelines.data.format.ffcv_internals import IntField, RGBImageField, get_metadata_type
+from pipelines.data.format.ffcv_internals import file_format, image_field
 from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
 
+if TYPE_CHECKING:
+    from ffcv.fields import RGBImageField
+
 PAGE_BYTES = 1 << 23
 """No sample crosses a page boundary, so that FFCV can cache the file page by page."""
-FIELDS = (("image", RGBImageField), ("label", IntField))
-METADATA_TYPE = get_metadata_type([RGBImageField(), IntField()])
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Sample:
     """Encoded image, ready to be written."""
 
     record: np.ndarray
-    """FFCV's metadata, of METADATA_TYPE; the offset in the file is not set yet."""
+    """FFCV's metadata, of type `FileFormat.metadata`; the offset in the file is not set yet."""
     data: np.ndarray
     """Encoded bytes (bytes,), uint8."""
 
@@ -39,9 +41,9 @@ def encode(
         ValueError: an image is larger than a page.
         OSError: an image cannot be read.
     """
-    field = RGBImageField(
-        write_mode="jpg" if config.image_format == "jpeg" else "raw",
-        max_resolution=config.max_side or None,  # pyright: ignore[reportArgumentType]
+    field = image_field(
+        is_jpeg=config.image_format == "jpeg",
+        max_side=config.max_side,
         jpeg_quality=config.jpeg_quality,
     )
     labels = images.labels
@@ -61,9 +63,9 @@ def encode(
 
 
 def _encode(
-    images: Images, index: int, label: int, field: RGBImageField, config: DataConfig
+    images: Images, index: int, label: int, field: "RGBImageField", config: DataConfig
 ) -> Sample | UnreadableImageError:
-    record = np.zeros(1, METADATA_TYPE)
+    record = np.zeros(1, file_format().metadata)
     record["f1"] = label
     buffers: list[np.ndarray] = []
 

@@ -4,7 +4,6 @@ The crop boxes are inputs, so the loop needs no random numbers. numba compiles t
 second and caches it on disk.
 """
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 
@@ -12,7 +11,7 @@ import numpy as np
 from llvmlite import binding
 from numba import njit, types
 
-from pipelines.data.format.ffcv_internals import LIBRARY_FILE
+from pipelines.data.format.ffcv_internals import c_function_addresses
 
 # numba can cache a compiled function on disk only if it calls C functions by name.
 _RESIZE = types.ExternalFunction("ranet_ffcv_resize", types.int32(*[types.int64] * 11))
@@ -34,9 +33,7 @@ _IMDECODE = types.ExternalFunction(
 @cache
 def batch_decoder() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]:
     """Return `_decode_batch`, compiled to run without the GIL."""
-    library = ctypes.CDLL(LIBRARY_FILE)
-    for name in ("resize", "imdecode"):
-        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    for name, address in c_function_addresses().items():
         binding.add_symbol(f"ranet_ffcv_{name}", address)
     return njit(nogil=True, cache=True)(_decode_batch)
 

@@ -109,7 +109,8 @@ class PreparationJob:
         images = split_source(source, self.config)
         # All shards come first, so that all CPUs are busy until the last split is encoded.
         shards = self._shard_folder(source)
-        tasks = self._encode_shards(shards, {split: images[split] for split in missing})
+        missing_images: dict[Split, Images] = {split: images[split] for split in missing}
+        tasks = self._encode_shards(shards, missing_images)
         with self.destination.working_folder() as folder:
             for split in missing:
                 path = split_path(folder, split)
@@ -143,7 +144,7 @@ class PreparationJob:
         if self.parallel_map is None:
             return {}
         prefix = f"{self.destination.location}/{folder}"
-        by_split = {
+        by_split: dict[Split, list[ShardTask]] = {
             split: shard_tasks(f"{prefix}/{split}", images[split], self.config) for split in images
         }
         tasks = [task for split_tasks in by_split.values() for task in split_tasks]

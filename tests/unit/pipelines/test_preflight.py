@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run, parse_settings
 from pipelines.train import track

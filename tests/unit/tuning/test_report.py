@@ -8,7 +8,7 @@ import pytest
 import yaml
 from matplotlib.text import Annotation
 
-from pipelines.data import DatasetInfo
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.data.sources.class_index import read_class_index
 from pipelines.tune import classes_in
 from tuning.plots import importances, plot_front, plot_parallel

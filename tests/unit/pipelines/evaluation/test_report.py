@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from cluster.errors import TrackingError
-from pipelines.data import open_batches, prepare
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.report import (
     Evaluation,
     budget_grid,

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ffcv.loader import Loader
 
 from pipelines.data.format.beton import open_beton, write_beton
 from pipelines.data.preparation.prepare import prepare
@@ -35,7 +34,9 @@ def test_samples_on_many_pages_are_all_read_back(tmp_path, config):
 
 
 def test_ffcv_loader_reads_prepared_file(config):
-    prepare(config, 32)
+    prepare(config, 32)  # also loads FFCV, as its import must not come first
+    from ffcv.loader import Loader
+
     path = Path(config.prepared_dir) / "test.beton"
     loader = Loader(str(path), batch_size=3, num_workers=1, os_cache=False, drop_last=False)
     ours = read_epoch(batches_of(config, "test"))
