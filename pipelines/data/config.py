@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from cluster.storage.s3 import check_uri, is_uri
+from ranet.checks import check_choices, check_range
 
 Split: TypeAlias = Literal["train", "val", "test"]
 """train: fits the weights; val: held out of the training images, decides every choice; test: final
@@ -27,10 +28,7 @@ class AugmentConfig:
     """Mirror training images horizontally with probability 0.5."""
 
     def __post_init__(self) -> None:
-        if self.crop not in ("none", "pad4", "random_resized"):
-            raise ValueError(
-                f"data.augment.crop must be one of none, pad4, random_resized, got {self.crop!r}"
-            )
+        check_choices(self, "data.augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,16 +82,15 @@ class DataConfig:
     """Decoding threads per worker; 0: one per CPU that the process may use."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("source", ("digits", "cifar10", "cifar100", "imagefolder", "parquet")),
-            ("loader", ("ffcv", "memory")),
-            ("shuffle", ("full", "blocks")),
-            ("image_format", ("raw", "jpeg")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"data.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}"
-                )
+        check_choices(self, "data")
+        check_range(
+            self,
+            "data",
+            split_seed=(0, None),
+            max_side=(0, None),
+            jpeg_quality=(1, 100),
+            decode_threads=(0, None),
+        )
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
@@ -106,11 +103,6 @@ class DataConfig:
                 f"data.validation_share must be above 0 and below 1, got {self.validation_share}: "
                 "checkpoints and thresholds are chosen on held-out images"
             )
-        for name in ("split_seed", "max_side", "decode_threads"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"data.{name} must be 0 or more, got {getattr(self, name)}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"data.jpeg_quality must be 1 to 100, got {self.jpeg_quality}")
         if "://" in self.prepared_dir:
             check_uri("data.prepared_dir", self.prepared_dir)
         if "://" in self.source_dir:

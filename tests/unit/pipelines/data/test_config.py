@@ -18,7 +18,7 @@ from tests.support.image_files import with_settings
         ({"std": (0.5, 0.5, 0.0)}, "data.std must be above 0"),
         ({"validation_share": 0.0}, "chosen on held-out images"),
         ({"max_side": -1}, "data.max_side must be 0 or more"),
-        ({"jpeg_quality": 0}, "data.jpeg_quality must be 1 to 100"),
+        ({"jpeg_quality": 0}, "data.jpeg_quality must be from 1 to 100"),
         ({"source": "parquet"}, "data.source_dir must name the folder"),
     ],
 )
