@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.data import open_batches
+from pipelines.data.loading.loader import open_batches
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize

@@ -47,13 +47,15 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.network import describe_machine
-from pipelines.data import DataConfig, open_batches, prepare
-from pipelines.data.config import AugmentConfig
+from pipelines.data.config import AugmentConfig, DataConfig
 from pipelines.data.format.beton import Beton, open_beton, write_beton
 from pipelines.data.loading.in_memory import MemoryBatches
+from pipelines.data.loading.loader import open_batches
 from pipelines.data.loading.sampling import EpochSampler
 from pipelines.data.loading.streaming import StreamingBatches
-from pipelines.data.sources.factory import FileImages, Images, open_source
+from pipelines.data.preparation.prepare import prepare
+from pipelines.data.sources.base import FileImages, Images
+from pipelines.data.sources.factory import open_source
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize

@@ -34,7 +34,7 @@ import psutil
 from mlflow.entities import Metric
 
 from benchmarks.network import describe_machine
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, read_run
 from tests.support.training import PROJECT, TrainState, client, runs, training
 

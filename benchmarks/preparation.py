@@ -21,8 +21,8 @@ import ray
 from benchmarks.network import describe_machine
 from cluster.config import ClusterConfig
 from cluster.execution.parallel_map import parallel_map
-from pipelines.data import prepare
 from pipelines.data.format.beton import open_beton
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 
 
@@ -72,7 +72,7 @@ def measure(images: Path, settings: Sequence[str], cpus: int) -> tuple[float, fl
             begun.append(time.perf_counter())
             yield from parallel_map(ClusterConfig(), function, items)
 
-        info = prepare(run.data, run.model.image_size, spread=spread)
+        info = prepare(run.data, run.model.image_size, parallel_map=spread)
         seconds = time.perf_counter() - begun[0]
         ray.shutdown()
         count = sum(info.num_samples.values())

@@ -26,7 +26,9 @@ from torch import nn
 
 from benchmarks.hypervolume import hypervolume
 from cluster.cli import parse_settings
-from pipelines.data import Split, open_batches, prepare
+from pipelines.data.config import Split
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.data import Split, open_batches, prepare
+from pipelines.data.config import Split
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize

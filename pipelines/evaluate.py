@@ -17,7 +17,7 @@ from cluster.execution.trainer import connected, launch
 from cluster.storage.checkpoints import load_checkpoint
 from cluster.storage.filesystem import resolve_storage
 from cluster.tracking import client, registry
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables

@@ -27,7 +27,8 @@ from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri
 from cluster.tracking import client, runs
 from cluster.tracking.record import TrackedRun
-from pipelines.data import DatasetInfo, prepare
+from pipelines.data.format.metadata import DatasetInfo
+from pipelines.data.preparation.prepare import prepare
 from pipelines.data.preflight import check_classes
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.examples import save_examples

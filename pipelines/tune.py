@@ -21,7 +21,7 @@ from cluster.execution.trainer import check_capacity, connected, wants_gpu
 from cluster.tracking import client, runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
-from pipelines.data import DatasetInfo
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.run import EvaluationConfig, Run, identity
 from pipelines.start import resolve
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config

@@ -1,4 +1,4 @@
-"""Which images are held out."""
+"""Choice of held-out images."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,12 @@ import numpy as np
 def hold_out(
     labels: np.ndarray, share: float, seed: int, class_names: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split the images of every class by the same share, at least one on either side.
+    """Hold out the same share of every class, at least one image.
+
+    At least one image of every class is kept as well.
 
     Returns:
-        Sorted indices of the images kept and of those held out.
+        Sorted indices of the kept images and of the held-out images.
 
     Raises:
         ValueError: a class has fewer than two images.
@@ -19,12 +21,12 @@ def hold_out(
     held = []
     for label, name in enumerate(class_names):
         members = np.flatnonzero(labels == label)
-        if not len(members):  # a class of data.class_index of which there are no images here
+        if not len(members):  # a class of data.class_index without images in this source
             continue
         if len(members) < 2:
             raise ValueError(
                 f"class {name!r} has {len(members)} training images, but holding out validation "
-                "images needs 2 or more: add images or leave the class out"
+                "images needs 2 or more: add images or remove the class"
             )
         count = min(max(round(share * len(members)), 1), len(members) - 1)
         held.append(np.random.default_rng((seed, label)).permutation(members)[:count])

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from pipelines.data import open_batches
+from pipelines.data.loading.loader import open_batches
 from pipelines.run import Run
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ranet
 from cluster.tracking import registry
-from pipelines.data import DatasetInfo
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.evaluation.budgets import Evaluation
 from pipelines.run import Run
 

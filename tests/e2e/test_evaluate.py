@@ -12,7 +12,8 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
-from pipelines.data import open_batches, prepare
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.model_packaging.package import register_model
 from pipelines.run import config_text
 from ranet.evaluation.exit_outputs import anytime_accuracy, collect_exit_outputs

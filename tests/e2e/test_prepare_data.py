@@ -1,4 +1,4 @@
-"""The script that prepares images, as a person calls it: over a Ray cluster, from and to S3."""
+"""Preparation script on a Ray cluster, from and to S3."""
 
 import hashlib
 import json
@@ -19,10 +19,11 @@ from ray.job_submission import JobStatus
 from cluster.config import ClusterConfig
 from cluster.storage.cache import Cache
 from cluster.storage.s3 import ObjectStore
-from pipelines.data import DataConfig, prepare, staged_data
-from pipelines.data.config import AugmentConfig
+from pipelines.data.config import AugmentConfig, DataConfig
 from pipelines.data.format.beton import open_beton
 from pipelines.data.format.metadata import read_metadata
+from pipelines.data.loading.staging import staged_data
+from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import preflight
 from pipelines.run import Run
 from tests.support.image_files import batches_of, folder_config, image_folder, read_epoch
@@ -56,7 +57,7 @@ def checksums(folder: Path) -> dict[str, str]:
     }
 
 
-def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp_path, ray_folder):
+def test_script_lists_skipped_images_and_verifies_existing_files(tmp_path, ray_folder):
     root = image_folder(tmp_path / "tree")
     (root / "val" / "cat" / "bad.jpg").write_bytes(b"")
     folder = tmp_path / "prepared"
@@ -74,7 +75,7 @@ def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp
 
 
 @pytest.mark.timeout(400)
-def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_run(
+def test_preparation_after_killed_driver_and_lost_host_equals_uninterrupted_one(
     cluster, tmp_path, ray_folder, shared_data
 ):
     with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:
@@ -93,8 +94,9 @@ def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_
     arguments = (
         *(
             f"--data.{name}={getattr(config, name)}"
-            for name in ("root", "class_index", "storage", "stored_size", "crop")
+            for name in ("source_dir", "class_index", "image_format", "max_side")
         ),
+        f"--data.augment.crop={config.augment.crop}",
         f"--data.prepared_dir={folder}",
     )
     process = start(ray_folder, *arguments)
@@ -116,16 +118,16 @@ def test_a_killed_driver_and_then_a_lost_host_end_with_the_bytes_of_an_unbroken_
     assert job.wait() is JobStatus.SUCCEEDED, job.output()
     assert checksums(folder) == checksums(tmp_path / "unbroken")
     assert not list(folder.glob("shards-*"))
-    sidecar = read_metadata(folder / "test.beton")
-    assert len(sidecar.class_names) == 1000
-    assert sidecar.samples_per_class[0] == 200
-    assert np.count_nonzero(sidecar.samples_per_class) == 10
+    metadata = read_metadata(folder / "test.beton")
+    assert len(metadata.class_names) == 1000
+    assert metadata.samples_per_class[0] == 200
+    assert np.count_nonzero(metadata.samples_per_class) == 10
 
 
-def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
+def test_images_of_100_of_1000_classes_are_prepared_from_s3_to_s3(
     tmp_path, shared_data, s3, bucket, ray_folder
 ):
-    """One of every tenth class, twice in train as validation needs one of each."""
+    """Use every tenth class, with two training images since validation needs one."""
     tree = f"s3://{bucket}/imagenet"
     count = 0
     with (
@@ -136,8 +138,8 @@ def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
             file = archive.extractfile(member)
             assert file is not None
             content, name = file.read(), member.name.split("/")[1]
-            for place in (f"train/{name}/1.JPEG", f"train/{name}/2.JPEG", f"val/{name}/1.JPEG"):
-                store.write(f"{tree}/{place}", content)
+            for path in (f"train/{name}/1.JPEG", f"train/{name}/2.JPEG", f"val/{name}/1.JPEG"):
+                store.write(f"{tree}/{path}", content)
             count += 1
     folder = f"s3://{bucket}/prepared"
     arguments = (
@@ -162,8 +164,8 @@ def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
         images, labels = read_epoch(batches_of(here, "test", image_size=64, batch_size=50))
         assert images.shape == (count, 3, 64, 64)
         assert labels.tolist() == list(range(0, 1000, 10))
-        sidecar = json.loads((Path(here.prepared_dir) / "train.beton.json").read_text())
-        assert sidecar["samples_per_class"][:11] == [1, *[0] * 9, 1]
+        metadata = json.loads((Path(here.prepared_dir) / "train.beton.json").read_text())
+        assert metadata["samples_per_class"][:11] == [1, *[0] * 9, 1]
         assert len(open_beton(Path(here.prepared_dir) / "val.beton")) == count
     with ObjectStore() as store:
         store.delete(f"{folder}/val.beton.json")
@@ -172,31 +174,29 @@ def test_photographs_of_100_of_a_thousand_classes_are_prepared_from_s3_to_s3(
         assert store.read(f"{folder}/train.beton.json").etag == kept.etag
 
 
-def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_refused(
-    bucket, tmp_path
-):
+def test_two_drivers_write_same_files_to_s3_and_other_settings_raise_error(bucket, tmp_path):
     root = image_folder(tmp_path / "tree")
     config = folder_config(root, prepared_dir=f"s3://{bucket}/prepared")
-    alone = folder_config(root, prepared_dir=str(tmp_path / "alone"))
+    local = folder_config(root, prepared_dir=str(tmp_path / "local"))
     encoded, overtaken = Event(), Event()
 
-    def spread(function, items):
+    def serial_map(function, items):
         yield from enumerate(map(function, items))
 
-    def spread_and_wait(function, items):
-        yield from spread(function, items)
+    def map_and_wait(function, items):
+        yield from serial_map(function, items)
         encoded.set()
         assert overtaken.wait(60)
 
     with ThreadPoolExecutor() as pool:
-        slow = pool.submit(prepare, config, 32, spread=spread_and_wait)
+        slow = pool.submit(prepare, config, 32, parallel_map=map_and_wait)
         assert encoded.wait(60)
-        with pytest.raises(ValueError, match=r"another process writes there now.*stored_size"):
-            prepare(replace(config, max_side=16), 32, spread=spread)
-        info = prepare(config, 32, spread=spread)
+        with pytest.raises(ValueError, match=r"another process writes there now.*max_side"):
+            prepare(replace(config, max_side=16), 32, parallel_map=serial_map)
+        info = prepare(config, 32, parallel_map=serial_map)
         overtaken.set()  # its shards are gone
         assert slow.result() == info
-    assert prepare(alone, 32).sha256 == info.sha256
+    assert prepare(local, 32).sha256 == info.sha256
     with ObjectStore() as store:
         names = list(store.names(config.prepared_dir))
     assert names == [
@@ -204,9 +204,7 @@ def test_two_drivers_at_one_folder_in_s3_write_the_same_and_other_settings_are_r
     ]
 
 
-def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(
-    bucket, tmp_path, monkeypatch
-):
+def test_unwritable_s3_prepared_dir_raises_error_before_preparation(bucket, tmp_path, monkeypatch):
     config = folder_config(
         image_folder(tmp_path / "tree"), prepared_dir="s3://no-such-bucket/prepared"
     )
@@ -215,12 +213,12 @@ def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = Run(data=config, cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")))
-    told = preflight(run)
-    assert told.lacks == [
+    report = preflight(run)
+    assert report.lacks == [
         "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
         "create it, or correct the URI"
     ]
-    told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
-    assert told.starts, told
+    report = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
+    assert report.starts, report
     with ObjectStore() as store:
         assert not list(store.names(f"s3://{bucket}/prepared"))

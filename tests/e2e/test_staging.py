@@ -23,7 +23,7 @@ from cluster.local.network import free_ports
 from cluster.storage.cache import Cache, staged
 from cluster.storage.download import PART_BYTES, RemoteFile
 from cluster.storage.s3 import ObjectStore
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from tests.support.image_files import folder_config, image_folder
 from tests.support.s3 import ADMIN, Line, S3Server, User, s3_server
 

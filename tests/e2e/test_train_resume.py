@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 
-from pipelines.data import open_batches, prepare
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.storage.s3 import ObjectStore
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from tests.support.planted_secrets import files, findings, objects
 from tests.support.training import client, runs, training

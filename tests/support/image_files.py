@@ -1,4 +1,4 @@
-"""Image files and prepared data sets that tests of the data share."""
+"""Image files and prepared data sets shared by tests."""
 
 import io
 from dataclasses import replace
@@ -8,24 +8,25 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.data import DataConfig, Split, open_batches
+from pipelines.data.config import DataConfig, Split
+from pipelines.data.loading.loader import open_batches
 
 
 def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
-    """A smooth random picture (height, width, 3)."""
+    """Return a smooth random image (height, width, 3)."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def encoded(image: np.ndarray | Image.Image, form: str = "PNG") -> bytes:
-    """An image file's bytes."""
+    """Encode an image as a file."""
     file = io.BytesIO()
     (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, form)
     return file.getvalue()
 
 
 def image_folder(root: Path, classes=("cat", "dog"), train=6, val=2, size=32) -> Path:
-    """An ImageNet-like tree of PNG files."""
+    """Write an ImageNet-like tree of PNG files."""
     for part, count in (("train", train), ("val", val)):
         for label, name in enumerate(classes):
             folder = root / part / name
@@ -37,7 +38,7 @@ def image_folder(root: Path, classes=("cat", "dog"), train=6, val=2, size=32) ->
 
 
 def folder_config(root: Path, **settings) -> DataConfig:
-    """Settings for `image_folder`'s tree, prepared beside it."""
+    """Return settings for `image_folder`'s tree, prepared in its parent folder."""
     settings = {
         "prepared_dir": str(root.with_name("prepared")),
         "validation_share": 0.34,
@@ -46,7 +47,7 @@ def folder_config(root: Path, **settings) -> DataConfig:
 
 
 def batches_of(config: DataConfig, split: Split = "train", **arguments):
-    """Open batches; the arguments' defaults are one worker on a CPU."""
+    """Open batches, by default of one worker on a CPU."""
     settings = {
         "image_size": 32,
         "batch_size": 4,
@@ -59,13 +60,32 @@ def batches_of(config: DataConfig, split: Split = "train", **arguments):
 
 
 def read_epoch(batches, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images and labels of an epoch, in reading order."""
+    """Read all images and labels of an epoch, in order."""
     with batches.epoch(epoch) as iterator:
         pairs = [(images.clone(), labels) for images, labels in iterator]
     return torch.cat([images for images, _ in pairs]), torch.cat([labels for _, labels in pairs])
 
 
 def with_settings(config: DataConfig, **settings) -> DataConfig:
-    """Replace settings of a data config; crop and flip are those of `data.augment`."""
+    """Replace settings of a data config; crop and flip belong to `data.augment`."""
     augment = {name: settings.pop(name) for name in ("crop", "flip") if name in settings}
     return replace(config, augment=replace(config.augment, **augment), **settings)
+
+
+def one_after_the_other(function, items):
+    for number, item in enumerate(items):
+        yield number, function(item)
+
+
+def stopped_after(count):
+    def parallel_map(function, items):
+        yield from one_after_the_other(function, items[:count])
+        raise KeyboardInterrupt
+
+    return parallel_map
+
+
+def prepared_bytes(config: DataConfig) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in sorted(Path(config.prepared_dir).glob("*.beton*"))
+    }

@@ -8,7 +8,8 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.config import RegistryConfig
-from pipelines.data import DataConfig, DatasetInfo
+from pipelines.data.config import DataConfig
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.evaluation.budgets import Evaluation, evaluate_outputs
 from pipelines.model_packaging.package import RegisteredVersion, register_model
 from pipelines.run import EvaluationConfig, Run

@@ -1,7 +1,7 @@
-"""FFCV's file format (.beton), written and opened by ourselves.
+"""Writer and reader of FFCV's file format (.beton).
 
-The layout and the encoding are FFCV's own, so its `Loader` reads our files too. Its
-`DatasetWriter` waits for ever when one of its processes fails; see docs/decisions/003-data.md.
+FFCV's own `Loader` can read the files too. FFCV's `DatasetWriter` is not used because it hangs when
+one of its processes fails; see docs/decisions/003-data.md.
 """
 
 import os
@@ -13,49 +13,40 @@ from typing import BinaryIO
 
 import numpy as np
 
-from cluster.progress import Progress
 from pipelines.data.config import DataConfig
-from pipelines.data.format.encoding import FIELDS, METADATA_TYPE, PAGE_BYTES, Sample, encode
-from pipelines.data.format.ffcv_internals import (
-    ALLOC_TABLE_TYPE,
-    CURRENT_VERSION,
-    TYPE_ID_HANDLER,
-    FieldDescType,
-    HeaderType,
-    Reader,
-)
-from pipelines.data.sources.factory import Images
+from pipelines.data.format.encoding import PAGE_BYTES, Sample, encode
+from pipelines.data.format.ffcv_internals import file_format, read_tables
+from pipelines.data.progress import Progress
+from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
-
-METADATA_START = HeaderType.itemsize + len(FIELDS) * FieldDescType.itemsize
 
 
 @dataclass(frozen=True)
 class Written:
-    """What went into a file."""
+    """Content of a file that was written."""
 
     labels: np.ndarray
     """Class of every image (images,), int64."""
     sizes: np.ndarray
     """Stored height and width of every image (images, 2)."""
     skipped: tuple[str, ...]
-    """What is wrong with each unreadable image that was left out."""
+    """Error message of each unreadable image that was skipped."""
 
 
 @dataclass(frozen=True)
 class Beton:
-    """An open file: where each image lies and what it shows."""
+    """Open file: location, size and label of every image."""
 
     path: Path
     table: np.ndarray
-    """Start and length in bytes, height, width, is JPEG (0 or 1): (images, 5), int64."""
+    """Offset and length in bytes, height, width, is JPEG (0 or 1): (images, 5), int64."""
     labels: np.ndarray
     """Class of every image (images,), int64."""
     data: np.ndarray
-    """The file's bytes, mapped into memory."""
+    """Memory-mapped bytes of the file."""
 
     def __len__(self) -> int:
-        """Images in the file."""
+        """Return the number of images."""
         return len(self.labels)
 
     @property
@@ -67,7 +58,7 @@ class Beton:
 def write_beton(
     path: Path, images: Images, config: DataConfig, *, skip_unreadable: bool = False
 ) -> Written:
-    """Write images in their order; several threads encode, this one writes.
+    """Encode images in several threads and write them in order.
 
     Raises:
         UnreadableImageError: an image cannot be decoded and `skip_unreadable` is not set.
@@ -90,24 +81,25 @@ def write_samples(
     *,
     skip_unreadable: bool = False,
 ) -> Written:
-    """Write encoded images in their order.
+    """Write encoded images in order.
 
-    The bytes depend on the samples alone, not on who encoded them or in how many pieces.
+    The bytes depend only on the samples, not on the processes or shards that encoded them.
 
     Args:
         path: the file.
-        total: how many samples there will be, unreadable ones included.
-        samples: what to write.
-        skip_unreadable: leave out unreadable images instead of raising the first.
+        total: number of samples, including unreadable ones.
+        samples: encoded images, or the errors of unreadable ones.
+        skip_unreadable: skip unreadable images instead of raising the first error.
 
     Raises:
         UnreadableImageError: an image is unreadable and `skip_unreadable` is not set.
         OSError: the file cannot be written.
     """
-    metadata = np.zeros(total, METADATA_TYPE)
+    layout = file_format()
+    metadata = np.zeros(total, layout.metadata)
     allocations: list[tuple[int, int, int]] = []
     skipped: list[str] = []
-    position = _page_up(METADATA_START + metadata.nbytes)
+    position = _page_up(layout.metadata_start + metadata.nbytes)
     with path.open("wb") as file:
         file.seek(position)
         for sample in samples:
@@ -126,10 +118,10 @@ def write_samples(
             allocations.append((number, position, length))
             position += file.write(sample.data.data)
         if not allocations:
-            raise ValueError(f"{path}: not one of {total} images can be read")
+            raise ValueError(f"{path}: none of the {total} images can be read; check the source")
         position = _page_up(position)
         file.seek(position)
-        file.write(np.array(allocations, ALLOC_TABLE_TYPE).tobytes())
+        file.write(np.array(allocations, layout.allocation).tobytes())
         _write_head(file, metadata, len(allocations), position)
         file.flush()
         os.fsync(file.fileno())
@@ -139,9 +131,9 @@ def write_samples(
 
 
 def with_advice(error: UnreadableImageError) -> UnreadableImageError:
-    """The same error, with what can be done."""
+    """Add the possible remedies to an error's message."""
     return UnreadableImageError(
-        f"{error}; repair or remove it, or leave out all such images with "
+        f"{error}; repair or remove it, or skip all unreadable images with "
         "pipelines/prepare_data.py --skip-unreadable"
     )
 
@@ -151,19 +143,20 @@ def _page_up(position: int) -> int:
 
 
 def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_start: int) -> None:
-    """Write the header last: a file without it is recognised as unfinished."""
-    header = np.zeros(1, HeaderType)
-    header["version"] = CURRENT_VERSION
-    header["num_fields"] = len(FIELDS)
+    """Write the metadata, then the header; a file without a header is unfinished."""
+    layout = file_format()
+    header = np.zeros(1, layout.header)
+    header["version"] = layout.version
+    header["num_fields"] = len(layout.fields)
     header["page_size"] = PAGE_BYTES
     header["num_samples"] = num_samples
     header["alloc_table_ptr"] = table_start
-    type_ids = {handler: type_id for type_id, handler in TYPE_ID_HANDLER.items()}
-    descriptors = np.zeros(len(FIELDS), FieldDescType)
-    for descriptor, (name, field) in zip(descriptors, FIELDS, strict=True):
+    type_ids = {handler: type_id for type_id, handler in layout.type_ids.items()}
+    descriptors = np.zeros(len(layout.fields), layout.field_descriptor)
+    for descriptor, (name, field) in zip(descriptors, layout.fields, strict=True):
         descriptor["type_id"] = type_ids[field]
         descriptor["name"][: len(name)] = np.frombuffer(name.encode(), np.uint8)
-    file.seek(HeaderType.itemsize)
+    file.seek(layout.header.itemsize)
     file.write(descriptors.tobytes())
     file.write(metadata.tobytes())
     file.flush()
@@ -172,72 +165,84 @@ def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_st
 
 
 def open_beton(path: Path) -> Beton:
-    """Open a file after checking that it is whole and of our fields.
+    """Open a file after checking that it is complete and has our fields.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is unfinished, truncated, not FFCV's, or has other fields.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is unfinished, truncated, not an FFCV file, or has other fields.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run pipelines/prepare_data.py")
+    layout = file_format()
     size = path.stat().st_size
-    if size < METADATA_START:
-        raise ValueError(f"{path} is no FFCV file: {size} bytes are too few; prepare it anew")
-    header = np.fromfile(path, HeaderType, count=1)[0]
+    if size < layout.metadata_start:
+        raise ValueError(f"{path} is not an FFCV file: {size} bytes are too few; prepare it again")
+    header = np.fromfile(path, layout.header, count=1)[0]
     page = int(header["page_size"])
-    # All that a killed writer may leave begins with zeros: ours writes its header last.
+    # The header is written last, so a file of a killed writer begins with zeros.
     if not any(header.tobytes()) or (
-        header["version"] == CURRENT_VERSION and header["alloc_table_ptr"] == 0
+        header["version"] == layout.version and header["alloc_table_ptr"] == 0
     ):
-        raise ValueError(f"{path} is unfinished: its writer was stopped; prepare it anew")
-    if header["version"] != CURRENT_VERSION or page < 1 or page & (page - 1):
-        raise ValueError(f"{path} is no FFCV file of version {CURRENT_VERSION}; prepare it anew")
-    if header["num_fields"] != len(FIELDS):
+        raise ValueError(f"{path} is unfinished: its writer was stopped; prepare it again")
+    if header["version"] != layout.version or page < 1 or page & (page - 1):
+        raise ValueError(
+            f"{path} is not an FFCV file of version {layout.version}; prepare it again"
+        )
+    if header["num_fields"] != len(layout.fields):
         raise ValueError(_wrong_fields(path, f"it has {header['num_fields']}"))
-    descriptors = np.fromfile(path, FieldDescType, count=len(FIELDS), offset=HeaderType.itemsize)
+    descriptors = np.fromfile(
+        path, layout.field_descriptor, count=len(layout.fields), offset=layout.header.itemsize
+    )
     found = [
         (bytes(entry["name"]).rstrip(b"\0").decode("ascii", "replace"), int(entry["type_id"]))
         for entry in descriptors
     ]
-    handlers = [(name, TYPE_ID_HANDLER.get(type_id)) for name, type_id in found]
-    if handlers != list(FIELDS):
+    handlers = [(name, layout.type_ids.get(type_id)) for name, type_id in found]
+    if handlers != list(layout.fields):
         named = ", ".join(
             f"{name} ({getattr(handler, '__name__', 'unknown')})" for name, handler in handlers
         )
         raise ValueError(_wrong_fields(path, f"it has {named}"))
     num_samples, table_start = int(header["num_samples"]), int(header["alloc_table_ptr"])
     needed = max(
-        METADATA_START + num_samples * METADATA_TYPE.itemsize,
-        table_start + num_samples * ALLOC_TABLE_TYPE.itemsize,
+        layout.metadata_start + num_samples * layout.metadata.itemsize,
+        table_start + num_samples * layout.allocation.itemsize,
     )
     if size < needed:
         raise ValueError(
             f"{path} is truncated: {size} bytes, but its {num_samples} images need {needed}; "
-            "copy or prepare it anew"
+            "copy or prepare it again"
         )
-    reader = Reader(path)
-    image = reader.metadata["f0"]
-    order = np.argsort(reader.alloc_table["ptr"])
-    starts, lengths = (reader.alloc_table[name][order] for name in ("ptr", "size"))
-    places = np.searchsorted(starts, image["data_ptr"])
+    return _read_tables(path, num_samples, table_start)
+
+
+def _read_tables(path: Path, num_samples: int, table_start: int) -> Beton:
+    """Read where each image is, after checking that the file's tables agree."""
+    metadata, allocations = read_tables(path)
+    image = metadata["f0"]
+    order = np.argsort(allocations["ptr"])
+    starts, lengths = (allocations[name][order] for name in ("ptr", "size"))
+    rows = np.searchsorted(starts, image["data_ptr"])
     table = np.empty((num_samples, 5), np.int64)
     table[:, 0] = image["data_ptr"]
     table[:, 2], table[:, 3], table[:, 4] = image["height"], image["width"], image["mode"] == 0
-    whole = num_samples > 0 and len(starts) == num_samples and places.max() < num_samples
-    if whole:
-        table[:, 1] = lengths[places]
-        whole = (
-            np.array_equal(starts[places], image["data_ptr"])
+    is_valid = num_samples > 0 and len(starts) == num_samples and rows.max() < num_samples
+    if is_valid:
+        table[:, 1] = lengths[rows]
+        is_valid = (
+            np.array_equal(starts[rows], image["data_ptr"])
             and (table[:, :4] > 0).all()
             and (table[:, 0] + table[:, 1]).max() <= table_start
             and ((table[:, 1] == 3 * table[:, 2] * table[:, 3]) | (table[:, 4] == 1)).all()
         )
-    if not whole:
-        raise ValueError(f"{path} is damaged: its tables do not agree; copy or prepare it anew")
-    labels = reader.metadata["f1"].astype(np.int64)
+    if not is_valid:
+        raise ValueError(
+            f"{path} is damaged: its tables are inconsistent; copy or prepare it again"
+        )
+    labels = metadata["f1"].astype(np.int64)
     return Beton(path, table, labels, np.memmap(path, np.uint8, mode="r"))
 
 
 def _wrong_fields(path: Path, found: str) -> str:
-    wanted = ", ".join(f"{name} ({field.__name__})" for name, field in FIELDS)
-    return f"{path} must have the fields {wanted}, but {found}; prepare it anew"
+    wanted = ", ".join(f"{name} ({field.__name__})" for name, field in file_format().fields)
+    return f"{path} must have the fields {wanted}, but {found}; prepare it again"

@@ -1,29 +1,31 @@
-"""Images as they are stored: shrunk, as JPEG or as pixels, encoded by several threads in order."""
+"""Encode images for storage, as JPEG or raw pixels, in several threads."""
 
 from collections import deque
 from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipelines.data.config import DataConfig
-from pipelines.data.format.ffcv_internals import IntField, RGBImageField, get_metadata_type
-from pipelines.data.sources.factory import Images
+from pipelines.data.format.ffcv_internals import file_format, image_field
+from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
 
+if TYPE_CHECKING:
+    from ffcv.fields import RGBImageField
+
 PAGE_BYTES = 1 << 23
-"""A sample never crosses a page, so that FFCV can cache the file page by page."""
-FIELDS = (("image", RGBImageField), ("label", IntField))
-METADATA_TYPE = get_metadata_type([RGBImageField(), IntField()])
+"""No sample crosses a page boundary, so that FFCV can cache the file page by page."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An image as it will lie in a file."""
+    """Encoded image, ready to be written."""
 
     record: np.ndarray
-    """FFCV's metadata, of METADATA_TYPE; the place in the file is still open."""
+    """FFCV's metadata, of type `FileFormat.metadata`; the offset in the file is not set yet."""
     data: np.ndarray
     """Encoded bytes (bytes,), uint8."""
 
@@ -31,17 +33,17 @@ class Sample:
 def encode(
     images: Images, config: DataConfig, threads: int
 ) -> Generator[Sample | UnreadableImageError]:
-    """Encode images in threads, a bounded number ahead, and give them in their order.
+    """Encode images in threads, a bounded number ahead, and yield them in order.
 
-    An image that cannot be decoded comes as the error that names it.
+    For an image that cannot be decoded, the error with its name is yielded instead.
 
     Raises:
-        ValueError: an image takes more than a page.
+        ValueError: an image is larger than a page.
         OSError: an image cannot be read.
     """
-    field = RGBImageField(
-        write_mode="jpg" if config.image_format == "jpeg" else "raw",
-        max_resolution=config.max_side or None,  # pyright: ignore[reportArgumentType]
+    field = image_field(
+        is_jpeg=config.image_format == "jpeg",
+        max_side=config.max_side,
         jpeg_quality=config.jpeg_quality,
     )
     labels = images.labels
@@ -61,9 +63,9 @@ def encode(
 
 
 def _encode(
-    images: Images, index: int, label: int, field: RGBImageField, config: DataConfig
+    images: Images, index: int, label: int, field: "RGBImageField", config: DataConfig
 ) -> Sample | UnreadableImageError:
-    record = np.zeros(1, METADATA_TYPE)
+    record = np.zeros(1, file_format().metadata)
     record["f1"] = label
     buffers: list[np.ndarray] = []
 
@@ -72,26 +74,26 @@ def _encode(
         return 0, buffers[-1]
 
     try:
-        picture = images.read(index)
+        decoded = images.read(index)
     except UnreadableImageError as error:
         return error
-    pixels = picture.pixels
+    pixels = decoded.pixels
     try:
         field.encode(record[0]["f0"], pixels, allocate)
-    except Exception as error:  # OpenCV's own: no size left after shrinking, or over 65,535
+    except Exception as error:  # OpenCV: a side of 0 after shrinking, or above 65,535
         return UnreadableImageError(
             f"{images.name(index)} of {pixels.shape[1]}x{pixels.shape[0]} pixels cannot be "
             f"stored: {error}"
         )
     data = buffers[0]
-    is_whole = (record[0]["f0"]["height"], record[0]["f0"]["width"]) == pixels.shape[:2]
-    if config.image_format == "jpeg" and is_whole and picture.jpeg is not None:
-        original = np.frombuffer(picture.jpeg, np.uint8)
+    is_original_size = (record[0]["f0"]["height"], record[0]["f0"]["width"]) == pixels.shape[:2]
+    if config.image_format == "jpeg" and is_original_size and decoded.jpeg is not None:
+        original = np.frombuffer(decoded.jpeg, np.uint8)
         if original.nbytes <= data.nbytes:
-            data = original  # smaller, and nothing is lost
+            data = original  # smaller, and lossless
     if data.nbytes > PAGE_BYTES:
         raise ValueError(
-            f"{images.name(index)} takes {data.nbytes} bytes as {config.image_format}, more "
+            f"{images.name(index)} needs {data.nbytes} bytes as {config.image_format}, more "
             f"than FFCV's page of {PAGE_BYTES}: set data.max_side, or data.image_format: jpeg"
         )
     return Sample(record, data)

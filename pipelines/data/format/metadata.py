@@ -1,12 +1,12 @@
-"""What is said beside a prepared file: its classes, counts, checksum and settings."""
+"""Metadata file of a prepared split: classes, counts, checksum, settings."""
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.storage.files import atomic_write
-from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
+from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
 
 FORMAT = 1
@@ -14,206 +14,212 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMetadata:
-    """Contents of `<split>.beton.json`."""
+    """Content of `<split>.beton.json`."""
 
     format: int
-    """Version of this form."""
+    """Version of this format."""
     split: Split
-    """Which images the file holds."""
+    """Split of the images in the file."""
     class_names: list[str]
-    """Names of the classes, by label."""
+    """Class names in label order."""
     num_samples: int
-    """Images in the file."""
+    """Number of images in the file."""
     samples_per_class: list[int]
-    """Images of each class, by label."""
+    """Number of images of each class, in label order."""
     heights: tuple[int, int]
-    """Smallest and largest stored height, in pixels."""
+    """Min and max stored height, in pixels."""
     widths: tuple[int, int]
-    """Smallest and largest stored width, in pixels."""
+    """Min and max stored width, in pixels."""
     bytes: int
-    """Size of the file."""
+    """Size of the file, in bytes."""
     sha256: str
-    """Checksum of the file."""
+    """SHA-256 of the file."""
     source_sha256: str
-    """Checksum of the names and labels of all images of the source, in all splits."""
+    """SHA-256 of the names and labels of all images of the source, in all splits."""
     skipped: list[str]
-    """Unreadable images that were left out, and why."""
+    """Error message of each unreadable image that was skipped."""
     settings: dict[str, str | int | float]
-    """Settings that decided what is in the file."""
+    """Settings that determined the content of the file."""
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The three prepared files."""
+    """Summary of the three prepared files of a data set."""
 
     folder: str
-    """Where they lie: a whole path, or an address in S3."""
+    """Absolute path or S3 URI of the files' folder."""
     class_names: tuple[str, ...]
-    """Names of the classes, by label."""
+    """Class names in label order."""
     num_samples: dict[Split, int]
-    """Images of each split."""
+    """Number of images of each split."""
     samples_per_class: dict[Split, tuple[int, ...]]
-    """Images of each class in each split, by label."""
+    """Number of images of each class in each split, in label order."""
     sha256: dict[Split, str]
-    """Checksum of each file."""
+    """SHA-256 of each file."""
     skipped: dict[Split, tuple[str, ...]]
-    """Unreadable images that were left out of each split, and why."""
+    """Error messages of the unreadable images that were skipped in each split."""
 
 
 def split_path(folder: Path, split: Split) -> Path:
-    """The prepared file of a split."""
+    """Return the path of a split's prepared file."""
     return folder / f"{split}.beton"
 
 
 def metadata_path(path: Path) -> Path:
-    """The sidecar of a prepared file."""
+    """Return the path of a prepared file's metadata file."""
     return path.with_name(f"{path.name}.json")
 
 
-def write_metadata(path: Path, sidecar: SplitMetadata) -> None:
-    """Write the sidecar of a prepared file, whole or not at all."""
-    with atomic_write(metadata_path(path)) as part:
-        part.write_text(json.dumps(asdict(sidecar), indent=1))
+def write_metadata(path: Path, metadata: SplitMetadata) -> None:
+    """Write the metadata file of a prepared file atomically."""
+    part = path.with_name(f"{path.name}.json.part")
+    with part.open("w") as file:
+        json.dump(asdict(metadata), file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(metadata_path(path))
 
 
 def read_metadata(path: Path) -> SplitMetadata:
-    """Read the sidecar of a prepared file.
+    """Read the metadata file of a prepared file.
 
     Raises:
-        FileNotFoundError: the file or its sidecar is missing.
-        ValueError: the sidecar is not of this form, or tells of another file.
+        FileNotFoundError: the file or its metadata file is missing.
+        ValueError: the metadata file is invalid, or belongs to a file of another size.
     """
-    beside = metadata_path(path)
+    source = metadata_path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; run pipelines/prepare_data.py")
-    if not beside.is_file():
+    if not source.is_file():
         raise FileNotFoundError(
-            f"{beside}: no such file, so {path.name} was not finished; "
+            f"{source}: no such file, so {path.name} is unfinished; "
             "run pipelines/prepare_data.py again"
         )
-    sidecar = parse_metadata(beside.read_bytes(), str(beside))
+    metadata = parse_metadata(source.read_bytes(), str(source))
     size = path.stat().st_size
-    if size != sidecar.bytes:
+    if size != metadata.bytes:
         raise ValueError(
-            f"{path} has {size} bytes, but {beside.name} says {sidecar.bytes}: "
-            "copy or prepare it anew"
+            f"{path} has {size} bytes, but {source.name} lists {metadata.bytes}: "
+            "copy or prepare it again"
         )
-    return sidecar
+    return metadata
 
 
 def parse_metadata(content: bytes, name: str) -> SplitMetadata:
-    """Read the content of a sidecar.
+    """Parse the content of a metadata file.
 
     Raises:
-        ValueError: it is not of this form.
+        ValueError: the content is invalid.
     """
     try:
-        sidecar = SplitMetadata(**json.loads(content))
+        metadata = SplitMetadata(**json.loads(content))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{name} is no sidecar: {error}; prepare its file anew") from error
-    if sidecar.format != FORMAT:
         raise ValueError(
-            f"{name} has format {sidecar.format}, but {FORMAT} is needed: prepare its file anew"
+            f"{name} is not a metadata file: {error}; prepare its split again"
+        ) from error
+    if metadata.format != FORMAT:
+        raise ValueError(
+            f"{name} has format {metadata.format}, but {FORMAT} is needed; prepare its split again"
         )
-    return sidecar
+    return metadata
 
 
-def read_remote_metadata(address: str, store: ObjectStore) -> tuple[SplitMetadata, bytes]:
-    """Read the sidecar of a prepared file in S3; give its content too.
+def read_remote_metadata(uri: str, store: ObjectStore) -> tuple[SplitMetadata, bytes]:
+    """Read the metadata file of a prepared file in S3; return its raw content too.
 
     Raises:
-        FileNotFoundError: there is none, so the file was not prepared.
-        ValueError: the sidecar is not of this form.
+        FileNotFoundError: the metadata file is missing, so the split is not prepared.
+        ValueError: the metadata file is invalid.
     """
     try:
-        content = store.read(f"{address}.json").data
+        content = store.read(f"{uri}.json").data
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}; run pipelines/prepare_data.py") from None
-    return parse_metadata(content, f"{address}.json"), content
+    return parse_metadata(content, f"{uri}.json"), content
 
 
 def file_sha256(path: Path) -> str:
-    """Checksum of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify(path: Path) -> None:
-    """Hold a prepared file against the checksum in its sidecar, which takes reading all of it.
+    """Compare a prepared file with the checksum in its metadata file; reads the whole file.
 
     Raises:
-        ValueError: the file is not the one that was written.
+        ValueError: the file differs from the one that was written.
     """
-    sidecar = read_metadata(path)
+    metadata = read_metadata(path)
     found = file_sha256(path)
-    if found != sidecar.sha256:
+    if found != metadata.sha256:
         raise ValueError(
-            f"{path} is damaged: its SHA-256 is {found}, but {metadata_path(path).name} says "
-            f"{sidecar.sha256}; copy or prepare it anew"
+            f"{path} is damaged: its SHA-256 is {found}, but {metadata_path(path).name} lists "
+            f"{metadata.sha256}; copy or prepare it again"
         )
 
 
 def is_prepared(folder: Path, split: Split) -> bool:
-    """Whether a split's file was written to its end."""
+    """Return whether a split's file was written completely."""
     path = split_path(folder, split)
     return path.is_file() and metadata_path(path).is_file()
 
 
-def check_settings(folder: str, sidecar: SplitMetadata, split: Split, wanted: dict) -> None:
-    """Refuse a file of another split or of other settings.
+def check_settings(folder: str, metadata: SplitMetadata, split: Split, wanted: dict) -> None:
+    """Check that a file belongs to a split and to the current settings.
 
     Raises:
-        ValueError: names what differs.
+        ValueError: the split or a setting differs.
     """
-    if sidecar.split != split:
+    if metadata.split != split:
         raise ValueError(
-            f"{folder}/{split}.beton holds the {sidecar.split} split, but lies where {split} "
-            "belongs; delete it and prepare it anew"
+            f"{folder}/{split}.beton contains the {metadata.split} split instead of {split}; "
+            "delete it and prepare it again"
         )
     different = [
-        f"{name} {sidecar.settings.get(name)!r} (now {value!r})"
+        f"{name} {metadata.settings.get(name)!r} (now {value!r})"
         for name, value in wanted.items()
-        if sidecar.settings.get(name) != value
+        if metadata.settings.get(name) != value
     ]
     if different:
         raise ValueError(
-            f"{folder}/{split}.beton was prepared with {', '.join(different)}; set data.prepared_dir to "
-            f"another folder, or delete {folder}/*.beton* to prepare it anew"
+            f"{folder}/{split}.beton was prepared with {', '.join(different)}; set data.prepared_dir "
+            f"to another folder, or delete {folder}/*.beton* to prepare it again"
         )
 
 
 def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
-    """Read what lies prepared for these settings.
+    """Read the metadata of the prepared files of these settings.
 
     Raises:
-        FileNotFoundError: a file or its sidecar is missing.
-        ValueError: a file has other settings, or the three are not of one source.
+        FileNotFoundError: a file or its metadata file is missing.
+        ValueError: a file has other settings, or the files have different sources.
     """
     folder = prepared_path(config, image_size)
     wanted = prepared_settings(config, image_size)
-    sidecars = _read_all_metadata(folder)
-    for split, sidecar in sidecars.items():
-        check_settings(folder, sidecar, split, wanted)
-    if len({sidecar.source_sha256 for sidecar in sidecars.values()}) != 1:
+    all_metadata = _read_all_metadata(folder)
+    for split, metadata in all_metadata.items():
+        check_settings(folder, metadata, split, wanted)
+    if len({metadata.source_sha256 for metadata in all_metadata.values()}) != 1:
         raise ValueError(
-            f"{folder}: its files were prepared from different images, so that one image may be in "
-            "two splits; delete its *.beton* and prepare it anew"
+            f"{folder}: the files were prepared from different images, so that one image may be in "
+            f"two splits; delete {folder}/*.beton* and prepare the files again"
         )
     return DatasetInfo(
         folder=folder,
-        class_names=tuple(sidecars["train"].class_names),
-        num_samples={split: sidecar.num_samples for split, sidecar in sidecars.items()},
+        class_names=tuple(all_metadata["train"].class_names),
+        num_samples={split: metadata.num_samples for split, metadata in all_metadata.items()},
         samples_per_class={
-            split: tuple(sidecar.samples_per_class) for split, sidecar in sidecars.items()
+            split: tuple(metadata.samples_per_class) for split, metadata in all_metadata.items()
         },
-        sha256={split: sidecar.sha256 for split, sidecar in sidecars.items()},
-        skipped={split: tuple(sidecar.skipped) for split, sidecar in sidecars.items()},
+        sha256={split: metadata.sha256 for split, metadata in all_metadata.items()},
+        skipped={split: tuple(metadata.skipped) for split, metadata in all_metadata.items()},
     )
 
 
 def _read_all_metadata(folder: str) -> dict[Split, SplitMetadata]:
     if is_uri(folder):
-        with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
+        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
             return {
                 split: read_remote_metadata(f"{folder}/{split}.beton", store)[0] for split in SPLITS
             }

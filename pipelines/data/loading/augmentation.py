@@ -1,7 +1,7 @@
-"""Which part of each image is read, and whether mirrored: one definition for every loader.
+"""Crop boxes and mirroring of images, shared by all loaders.
 
-Random numbers come from a hash of (seed, epoch, sample index, draw), so a picture depends neither
-on the number of workers nor on where a run was resumed.
+Random numbers are hashes of (seed, epoch, sample index, draw), so an augmented image depends
+neither on the number of workers nor on the step at which a run was resumed.
 """
 
 import math
@@ -12,16 +12,16 @@ from pipelines.data.config import DataConfig
 
 PADDING = 4
 SCALE = (0.08, 1.0)
-"""Smallest and largest share of the area that a random resized crop keeps."""
+"""Min and max share of the area in a random resized crop."""
 RATIO = (3 / 4, 4 / 3)
-"""Smallest and largest width over height of a random resized crop."""
+"""Min and max ratio of width to height of a random resized crop."""
 ATTEMPTS = 10
 EVALUATED_SHARE = 224 / 256
 """Share of the shorter side that evaluation keeps: resize to 256, crop 224."""
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014)."""
+    """Apply SplitMix64's output function (Steele, Lea and Flood, OOPSLA 2014)."""
     values = values + np.uint64(0x9E3779B97F4A7C15)
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -29,14 +29,14 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 class SampleRandom:
-    """Uniform random numbers of one epoch, a stream of draws per sample."""
+    """Uniform random numbers of one epoch, one stream per sample."""
 
     def __init__(self, seed: int, epoch: int, samples: np.ndarray) -> None:
         key = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
         self.keys = _mix(_mix(samples.astype(np.uint64)) ^ key)
 
     def uniform(self, draw: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """The draw of that number, in [0, 1), for every sample or some `rows` of them."""
+        """Return number `draw` of the streams of all samples, or of some `rows`, in [0, 1)."""
         bits = _mix(self.keys[rows] + np.uint64(draw))
         return (bits >> np.uint64(11)) * 2.0**-53
 
@@ -49,10 +49,10 @@ def training_boxes(
     samples: np.ndarray,
     sizes: np.ndarray,
 ) -> np.ndarray:
-    """Choose what to read of each training image.
+    """Choose a crop box and mirroring for each training image.
 
     Args:
-        config: Its crop and flip say how to choose.
+        config: Settings with the augmentation.
         image_size: Height and width of the result, in pixels.
         seed: Seed of the run.
         epoch: Epoch, counted from 0.
@@ -61,7 +61,7 @@ def training_boxes(
 
     Returns:
         Top, left, height, width and mirrored (0 or 1): (samples, 5), int64. A box of pad4 may
-        reach over the image's edge, where it is black.
+        extend beyond the image; the pixels outside are black.
     """
     random = SampleRandom(seed, epoch, samples)
     if config.augment.crop == "pad4":
@@ -78,9 +78,9 @@ def training_boxes(
 
 
 def evaluation_boxes(image_size: int, sizes: np.ndarray) -> np.ndarray:
-    """What evaluation reads: the whole of an image that fits, else the central square.
+    """Return the evaluation crops: whole images of the right size, otherwise central squares.
 
-    The square is 7/8 of the shorter side, which is resizing to 256 and cropping 224.
+    The square has 7/8 of the shorter side, as after resizing to 256 and cropping 224.
     """
     heights, widths = sizes[:, 0], sizes[:, 1]
     fits = (heights == image_size) & (widths == image_size)
@@ -91,7 +91,7 @@ def evaluation_boxes(image_size: int, sizes: np.ndarray) -> np.ndarray:
 
 
 def _random_resized(random: SampleRandom, sizes: np.ndarray) -> np.ndarray:
-    """Boxes of torchvision's RandomResizedCrop: ten attempts, then the largest central one."""
+    """Sample boxes as torchvision's RandomResizedCrop: ten attempts, then a central crop."""
     heights, widths = sizes[:, 0].astype(float), sizes[:, 1].astype(float)
     ratio = np.clip(widths / heights, *RATIO)
     width = np.minimum(widths, np.round(heights * ratio))

@@ -1,10 +1,9 @@
-"""Decoding one batch: FFCV's C decoder and resizer under one compiled loop.
+"""Batch decoder: FFCV's C decoder and resizer in one compiled loop.
 
-The loop reads what `augment` chose and knows no random numbers. It is compiled once in about a
-second and kept in numba's cache on disk.
+The crop boxes are inputs, so the loop needs no random numbers. numba compiles the loop in about a
+second and caches it on disk.
 """
 
-import ctypes
 from collections.abc import Callable
 from functools import cache
 
@@ -12,9 +11,9 @@ import numpy as np
 from llvmlite import binding
 from numba import njit, types
 
-from pipelines.data.format.ffcv_internals import LIBRARY_FILE
+from pipelines.data.format.ffcv_internals import c_function_addresses
 
-# numba can keep a compiled function on disk when the C functions it calls go by name.
+# numba can cache a compiled function on disk only if it calls C functions by name.
 _RESIZE = types.ExternalFunction("ranet_ffcv_resize", types.int32(*[types.int64] * 11))
 _IMDECODE = types.ExternalFunction(
     "ranet_ffcv_imdecode",
@@ -33,10 +32,8 @@ _IMDECODE = types.ExternalFunction(
 
 @cache
 def batch_decoder() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]:
-    """Give `_decode_batch`, compiled to run without Python's lock."""
-    library = ctypes.CDLL(LIBRARY_FILE)
-    for name in ("resize", "imdecode"):
-        address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    """Return `_decode_batch`, compiled to run without the GIL."""
+    for name, address in c_function_addresses().items():
         binding.add_symbol(f"ranet_ffcv_{name}", address)
     return njit(nogil=True, cache=True)(_decode_batch)
 
@@ -44,10 +41,10 @@ def batch_decoder() -> Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray,
 def _decode_batch(
     data: np.ndarray, table: np.ndarray, samples: np.ndarray, boxes: np.ndarray, images: np.ndarray
 ) -> int:
-    """Read the boxes of some samples into images (batch, size, size, 3).
+    """Decode the boxes of some samples into images (batch, size, size, 3).
 
-    A box as large as the images is copied, black where it reaches over the edge; any other is
-    resized. Returns the first sample whose JPEG is damaged, or -1.
+    A box of the size of the output is copied, with black pixels outside the image; any other box
+    is resized. Returns the first sample with a damaged JPEG, or -1.
     """
     size = images.shape[1]
     for row in range(len(samples)):

@@ -1,4 +1,4 @@
-"""Opening the batches of a prepared split."""
+"""Open the batches of a prepared split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,19 +27,19 @@ def open_batches(
 
     Args:
         config: Settings of the data.
-        split: Only train is shuffled and augmented.
-        image_size: Height and width of the images given, in pixels.
+        split: The split; only train is shuffled and augmented.
+        image_size: Height and width of the images in the batches, in pixels.
         batch_size: Images in a batch of all workers together.
-        rank: Number of this worker, counted from 0.
-        num_workers: Workers that read the split together.
-        seed: Seed of the order and the augmentation.
-        device: Where the batches shall lie.
+        rank: Rank of this worker.
+        num_workers: Number of workers that share the split.
+        seed: Seed of the shuffling and the augmentation.
+        device: Device of the batches.
         epoch_sizes: Height and width of the training images of each epoch; empty: `image_size`.
-            pad4 knows no other size than that of the stored images.
+            The crop pad4 supports only the size of the stored images.
 
     Raises:
         FileNotFoundError: the split is not prepared.
-        ValueError: its file is not whole or of other settings, or does not go with the arguments.
+        ValueError: the file is incomplete, has other settings, or does not fit the arguments.
     """
     from pipelines.data.format.beton import open_beton
     from pipelines.data.loading.in_memory import MemoryBatches
@@ -53,8 +53,8 @@ def open_batches(
     outside = np.flatnonzero((beton.labels < 0) | (beton.labels >= classes))
     if len(outside):
         raise ValueError(
-            f"{path}: image {outside[0]} has label {beton.labels[outside[0]]}, but there are "
-            f"{classes} classes; prepare it anew"
+            f"{path}: image {outside[0]} has label {beton.labels[outside[0]]}, but the number of "
+            f"classes is {classes}; prepare it again"
         )
     is_training = split == "train"
     if is_training and batch_size < num_workers:
@@ -64,16 +64,16 @@ def open_batches(
         )
     if is_training and len(beton) < batch_size:
         raise ValueError(
-            f"train.batch_size is {batch_size}, but {path} holds {len(beton)} images: "
-            "there is no whole batch"
+            f"train.batch_size is {batch_size}, but {path} has only {len(beton)} images; "
+            "use a smaller batch"
         )
     if is_training and config.augment.crop == "pad4" and (beton.sizes != image_size).any():
         raise ValueError(
-            f"data.augment.crop: pad4 needs images of {image_size}x{image_size} pixels, but those of "
-            f"{path} are {beton.sizes.min(axis=0).tolist()} to "
-            f"{beton.sizes.max(axis=0).tolist()} high and wide; use data.augment.crop: random_resized"
+            f"data.augment.crop: pad4 needs images of {image_size}x{image_size} pixels, but {path} "
+            f"has images of [height, width] {beton.sizes.min(axis=0).tolist()} to "
+            f"{beton.sizes.max(axis=0).tolist()}; use data.augment.crop: random_resized"
         )
-    planner = EpochSampler(
+    sampler = EpochSampler(
         config=config,
         is_training=is_training,
         sizes=beton.sizes,
@@ -85,4 +85,4 @@ def open_batches(
         seed=seed,
     )
     loader = MemoryBatches if config.loader == "memory" else StreamingBatches
-    return loader(beton, planner, device, config.decode_threads)
+    return loader(beton, sampler, device, config.decode_threads)

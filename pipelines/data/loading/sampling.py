@@ -1,10 +1,10 @@
-"""Which worker reads which part of which image in an epoch: one definition for every loader.
+"""Epoch sampler: order of the samples, split over workers, shared by all loaders.
 
-An epoch of training is one order of all images, decided by seed and epoch. It is cut into
-global batches; what is left at its end, less than a batch, is left out, and these are other images
-in each epoch. Worker r of n reads the r-th of n consecutive parts of every global batch; where
-n does not divide the batch, the first parts have one image more. So any number of workers, which
-may change between two steps, reads each image of the epoch at the same step, exactly once.
+A training epoch is a permutation of all images that depends only on seed and epoch. The permutation
+is cut into global batches; the incomplete batch at its end is dropped, and its images differ from
+epoch to epoch. Worker r of n reads the r-th of n consecutive parts of every global batch; if n does
+not divide the batch, the first parts have one image more. Each image is therefore read exactly once
+and at the same step for any number of workers, which may change between two steps.
 """
 
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from pipelines.data.config import DataConfig
 from pipelines.data.loading.augmentation import evaluation_boxes, training_boxes
 
 BLOCK_IMAGES = 16
-"""Neighbours in the file that are read together where data.shuffle is blocks."""
+"""Size of a block of neighbouring images, for data.shuffle blocks."""
 WINDOW_IMAGES = 1024 * BLOCK_IMAGES
-"""Images among which any may follow any other then."""
+"""Size of a shuffling window, for data.shuffle blocks."""
 
 
 def training_order(kind: str, num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Indices of all images in the order of an epoch (images,).
+    """Return the indices of all images in the order of an epoch (images,).
 
     Args:
         kind: `data.shuffle`.
-        num_images: images in the file.
-        seed: of the order, which depends on nothing else but the epoch.
-        epoch: counted from 0.
+        num_images: number of images in the file.
+        seed: seed of the order.
+        epoch: epoch, counted from 0.
     """
     generator = np.random.default_rng((seed, epoch))
     if kind == "full":
@@ -42,50 +42,49 @@ def training_order(kind: str, num_images: int, seed: int, epoch: int) -> np.ndar
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """Batches of one worker in one epoch."""
+    """Samples and crop boxes of one worker in one epoch, by batch."""
 
     samples: np.ndarray
     """Indices in the file, in reading order (samples,)."""
     boxes: np.ndarray
-    """What is read of each: see `training_boxes` (samples, 5)."""
+    """Crop box of each sample, see `training_boxes` (samples, 5)."""
     batch_size: int
-    """Images in a batch; the last one may have fewer."""
+    """Images in a batch; the last batch may have fewer."""
     image_size: int
-    """Height and width of the images given, in pixels."""
-    ahead: np.ndarray
-    """The same indices in the order in which a disk is best asked for them; empty where it need not
-    be asked."""
+    """Height and width of the images in the batches, in pixels."""
+    prefetch_order: np.ndarray
+    """The same indices in the order of prefetching; empty: no prefetching."""
     num_ahead: int = 0
-    """Images for which the disk is asked before they are read."""
+    """Number of images that are prefetched ahead of reading."""
 
     def __len__(self) -> int:
-        """Batches."""
+        """Return the number of batches."""
         return -(-len(self.samples) // self.batch_size)
 
     def __getitem__(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Samples and boxes of one batch."""
+        """Return the samples and boxes of one batch."""
         rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
         return self.samples[rows], self.boxes[rows]
 
     def samples_to_prefetch(self, number: int) -> np.ndarray:
-        """Indices of images for which to ask the disk when a batch is begun."""
+        """Return the samples to prefetch when a batch starts."""
         last = (number + 1) * self.batch_size + self.num_ahead
-        return self.ahead[last - self.batch_size if number else 0 : last]
+        return self.prefetch_order[last - self.batch_size if number else 0 : last]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSampler:
-    """Plans the epochs of one worker; the workers' plans make up one plan of the whole."""
+    """Chooses the samples of one worker for each epoch; the workers' samples are disjoint."""
 
     config: DataConfig
     is_training: bool
-    """Shuffle, augment and leave out the last short batch of all workers."""
+    """Shuffle, augment and drop the incomplete last global batch."""
     sizes: np.ndarray
     """Height and width of every image of the split (images, 2)."""
     image_size: int
-    """Height and width of the images given, in pixels; in training: of the largest."""
+    """Height and width of the images in the batches, in pixels; in training the max over epochs."""
     epoch_sizes: Sequence[int] = ()
-    """Height and width of the images given in each epoch of training; empty: image_size."""
+    """Height and width of the images in each training epoch, in pixels; empty: image_size."""
     global_batch_size: int
     """Images in a batch of all workers together."""
     rank: int
@@ -94,17 +93,17 @@ class EpochSampler:
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch of this worker at most."""
+        """Max number of images in a batch of this worker."""
         return -(-self.global_batch_size // self.num_workers)
 
     def __len__(self) -> int:
-        """Batches of this worker in an epoch."""
+        """Return the number of batches of this worker in an epoch."""
         if self.is_training:
             return len(self.sizes) // self.global_batch_size
         return -(-len(self._evaluated()) // self.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> EpochOrder:
-        """Plan an epoch, counted from 0, from one of its batches on."""
+        """Return the samples of an epoch, counted from 0, starting at a batch."""
         if not self.is_training:
             samples = self._evaluated()[first_step * self.batch_size :]
             boxes = evaluation_boxes(self.image_size, self.sizes[samples])
@@ -119,11 +118,11 @@ class EpochSampler:
         boxes = training_boxes(self.config, size, self.seed, epoch, samples, self.sizes[samples])
         if self.config.shuffle == "full":
             return EpochOrder(samples, boxes, own.shape[1], size, samples[:0])
-        # A window ahead, each window from its first image in the file to its last.
-        places = np.arange(first_step, len(self)).repeat(own.shape[1]) * self.global_batch_size
-        ahead = samples[np.lexsort((samples, places // WINDOW_IMAGES))]
+        # Prefetch one window ahead, each window in file order.
+        positions = np.arange(first_step, len(self)).repeat(own.shape[1]) * self.global_batch_size
+        prefetch_order = samples[np.lexsort((samples, positions // WINDOW_IMAGES))]
         num_ahead = WINDOW_IMAGES // self.num_workers
-        return EpochOrder(samples, boxes, own.shape[1], size, ahead, num_ahead)
+        return EpochOrder(samples, boxes, own.shape[1], size, prefetch_order, num_ahead)
 
     def _evaluated(self) -> np.ndarray:
         return np.array_split(np.arange(len(self.sizes)), self.num_workers)[self.rank]

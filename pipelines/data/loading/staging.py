@@ -1,4 +1,4 @@
-"""Prepared files that lie in S3, as a worker reads them: from its node's disk."""
+"""Stage prepared files from S3 on a worker's node."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,29 +14,29 @@ from pipelines.data.format.metadata import read_remote_metadata
 
 @contextmanager
 def staged_data(config: DataConfig, cache: Cache) -> Iterator[DataConfig]:
-    """Give settings whose folder is on this node and stays there inside the context.
+    """Yield settings whose prepared files are on this node and stay there inside the context.
 
     Raises:
-        OSError: the files cannot be had; see `cluster.storage.download.staged`.
-        ValueError: they are not what their sidecars say.
+        OSError: the files cannot be downloaded; see `cluster.storage.download.staged`.
+        ValueError: the files do not match their metadata files.
     """
     if not is_uri(config.prepared_dir):
         yield config
         return
     with staged(remote_files(config.prepared_dir), cache) as folder:
-        yield replace(config, folder=str(folder))
+        yield replace(config, prepared_dir=str(folder))
 
 
 def remote_files(folder: str) -> list[RemoteFile]:
-    """The prepared files and sidecars in S3, with the checksums that they must have."""
+    """Return the prepared files and metadata files in S3, with their checksums."""
     files = []
     with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
         for split in SPLITS:
-            address = f"{folder}/{split}.beton"
-            sidecar, content = read_remote_metadata(address, store)
+            uri = f"{folder}/{split}.beton"
+            metadata, content = read_remote_metadata(uri, store)
             checksum = hashlib.sha256(content).hexdigest()
             files += [
-                RemoteFile(f"{address}.json", len(content), checksum),
-                RemoteFile(address, sidecar.bytes, sidecar.sha256),
+                RemoteFile(f"{uri}.json", len(content), checksum),
+                RemoteFile(uri, metadata.bytes, metadata.sha256),
             ]
     return files

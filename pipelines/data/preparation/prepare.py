@@ -1,43 +1,40 @@
-"""Making the three files of a data set ready, once."""
+"""Prepare the three files of a data set."""
 
+import hashlib
 import json
-import logging
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from filelock import FileLock, Timeout
-
-from cluster.storage.s3 import ObjectStore, is_uri
-from pipelines.data.config import (
-    SPLITS,
-    DataConfig,
-    Split,
-    prepared_path,
-    prepared_settings,
-)
+from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
+from pipelines.data.format.beton import Written, with_advice, write_beton
 from pipelines.data.format.metadata import (
+    FORMAT,
     DatasetInfo,
     SplitMetadata,
-    is_prepared,
-    metadata_path,
+    check_settings,
     read_info,
-    read_metadata,
-    read_remote_metadata,
     split_path,
 )
-from pipelines.data.sources.factory import Images, Source, Subset
-from pipelines.data.splits import hold_out
+from pipelines.data.preparation.destination import Destination, Settings, open_destination
+from pipelines.data.preparation.shards import ShardResult, ShardTask, shard_tasks, write_shard
+from pipelines.data.preparation.writer import join_shards, write_split
+from pipelines.data.progress import Progress
+from pipelines.data.sources.base import Images, Source, split_source
+from pipelines.data.sources.factory import open_source
+from pipelines.data.sources.images import UnreadableImageError
 
-if TYPE_CHECKING:
-    from pipelines.data.preparation.writer import ParallelMap
 
-logger = logging.getLogger(__name__)
+class ParallelMap(Protocol):
+    """Parallel map: calls a function on every item and yields results with their numbers."""
 
-CLAIM = "being-prepared.json"
-"""Object beside the files to come that holds their settings while they are written."""
+    def __call__(
+        self, function: Callable[[ShardTask], ShardResult], items: Sequence[ShardTask]
+    ) -> Generator[tuple[int, ShardResult]]:
+        """Yield the number and result of each item in the order of completion."""
+        ...
 
 
 def prepare(
@@ -45,161 +42,127 @@ def prepare(
     image_size: int,
     *,
     skip_unreadable: bool = False,
-    spread: "ParallelMap | None" = None,
+    parallel_map: ParallelMap | None = None,
 ) -> DatasetInfo:
-    """Write train.beton, val.beton and test.beton where they are missing.
+    """Write those of train.beton, val.beton and test.beton that are missing.
 
-    Several processes may call it at once. On a disk one writes and the others wait for it; in S3
-    each writes the same bytes, and one with other settings is refused. The bytes of the files
-    depend neither on `spread` nor on how often a start was stopped.
+    Several processes may call this function at once. In a local folder one process writes and the
+    others wait; in S3 each process writes the same bytes, and a process with other settings is
+    rejected. The bytes of the files depend neither on `parallel_map` nor on interruptions.
 
     Args:
-        config: what to write, and where to.
-        image_size: height and width that sources without sizes of their own are drawn in.
-        skip_unreadable: leave out images that cannot be decoded.
-        spread: encodes the images of an image folder in shards, which are kept until the file is
-            written, so that another start goes on; without it this process encodes alone.
+        config: settings of the data.
+        image_size: height and width of the images of sources without sizes of their own.
+        skip_unreadable: skip images that cannot be decoded.
+        parallel_map: encodes the images of an image folder in shards, which are kept until the file
+            is written, so that an interrupted preparation resumes. None: encode in this process.
 
     Raises:
-        UnreadableImageError: names an image that cannot be decoded, unless `skip_unreadable`.
+        UnreadableImageError: an image cannot be decoded, unless `skip_unreadable`.
         FileNotFoundError: the source is missing.
-        ValueError: the source is not fit to train on, or files of other settings lie there.
+        ValueError: the source is not fit for training, or files with other settings exist.
         OSError: the files cannot be written.
     """
-    place = prepared_path(config, image_size)
-    if is_uri(place):
-        with ObjectStore() as store:
-            _write_to_s3(config, image_size, place, store, skip_unreadable, spread)
-        return read_info(config, image_size)
-    from pipelines.data.preparation.writer import write_missing
-
-    folder = Path(place)
-    if not all(is_prepared(folder, split) for split in SPLITS):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"data.prepared_dir is {folder}: it cannot be made ({error.strerror}); name another",
-            ) from error
-        with _locked(folder):
-            present: dict[Split, SplitMetadata] = {
-                split: read_metadata(split_path(folder, split))
-                for split in SPLITS
-                if is_prepared(folder, split)
-            }
-            for path in write_missing(
-                config, image_size, folder, present, place, skip_unreadable, spread
-            ):
-                logger.info("%s is written", path)
+    with open_destination(prepared_path(config, image_size)) as destination:
+        PreparationJob(
+            config=config,
+            image_size=image_size,
+            destination=destination,
+            skip_unreadable=skip_unreadable,
+            parallel_map=parallel_map,
+        ).run()
     return read_info(config, image_size)
 
 
-def _write_to_s3(
-    config: DataConfig,
-    image_size: int,
-    place: str,
-    store: ObjectStore,
-    skip_unreadable: bool,
-    spread: "ParallelMap | None",
-) -> None:
-    """Write what is missing, while no process with other settings does.
+@dataclass(frozen=True, kw_only=True)
+class PreparationJob:
+    """Preparation of the missing splits of a data set; see `prepare`."""
 
-    Processes with the same settings may: they write the same bytes.
-    """
-    present = _present_in_s3(place, store)
-    while len(present) < len(SPLITS):
-        _claim(place, config, image_size, store)
-        try:
-            _upload_missing(config, image_size, place, present, store, skip_unreadable, spread)
-        except FileNotFoundError:
-            # Another process that writes the same may have been first, and removed the shards.
-            if _present_in_s3(place, store).keys() == present.keys():
-                raise
-        finally:
-            store.delete(f"{place}/{CLAIM}")
-        present = _present_in_s3(place, store)
-        if len(present) == len(SPLITS):
-            for name in store.names(place):
-                if name.startswith("shards-"):
-                    store.delete(f"{place}/{name}")
+    config: DataConfig
+    image_size: int
+    destination: Destination
+    skip_unreadable: bool
+    parallel_map: ParallelMap | None
 
+    @property
+    def settings(self) -> Settings:
+        """Settings that determine the content of the files."""
+        return prepared_settings(self.config, self.image_size)
 
-def _present_in_s3(place: str, store: ObjectStore) -> dict[Split, SplitMetadata]:
-    present: dict[Split, SplitMetadata] = {}
-    for split in SPLITS:
-        with suppress(FileNotFoundError):
-            present[split] = read_remote_metadata(f"{place}/{split}.beton", store)[0]
-    return present
+    def run(self) -> None:
+        """Write the missing splits."""
+        # In S3 another process may remove the shards of a split while it is written: try again.
+        while len(self.destination.present()) < len(SPLITS):
+            with self.destination.lock(self.settings):
+                self._write_missing()
 
+    def _write_missing(self) -> None:
+        # Another process may have written splits before this one got the lock.
+        present = self.destination.present()
+        missing: list[Split] = [split for split in SPLITS if split not in present]
+        for split, metadata in present.items():
+            check_settings(self.destination.location, metadata, split, self.settings)
+        if not missing:
+            return
+        source = open_source(self.config, self.image_size)
+        self._check_source(present, source)
+        images = split_source(source, self.config)
+        # All shards come first, so that all CPUs are busy until the last split is encoded.
+        shards = self._shard_folder(source)
+        missing_images: dict[Split, Images] = {split: images[split] for split in missing}
+        tasks = self._encode_shards(shards, missing_images)
+        with self.destination.working_folder() as folder:
+            for split in missing:
+                path = split_path(folder, split)
 
-def _claim(place: str, config: DataConfig, image_size: int, store: ObjectStore) -> None:
-    """Say in S3 what is about to be written; that also shows, before hours of work, that one may.
+                def write(part: Path, split: Split = split) -> Written:
+                    return self._write_images(part, images[split], tasks.get(split, []))
 
-    Raises:
-        ValueError: something else is being written.
-    """
-    address = f"{place}/{CLAIM}"
-    own = json.dumps(prepared_settings(config, image_size), sort_keys=True).encode()
-    while not store.write_new(address, own):
-        try:
-            found = store.read(address).data
-        except FileNotFoundError:  # its owner is done
-            continue
-        if found != own:
-            raise ValueError(
-                f"data.prepared_dir is {place}: another process writes there now, with the settings "
-                f"{found.decode()}; wait for its end, or delete {address} if it was killed"
-            )
-        return
+                write_split(path, split, write, source, self.settings)
+                self.destination.publish(path)
+                if tasks.get(split):
+                    self.destination.remove_shards(shards, split)
 
+    def _check_source(self, present: dict[Split, SplitMetadata], source: Source) -> None:
+        location = self.destination.location
+        for split, metadata in present.items():
+            if metadata.source_sha256 != source.fingerprint:
+                raise ValueError(
+                    f"{location}/{split}.beton was prepared from other images than the source has "
+                    f"now; delete {location}/*.beton* to prepare all splits again"
+                )
 
-def _upload_missing(
-    config: DataConfig,
-    image_size: int,
-    place: str,
-    present: dict[Split, SplitMetadata],
-    store: ObjectStore,
-    skip_unreadable: bool,
-    spread: "ParallelMap | None",
-) -> None:
-    """Write what is missing to a temporary folder, and from there to S3."""
-    from pipelines.data.preparation.writer import write_missing
+    def _shard_folder(self, source: Source) -> str:
+        """Name the folder of the shards by source and settings, so that no other job reuses it."""
+        identity = json.dumps([FORMAT, self.settings, source.fingerprint], sort_keys=True)
+        return f"shards-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
-    with tempfile.TemporaryDirectory(prefix="ranet-prepare-") as folder:
-        for path in write_missing(
-            config, image_size, Path(folder), present, place, skip_unreadable, spread
+    def _encode_shards(
+        self, folder: str, images: dict[Split, Images]
+    ) -> dict[Split, list[ShardTask]]:
+        """Encode images in shards; return the tasks of each split, empty if it has no shards."""
+        if self.parallel_map is None:
+            return {}
+        prefix = f"{self.destination.location}/{folder}"
+        by_split: dict[Split, list[ShardTask]] = {
+            split: shard_tasks(f"{prefix}/{split}", images[split], self.config) for split in images
+        }
+        tasks = [task for split_tasks in by_split.values() for task in split_tasks]
+        if not tasks:
+            return by_split
+        self.destination.make_shard_folder(folder)
+        total = sum(len(task.images.labels) for task in tasks)
+        with (
+            Progress("encoding", total) as progress,
+            closing(self.parallel_map(write_shard, tasks)) as results,
         ):
-            address = f"{place}/{path.name}"
-            logger.info("uploading %s: %d bytes", address, path.stat().st_size)
-            store.upload(path, address)
-            # Last, as it says that the file is whole.
-            store.write(f"{address}.json", metadata_path(path).read_bytes())
-            path.unlink()
+            for _, result in results:
+                if result.skipped and not self.skip_unreadable:
+                    raise with_advice(UnreadableImageError(result.skipped[0]))
+                progress.add(result.num_images)
+        return by_split
 
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees when a process dies."""
-    lock = FileLock(folder / ".lock", fallback_to_soft=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        logger.info("waiting for another process that prepares %s", folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def split_source(source: Source, config: DataConfig) -> dict[Split, Images]:
-    """The images of each split: validation is held out of the training images."""
-    kept, held = hold_out(
-        source.train.labels, config.validation_share, config.split_seed, source.class_names
-    )
-    return {
-        "train": Subset(source.train, kept),
-        "val": Subset(source.train, held),
-        "test": source.test,
-    }
+    def _write_images(self, path: Path, images: Images, tasks: Sequence[ShardTask]) -> Written:
+        if tasks:
+            return join_shards(path, tasks, skip_unreadable=self.skip_unreadable)
+        return write_beton(path, images, self.config, skip_unreadable=self.skip_unreadable)

@@ -1,4 +1,4 @@
-"""Encoded images of any kind as RGB pixels."""
+"""Decode image files of any format to RGB pixels."""
 
 import io
 from dataclasses import dataclass
@@ -7,29 +7,29 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 ORIENTATION = 0x0112
-"""EXIF's tag."""
+"""EXIF tag of the orientation."""
 UPRIGHT = 1
 
 
 class UnreadableImageError(ValueError):
-    """An image file that cannot be decoded; the message names it and says why."""
+    """Image file that cannot be decoded; the message contains its name and the reason."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image as its source has it."""
+    """Decoded image of a source."""
 
     pixels: np.ndarray
     """RGB (height, width, 3), uint8."""
     jpeg: bytes | None = None
-    """The JPEG file that decodes to just these pixels, where the source is one."""
+    """JPEG file that decodes to exactly these pixels; None if the source is no such file."""
 
 
 def decode_image(encoded: bytes, name: str) -> DecodedImage:
-    """Decode an image file's bytes as `decode_rgb` does, and keep a JPEG that needs no conversion.
+    """Decode with `decode_rgb`, and keep a JPEG that needs no conversion.
 
     Raises:
-        UnreadableImageError: `encoded` is truncated, damaged or no image.
+        UnreadableImageError: the bytes are truncated, damaged or not an image.
     """
     pixels = decode_rgb(encoded, name)
     with Image.open(io.BytesIO(encoded)) as image:
@@ -42,22 +42,22 @@ def decode_image(encoded: bytes, name: str) -> DecodedImage:
 
 
 def decode_rgb(encoded: bytes, name: str) -> np.ndarray:
-    """Decode an image file's bytes to RGB (height, width, 3), uint8, upright by its EXIF tag.
+    """Decode an image file to RGB (height, width, 3), uint8, rotated by EXIF.
 
     Grey, CMYK, palette and 16-bit images are converted; transparency is dropped.
 
     Raises:
-        UnreadableImageError: `encoded` is truncated, damaged or no image.
+        UnreadableImageError: the bytes are truncated, damaged or not an image.
     """
     try:
         with Image.open(io.BytesIO(encoded)) as opened:
             image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith("I;16"):  # PIL would clip these to white
+            if image.mode.startswith("I;16"):  # PIL would clip 16-bit values to white
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            if image.mode == "P":  # its transparency may be bytes, which PIL takes to RGBA only
+            if image.mode == "P":  # PIL converts a palette with transparency bytes only to RGBA
                 image = image.convert("RGBA")
             return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:  # its text holds an address in memory
+    except UnidentifiedImageError as error:  # PIL's message contains a memory address
         raise UnreadableImageError(f"{name} is not a readable image: unknown format") from error
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
         raise UnreadableImageError(f"{name} is not a readable image: {error}") from error

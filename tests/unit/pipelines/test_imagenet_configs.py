@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data import open_batches, prepare
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from ranet import PRESETS, RANet
 from ranet.model.preprocessing import Normalize

@@ -1,4 +1,4 @@
-"""Which part of an image is read: the same whoever asks, and distributed as it should be."""
+"""Distribution and determinism of crop boxes."""
 
 from collections.abc import Sequence
 
@@ -7,31 +7,13 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from pipelines.data import DataConfig
+from pipelines.data.config import DataConfig
 from pipelines.data.loading.augmentation import SampleRandom, evaluation_boxes, training_boxes
-from pipelines.data.loading.sampling import (
-    BLOCK_IMAGES,
-    WINDOW_IMAGES,
-    EpochSampler,
-    training_order,
+from tests.support.image_files import (
+    with_settings,
 )
-from tests.support.image_files import with_settings
 
 SIZES = np.full((1000, 2), 32)
-
-
-def planner(**settings) -> EpochSampler:
-    defaults = {
-        "config": DataConfig(),
-        "is_training": True,
-        "sizes": SIZES,
-        "image_size": 32,
-        "global_batch_size": 12,
-        "rank": 0,
-        "num_workers": 1,
-        "seed": 3,
-    }
-    return EpochSampler(**defaults | settings)
 
 
 def boxes(samples: Sequence[int] = range(1000), *, sizes=None, seed=0, epoch=0, **settings):
@@ -42,7 +24,7 @@ def boxes(samples: Sequence[int] = range(1000), *, sizes=None, seed=0, epoch=0, 
 
 
 @pytest.mark.parametrize("crop", ["pad4", "random_resized"])
-def test_a_sample_is_augmented_alike_whatever_else_is_in_its_batch(crop):
+def test_augmentation_of_a_sample_does_not_depend_on_its_batch(crop):
     assert np.array_equal(boxes([5, 900, 7], crop=crop)[1:], boxes([900, 7], crop=crop))
     assert not np.array_equal(boxes(crop=crop, epoch=1), boxes(crop=crop))
     assert not np.array_equal(boxes(crop=crop, seed=1), boxes(crop=crop))
@@ -60,22 +42,22 @@ def test_random_numbers_are_uniform_and_independent():
     assert np.abs(neighbours - np.eye(5)).max() < 0.02
 
 
-def test_a_padded_crop_takes_all_81_places_and_mirrors_half_of_the_images():
+def test_pad4_crops_cover_all_81_offsets_and_mirror_half_of_the_images():
     chosen = boxes(range(20_000))
-    places, counts = np.unique(chosen[:, :2], axis=0, return_counts=True)
-    assert len(places) == 81
-    assert places.min() == -4
-    assert places.max() == 4
+    offsets, counts = np.unique(chosen[:, :2], axis=0, return_counts=True)
+    assert len(offsets) == 81
+    assert offsets.min() == -4
+    assert offsets.max() == 4
     assert counts.min() > 170  # 247 are expected
     assert abs(chosen[:, 4].mean() - 0.5) < 0.02
     assert (chosen[:, 2:4] == 32).all()
 
 
-def test_without_crop_and_flip_a_training_image_is_read_as_in_evaluation():
+def test_training_boxes_without_augmentation_equal_evaluation_boxes():
     assert np.array_equal(boxes(crop="none", flip=False), evaluation_boxes(32, SIZES))
 
 
-def test_random_resized_crops_lie_inside_and_are_distributed_as_in_torchvision():
+def test_random_resized_crops_are_inside_and_distributed_as_in_torchvision():
     sizes = np.tile([[300, 400]], (20_000, 1))
     ours = boxes(range(20_000), crop="random_resized", sizes=sizes)
     top, left, height, width = ours[:, :4].T
@@ -95,7 +77,7 @@ def test_random_resized_crops_lie_inside_and_are_distributed_as_in_torchvision()
 @pytest.mark.parametrize(
     ("size", "expected"), [((10, 1000), (0, 493, 10, 13)), ((1000, 10), (493, 0, 13, 10))]
 )
-def test_a_long_image_falls_back_to_its_central_part(size, expected):
+def test_random_resized_crop_of_long_image_falls_back_to_center(size, expected):
     chosen = boxes([1, 2, 3], crop="random_resized", sizes=np.array([size] * 3))
     assert expected in [tuple(box) for box in chosen[:, :4].tolist()]
 
@@ -109,97 +91,5 @@ def test_a_long_image_falls_back_to_its_central_part(size, expected):
         ((64, 40), (14, 2, 35, 35, 0)),
     ],
 )
-def test_evaluation_reads_the_whole_or_seven_eighths_of_the_shorter_side(size, expected):
+def test_evaluation_box_is_whole_image_or_seven_eighths_of_shorter_side(size, expected):
     assert evaluation_boxes(32, np.array([size])).tolist() == [list(expected)]
-
-
-@pytest.mark.parametrize("order", ["full", "blocks"])
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 4, 5, 7, 12])
-def test_the_workers_read_slices_of_the_same_global_batches(num_workers, order):
-    config = DataConfig(shuffle=order)
-    whole = planner(config=config).epoch(5)
-    parts = [
-        planner(config=config, rank=rank, num_workers=num_workers).epoch(5)
-        for rank in range(num_workers)
-    ]
-    for number in range(83):
-        samples, chosen = whole[number]
-        assert np.array_equal(np.concatenate([part[number][0] for part in parts]), samples)
-        assert np.array_equal(np.concatenate([part[number][1] for part in parts]), chosen)
-        sizes = [len(part[number][0]) for part in parts]
-        assert max(sizes) - min(sizes) <= 1
-    assert [len(part) for part in parts] == [83] * num_workers
-
-
-@pytest.mark.parametrize("order", ["full", "blocks"])
-def test_an_epoch_read_by_changing_numbers_of_workers_is_read_exactly_once_and_in_order(order):
-    config = DataConfig(shuffle=order)
-    expected = planner(config=config).epoch(5)
-    read = []
-    for first, last, num_workers in ((0, 20, 2), (20, 21, 1), (21, 50, 5), (50, 83, 2)):
-        plans = [
-            planner(config=config, rank=rank, num_workers=num_workers).epoch(5, first)
-            for rank in range(num_workers)
-        ]
-        for number in range(last - first):
-            read += [plan[number] for plan in plans]
-    assert np.array_equal(np.concatenate([samples for samples, _ in read]), expected.samples)
-    assert np.array_equal(np.concatenate([chosen for _, chosen in read]), expected.boxes)
-    assert len(set(expected.samples.tolist())) == 83 * 12
-
-
-def test_the_images_left_out_of_an_epoch_are_others_in_each():
-    left_out = [set(range(1000)) - set(planner().epoch(k).samples.tolist()) for k in range(8)]
-    assert {len(each) for each in left_out} == {4}
-    assert len(set.union(*left_out)) > 4 * 6
-
-
-def test_the_order_is_numpys_permutation_of_seed_and_epoch():
-    expected = np.random.default_rng((3, 5)).permutation(1000)[:996]
-    assert np.array_equal(planner().epoch(5).samples, expected)
-
-
-def test_an_order_of_blocks_mixes_all_classes_and_has_whole_blocks_in_every_window():
-    num_images = 100 * 1000 + 5  # of 1,000 classes, one after the other
-    order = training_order("blocks", num_images, 3, 5)
-    assert np.array_equal(np.sort(order), np.arange(num_images))
-    assert not np.array_equal(order, training_order("blocks", num_images, 3, 6))
-    assert not np.array_equal(order, training_order("blocks", num_images, 4, 5))
-    for first in range(0, num_images, WINDOW_IMAGES):
-        window = order[first : first + WINDOW_IMAGES]
-        num_blocks = len(window) / BLOCK_IMAGES
-        assert num_blocks <= len(np.unique(window // BLOCK_IMAGES)) <= num_blocks + 2
-        assert np.mean(np.abs(np.diff(window)) < BLOCK_IMAGES) < 0.01  # not in their old order
-    batches = order[: num_images // 256 * 256].reshape(-1, 256) // 100
-    classes = np.mean([len(np.unique(batch)) for batch in batches])
-    assert classes > 190  # 226 where any image may follow any other
-
-
-@pytest.mark.parametrize(("num_workers", "first_step"), [(1, 0), (2, 0), (3, 40)])
-def test_the_disk_is_asked_once_for_each_image_and_before_it_is_read(num_workers, first_step):
-    sizes = np.full((40_000, 2), 32)
-    settings = {"config": DataConfig(shuffle="blocks"), "sizes": sizes, "global_batch_size": 256}
-    for rank in range(num_workers):
-        plan = planner(**settings, rank=rank, num_workers=num_workers).epoch(5, first_step)
-        asked = []
-        for number in range(len(plan)):
-            asked += plan.samples_to_prefetch(number).tolist()
-            assert set(plan[number][0].tolist()) <= set(asked)
-        assert sorted(asked) == sorted(plan.samples.tolist())
-    plan = planner(**settings | {"config": DataConfig()}).epoch(5)
-    assert not any(len(plan.samples_to_prefetch(number)) for number in range(len(plan)))
-
-
-@pytest.mark.parametrize("num_samples", [1, 5, 12, 13, 100])
-@pytest.mark.parametrize("num_workers", [1, 2, 3, 7])
-def test_evaluation_reads_each_image_exactly_once_over_all_workers(num_samples, num_workers):
-    sizes = np.full((num_samples, 2), 32)
-    read = []
-    for rank in range(num_workers):
-        ours = planner(is_training=False, sizes=sizes, rank=rank, num_workers=num_workers)
-        plan = ours.epoch(0)
-        assert len(plan) == len(ours)
-        batches = [plan[number][0] for number in range(len(plan))]
-        assert all(0 < len(batch) <= ours.batch_size for batch in batches)
-        read += [sample for batch in batches for sample in batch]
-    assert sorted(read) == list(range(num_samples))

@@ -1,0 +1,256 @@
+"""Destinations of prepared files: a local folder or a prefix in S3."""
+
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+from cluster.storage.s3 import ObjectStore, is_uri
+from pipelines.data.config import SPLITS, Split
+from pipelines.data.format.metadata import (
+    SplitMetadata,
+    is_prepared,
+    metadata_path,
+    read_metadata,
+    read_remote_metadata,
+    split_path,
+)
+
+logger = logging.getLogger(__name__)
+
+LOCK_OBJECT = "being-prepared.json"
+"""Object in S3 that contains the settings of the files while they are written."""
+
+Settings: TypeAlias = dict[str, str | int | float]
+
+
+class Destination(Protocol):
+    """Folder of the prepared files."""
+
+    @property
+    def location(self) -> str:
+        """Absolute path or S3 URI."""
+        ...
+
+    def present(self) -> dict[Split, SplitMetadata]:
+        """Return the metadata of the splits that are complete."""
+        ...
+
+    def lock(self, settings: Settings) -> AbstractContextManager[None]:
+        """Reserve the destination for files of these settings inside the context."""
+        ...
+
+    def working_folder(self) -> AbstractContextManager[Path]:
+        """Provide a local folder for files that are being written."""
+        ...
+
+    def publish(self, path: Path) -> None:
+        """Make a written file and its metadata file available at the destination."""
+        ...
+
+    def make_shard_folder(self, name: str) -> None:
+        """Create the folder of the shards below the destination."""
+        ...
+
+    def remove_shards(self, name: str, split: Split) -> None:
+        """Remove the shards of one split, and their folder if it is empty."""
+        ...
+
+
+@contextmanager
+def open_destination(location: str) -> Iterator[Destination]:
+    """Open the destination at a path or S3 URI."""
+    if is_uri(location):
+        with ObjectStore() as store:
+            yield S3Destination(location, store)
+    else:
+        yield LocalDestination(Path(location))
+
+
+@dataclass(frozen=True)
+class LocalDestination:
+    """Local folder; a file lock admits one process at a time."""
+
+    folder: Path
+
+    @property
+    def location(self) -> str:
+        """Absolute path."""
+        return str(self.folder)
+
+    def present(self) -> dict[Split, SplitMetadata]:
+        """Return the metadata of the splits that are complete."""
+        return {
+            split: read_metadata(split_path(self.folder, split))
+            for split in SPLITS
+            if is_prepared(self.folder, split)
+        }
+
+    @contextmanager
+    def lock(self, settings: Settings) -> Iterator[None]:
+        """Create the folder and hold its lock, which the kernel releases if the process dies."""
+        del settings
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"data.prepared_dir is {self.folder}: it cannot be created ({error.strerror}); "
+                "choose another folder",
+            ) from error
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("waiting for another process that prepares %s", self.folder)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def working_folder(self) -> Iterator[Path]:
+        """Provide the folder itself: files are written under a temporary name and renamed."""
+        yield self.folder
+
+    def publish(self, path: Path) -> None:
+        """Log that a file is complete; the working folder is the destination."""
+        logger.info("%s is written", path)
+
+    def make_shard_folder(self, name: str) -> None:
+        """Create the folder of the shards."""
+        (self.folder / name).mkdir(exist_ok=True)
+
+    def remove_shards(self, name: str, split: Split) -> None:
+        """Remove the shards of one split, and their folder if it is empty."""
+        folder = self.folder / name
+        for path in folder.glob(f"{split}-*"):
+            path.unlink()
+        with suppress(OSError):  # the folder has shards of other splits, or does not exist
+            folder.rmdir()
+
+
+@dataclass(frozen=True)
+class S3Destination:
+    """Prefix in S3; several processes may write at once if their settings are the same."""
+
+    location: str
+    store: ObjectStore
+
+    def present(self) -> dict[Split, SplitMetadata]:
+        """Return the metadata of the splits that are complete."""
+        present: dict[Split, SplitMetadata] = {}
+        for split in SPLITS:
+            with suppress(FileNotFoundError):
+                present[split] = read_remote_metadata(self._file(split), self.store)[0]
+        return present
+
+    @contextmanager
+    def lock(self, settings: Settings) -> Iterator[None]:
+        """Keep processes with other settings from writing; remove all shards after the last split.
+
+        Processes with the same settings write the same bytes and need no exclusion.
+        """
+        # This first write also reveals missing permissions before hours of work.
+        self._reserve(settings)
+        present = self.present()
+        try:
+            yield
+        except FileNotFoundError:
+            # Another process with the same settings may have finished first and removed the shards.
+            if self.present().keys() == present.keys():
+                raise
+        finally:
+            self.store.delete(self._lock_uri)
+        if len(self.present()) == len(SPLITS):
+            for name in self.store.names(self.location):
+                if name.startswith("shards-"):
+                    self.store.delete(f"{self.location}/{name}")
+
+    @contextmanager
+    def working_folder(self) -> Iterator[Path]:
+        """Provide a temporary folder."""
+        with tempfile.TemporaryDirectory(prefix="ranet-prepare-") as folder:
+            yield Path(folder)
+
+    def publish(self, path: Path) -> None:
+        """Upload a file and its metadata file, and delete the local file."""
+        uri = f"{self.location}/{path.name}"
+        logger.info("uploading %s: %d bytes", uri, path.stat().st_size)
+        self.store.upload(path, uri)
+        # The metadata file is last because its presence marks the file as complete.
+        self.store.write(f"{uri}.json", metadata_path(path).read_bytes())
+        path.unlink()
+
+    def make_shard_folder(self, name: str) -> None:
+        """Do nothing: S3 has no folders."""
+
+    def remove_shards(self, name: str, split: Split) -> None:
+        """Remove the shards of one split."""
+        folder = f"{self.location}/{name}"
+        for shard in self.store.names(folder):
+            if shard.startswith(f"{split}-"):
+                self.store.delete(f"{folder}/{shard}")
+
+    @property
+    def _lock_uri(self) -> str:
+        return f"{self.location}/{LOCK_OBJECT}"
+
+    def _file(self, split: Split) -> str:
+        return f"{self.location}/{split}.beton"
+
+    def _reserve(self, settings: Settings) -> None:
+        """Write the lock object, unless a process with the same settings wrote one.
+
+        Raises:
+            ValueError: a process with other settings writes to the same prefix.
+        """
+        own = json.dumps(settings, sort_keys=True).encode()
+        while not self.store.write_new(self._lock_uri, own):
+            try:
+                found = self.store.read(self._lock_uri).data
+            except FileNotFoundError:  # the other process has finished
+                continue
+            if found != own:
+                raise ValueError(
+                    f"data.prepared_dir is {self.location}: another process writes there now, "
+                    f"with the settings {found.decode()}; wait until it ends, or delete "
+                    f"{self._lock_uri} if it was killed"
+                )
+            return
+
+
+def read_bytes(location: str) -> bytes:
+    """Read a file at a path or S3 URI."""
+    if is_uri(location):
+        with ObjectStore() as store:
+            return store.read(location).data
+    return Path(location).read_bytes()
+
+
+def write_bytes(location: str, content: memoryview) -> None:
+    """Write a file at a path or S3 URI atomically, also if several processes write it at once."""
+    if is_uri(location):
+        with ObjectStore() as store:
+            store.write(location, bytes(content))
+        return
+    part = Path(f"{location}.{uuid.uuid4().hex}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(location)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{location} cannot be written: {error.strerror}; free disk space or set "
+            "data.prepared_dir",
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
