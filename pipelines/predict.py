@@ -14,8 +14,8 @@ from PIL import Image
 
 from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.tracking import registry
-from pipelines.data.sources.images import decode_rgb
 from pipelines.data.loading.augmentation import evaluation_boxes
+from pipelines.data.sources.images import decode_rgb
 
 
 def main() -> None:

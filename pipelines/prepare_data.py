@@ -13,10 +13,9 @@ from pathlib import Path
 from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.execution.parallel_map import parallel_map
 from cluster.storage.s3 import is_uri
-from pipelines.data.format.metadata import DatasetInfo, verify
-from pipelines.data.preparation.prepare import prepare
 from pipelines.data.config import SPLITS
-from pipelines.data.format.metadata import split_path
+from pipelines.data.format.metadata import DatasetInfo, split_path, verify
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
 
 

@@ -28,8 +28,8 @@ from cluster.storage.s3 import is_uri
 from cluster.tracking import client, runs
 from cluster.tracking.record import TrackedRun
 from pipelines.data.format.metadata import DatasetInfo
-from pipelines.data.preparation.prepare import prepare
 from pipelines.data.preflight import check_classes
+from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.examples import save_examples
 from pipelines.evaluation.mlflow_log import log_evaluation

@@ -18,10 +18,9 @@ from cluster.cli import configure_logging
 from cluster.execution.reporter import RayReporter, load_newest
 from cluster.storage.cache import Cache
 from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
-from pipelines.data.config import Split
+from pipelines.data.config import SPLITS, Split
 from pipelines.data.loading.loader import open_batches
 from pipelines.data.loading.staging import staged_data
-from pipelines.data.config import SPLITS
 from pipelines.run import Run
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs

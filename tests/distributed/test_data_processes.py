@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data.preparation.prepare import prepare
-from pipelines.data.format.metadata import verify
 from pipelines.data.format.beton import open_beton
+from pipelines.data.format.metadata import verify
+from pipelines.data.preparation.prepare import prepare
 from tests.support.image_files import batches_of, folder_config, image_folder, with_settings
 from tests.support.paths import PROJECT
 

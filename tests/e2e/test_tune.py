@@ -14,8 +14,8 @@ from ray.util import placement_group, placement_group_table
 from cluster.cli import parse_settings
 from cluster.config import ClusterConfig
 from cluster.execution.trainer import capacity_for, worker_resources
-from pipelines.data.preparation.prepare import prepare
 from pipelines.data.config import DataConfig
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
 from tests.support.jobs import IMAGES, STORAGE, Job, check_copies, check_nothing_is_held
 from tests.support.training import client, runs, steps, training

@@ -16,7 +16,7 @@ import numpy as np
 from pipelines.data.config import DataConfig
 from pipelines.data.format.encoding import PAGE_BYTES, Sample, encode
 from pipelines.data.format.ffcv_internals import file_format, read_tables
-from pipelines.data.progress import Progress
+from cluster.progress import Progress
 from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
 

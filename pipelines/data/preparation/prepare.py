@@ -21,7 +21,7 @@ from pipelines.data.format.metadata import (
 from pipelines.data.preparation.destination import Destination, Settings, open_destination
 from pipelines.data.preparation.shards import ShardResult, ShardTask, shard_tasks, write_shard
 from pipelines.data.preparation.writer import join_shards, write_split
-from pipelines.data.progress import Progress
+from cluster.progress import Progress
 from pipelines.data.sources.base import Images, Source, split_source
 from pipelines.data.sources.factory import open_source
 from pipelines.data.sources.images import UnreadableImageError

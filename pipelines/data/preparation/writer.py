@@ -17,7 +17,7 @@ from pipelines.data.format.metadata import (
 )
 from pipelines.data.preparation.destination import Settings
 from pipelines.data.preparation.shards import ShardTask, joined
-from pipelines.data.progress import Progress
+from cluster.progress import Progress
 from pipelines.data.sources.base import Source
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from cluster.cli import parse_settings
-from pipelines.data import prepare
+from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run
 from pipelines.start import track

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipelines.data import open_batches, prepare
+from pipelines.data.loading.loader import open_batches
+from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.examples import save_examples
 from tests.support.image_files import with_settings
 from tests.support.registered import RUN

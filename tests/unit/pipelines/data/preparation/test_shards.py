@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.data import progress
+from cluster import progress
 from pipelines.data.preparation.prepare import prepare
 from pipelines.data.sources.images import UnreadableImageError
 from tests.support.image_files import (
