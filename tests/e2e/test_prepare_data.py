@@ -216,11 +216,11 @@ def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = Run(data=config, cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")))
     told = preflight(run)
-    assert told.lacks == [
+    assert told.missing == [
         "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
         "create it, or correct the address"
     ]
     told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
-    assert told.starts, told
+    assert told.can_start, told
     with ObjectStore() as store:
         assert not list(store.names(f"s3://{bucket}/prepared"))
