@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import yaml
 from jsonargparse import (
-    ActionConfigFile,
     ArgumentError,
     ArgumentParser,
     DefaultHelpFormatter,
@@ -104,7 +103,7 @@ class CommandLine(ArgumentParser):
         super().__init__(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
         self.settings_type = settings
         if settings is not None:
-            self.add_argument("--config", action=ActionConfigFile, help="YAML file of settings")
+            self.add_argument("--config", action="config", help="YAML file of settings")
             self.add_class_arguments(
                 settings, as_group=False, as_positional=False, sub_configs=True
             )

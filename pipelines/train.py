@@ -51,9 +51,9 @@ def main() -> None:
     configure_logging()
     with main_guard():
         if options.dry_run:
-            expected = preflight(run, new_attempt=new_attempt)
-            print(expected)
-            sys.exit(0 if expected.starts else 1)
+            report = preflight(run, new_attempt=new_attempt)
+            print(report)
+            sys.exit(0 if report.can_start else 1)
         client.check_reachable()
         runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
         info = prepare_images(run)

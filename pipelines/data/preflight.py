@@ -1,6 +1,65 @@
-"""Checks of prepared images before a run starts."""
+"""Pre-flight checks of a run's images: classes, sources, sizes."""
 
-from pipelines.data.format.metadata import DatasetInfo
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from cluster.errors import EXPECTED_ERRORS
+from cluster.findings import Finding, check, format_bytes, missing
+from cluster.storage.s3 import check_writable, is_uri
+from pipelines.data.config import LOCAL_SOURCES, DataConfig, Split
+from pipelines.data.format.metadata import DatasetInfo, read_info
+from pipelines.data.loading.staging import remote_files
+from pipelines.data.sources.factory import DOWNLOADS, check_source, open_source
+from pipelines.data.splits import hold_out
+from ranet.config import ModelConfig
+
+IMAGENET_CLASSES, IMAGENET_TRAIN = 1000, 1_281_167
+"""Classes of ImageNet and its training images. Unprepared image folders with that many classes are
+assumed to be ImageNet."""
+IMAGENET_QUALITY = 90
+IMAGENET_BYTES = {256: 16_370, 320: 23_622, 500: 43_240}
+"""Mean bytes per image as JPEG of that quality, by `data.max_side`, of 1000 photographs."""
+CIFAR = {"cifar10": (10, 5000), "cifar100": (100, 500)}
+"""Number of classes, and of training images per class."""
+
+
+@dataclass(frozen=True)
+class ImagesReport:
+    """Findings about the images of a run."""
+
+    findings: list[Finding]
+    num_train: int = 0
+    """Number of training images; 0: unknown."""
+    cache_bytes: int = 0
+    """Bytes of images that each node copies to its disk."""
+
+
+def check_images(config: DataConfig, model: ModelConfig, *, is_here: bool) -> ImagesReport:
+    """Check the prepared images, or the source that they will be prepared from.
+
+    Args:
+        config: Images and their preparation.
+        model: Network that is trained on the images.
+        is_here: The run uses the current cluster or this machine, not rented machines.
+    """
+    try:
+        info = read_info(config, model.image_size)
+    except FileNotFoundError as error:
+        return _check_unprepared(config, model, str(error), is_here=is_here)
+    except EXPECTED_ERRORS as error:
+        return _expect(config, model, missing([str(error)]), "cannot be read")
+    findings = check(partial(check_classes, info, config.source, model.num_classes))
+    cache_bytes = 0
+    if is_uri(info.folder):
+        cache_bytes = sum(file.bytes for file in remote_files(info.folder))
+    findings += [
+        Finding("images", _describe_counts(info.num_samples)),
+        _staging(config, format_bytes(cache_bytes)),
+    ]
+    return ImagesReport(findings, info.num_samples["train"], cache_bytes)
 
 
 def check_classes(info: DatasetInfo, source: str, num_classes: int) -> None:
@@ -14,3 +73,76 @@ def check_classes(info: DatasetInfo, source: str, num_classes: int) -> None:
             f"model.num_classes must be {len(info.class_names)}, the number of classes of data.source "
             f"{source}, got {num_classes}"
         )
+
+
+def _check_unprepared(
+    config: DataConfig, model: ModelConfig, error: str, *, is_here: bool
+) -> ImagesReport:
+    """Check the source of images that the run will prepare first."""
+    findings = []
+    text = "not prepared yet: the run prepares them first"
+    is_local = config.source in LOCAL_SOURCES
+    if is_local and not config.source_dir:
+        findings += missing([error])
+    elif is_local and not is_here and not is_uri(config.source_dir):
+        text += f", from {config.source_dir} of the rented machines, which was not checked"
+    else:
+        findings += check(partial(check_source, config))
+    if config.source in CIFAR:
+        text += f", downloading them if missing in {config.source_dir or DOWNLOADS}"
+    if is_uri(config.prepared_dir):
+        findings += check(partial(check_writable, "data.prepared_dir", config.prepared_dir))
+    return _expect(config, model, findings, text)
+
+
+def _expect(
+    config: DataConfig, model: ModelConfig, findings: list[Finding], text: str
+) -> ImagesReport:
+    counts, stored_bytes = _expected_sizes(config, model)
+    if counts is None:
+        images = Finding("images", f"{text}; their number is unknown")
+        return ImagesReport([*findings, images])
+    size = f"about {format_bytes(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
+    findings = [
+        *findings,
+        Finding("images", f"{text}; {_describe_counts(counts)} expected"),
+        _staging(config, size),
+    ]
+    cache_bytes = stored_bytes if is_uri(config.prepared_dir) else 0
+    return ImagesReport(findings, counts["train"], cache_bytes)
+
+
+def _staging(config: DataConfig, size: str) -> Finding:
+    is_remote = is_uri(config.prepared_dir)
+    return Finding(
+        "to stage", f"{size} from S3 to each node" if is_remote else "none: read in place"
+    )
+
+
+def _expected_sizes(config: DataConfig, model: ModelConfig) -> tuple[dict[Split, int] | None, int]:
+    """Return the expected images of each split, and their bytes, 0 if unknown."""
+    if config.source == "digits":
+        source = open_source(config, model.image_size)
+        labels, test, pixels = source.train.labels, len(source.test.labels), model.image_size
+    elif config.source in CIFAR:
+        num_classes, num_each = CIFAR[config.source]
+        labels, test, pixels = np.repeat(np.arange(num_classes), num_each), 10_000, 32
+    elif config.source == "imagefolder" and model.num_classes == IMAGENET_CLASSES:
+        num_val = round(IMAGENET_TRAIN * config.validation_share)
+        counts: dict[Split, int] = {
+            "train": IMAGENET_TRAIN - num_val,
+            "val": num_val,
+            "test": 50_000,
+        }
+        known = config.image_format == "jpeg" and config.jpeg_quality == IMAGENET_QUALITY
+        return counts, IMAGENET_BYTES.get(config.max_side, 0) * sum(counts.values()) * known
+    else:
+        return None, 0
+    names = [str(label) for label in range(int(labels.max()) + 1)]
+    kept, held_out = hold_out(labels, config.validation_share, config.split_seed, names)
+    counts = {"train": len(kept), "val": len(held_out), "test": test}
+    return counts, sum(counts.values()) * 3 * pixels**2 * (config.image_format == "raw")
+
+
+def _describe_counts(counts: Mapping[Split, int]) -> str:
+    return ", ".join(f"{counts[split]:,} {split}" for split in counts)

@@ -213,12 +213,12 @@ def test_unwritable_s3_prepared_dir_raises_error_before_preparation(bucket, tmp_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     run = Run(data=config, cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")))
-    report = preflight(run)
-    assert report.lacks == [
+    told = preflight(run)
+    assert told.missing == [
         "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
         "create it, or correct the URI"
     ]
-    report = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
-    assert report.starts, report
+    told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
+    assert told.can_start, told
     with ObjectStore() as store:
         assert not list(store.names(f"s3://{bucket}/prepared"))

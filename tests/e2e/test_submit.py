@@ -110,9 +110,9 @@ def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
         "--cluster.num_workers=3", "--dry-run",
     )  # fmt: skip
     assert done.returncode == 1
-    [lack] = [line for line in done.stdout.splitlines() if line.startswith("LACKS")]
-    assert "cluster.num_workers asks for 3 workers of 1 CPUs, but the cluster at" in lack
-    assert "has room for 2" in lack
+    [sentence] = [line for line in done.stdout.splitlines() if line.startswith("MISSING")]
+    assert "cluster.num_workers requests 3 workers of 1 CPUs, but the cluster at" in sentence
+    assert "has capacity for 2" in sentence
 
 
 def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(cluster, folder):

@@ -5,6 +5,7 @@ import pytest
 from cluster.cli import RENAMED, setting_names
 from pipelines import train, tune
 from pipelines.run import Run, flatten, read_run
+from tuning.config import Sweep
 
 
 def test_command_line_overrides_the_config_file(tmp_path):
@@ -152,15 +153,14 @@ def test_help_and_print_config_contain_every_setting(option, capsys):
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
 def test_old_name_of_a_setting_is_rejected_with_the_new_name(old, new, capsys):
-    options = [train.command_line(), tune.command_line()]
     parsers = [
-        parser
-        for parser in options
-        if new in {*setting_names(parser.settings_type), *parser._option_string_actions}
+        (parser, setting_names(kind))
+        for kind, parser in ((Run, train.command_line()), (Sweep, tune.command_line()))
+        if new in {*setting_names(kind), *parser._option_string_actions}
     ]
     assert parsers, f"{new} is no setting of a run or a sweep, and no option"
-    for parser in parsers:
-        assert old not in setting_names(parser.settings_type)
+    for parser, names in parsers:
+        assert old not in names
         with pytest.raises(SystemExit) as ending:
             parser.read([f"--{old}=1"])
         assert ending.value.code == 2

@@ -1,4 +1,4 @@
-"""What a run would take, known before anything starts."""
+"""Pre-flight check: cost estimate and missing requirements."""
 
 import io
 import os
@@ -21,7 +21,7 @@ DIGITS = "1,252 train, 276 val, 269 test"
 
 @pytest.fixture
 def at_home(monkeypatch, tmp_path):
-    """The project's folder, with nothing that names a cluster or a server."""
+    """The project's folder, without environment variables of a cluster or server."""
     monkeypatch.chdir(ROOT)
     for name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"):
         monkeypatch.delenv(name, raising=False)
@@ -35,82 +35,84 @@ def read(config, tmp_path, *arguments):
     )
 
 
-def test_a_run_on_this_machine_is_told_with_its_measured_rate(at_home, tmp_path):
+def test_run_on_this_machine_is_estimated_with_its_measured_rate(at_home, tmp_path):
     run = read("digits", tmp_path, "--cluster.device=cpu")
     prepare(run.data, run.model.image_size)
-    told = preflight(run)
-    assert told.starts
-    lines = dict(told.lines)
+    report = preflight(run)
+    assert report.can_start
+    lines = dict(report.lines)
     assert lines["network"].startswith("2.55 M parameters, 6 exits, 8.32 to 58.61 M mult-adds")
     assert lines["images"] == DIGITS
     assert lines["to stage"] == "none: read in place"
-    assert lines["steps"].startswith("10 epochs of 19, 190 in all; 12,160 images to train on")
+    assert lines["steps"].startswith("10 epochs of 19, 190 in total; 12,160 training images")
     assert lines["images/s"].startswith("140 with 2 workers, 70 each")
     assert lines["time"].startswith("0.02 h")
     assert "price" not in lines
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_a_run_on_rented_gpus_is_priced_and_what_is_unknown_is_called_so(at_home, tmp_path):
+def test_run_on_rented_gpus_is_priced_and_unknown_rates_are_named(at_home, tmp_path):
     run = read("digits", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=[2,8]",
                "--train.precision=bfloat16")  # fmt: skip
     prepare(run.data, run.model.image_size)
-    told = preflight(run)
-    lines = dict(told.lines)
-    assert told.starts
+    report = preflight(run)
+    lines = dict(report.lines)
+    assert report.can_start
     assert lines["to rent"] == "g6.12xlarge (spot), by ray_cluster.yaml"
     assert lines["images/s"].startswith("unknown: throughput.yaml has no rate of this network")
-    assert lines["time"].startswith("were it 100 images/s a worker: 0.00 h")
-    assert lines["price"].startswith("$3.88 an hour with 8 workers and the head")
+    assert lines["time"].startswith("at 100 images/s per worker: 0.00 h")
+    assert lines["price"].startswith("$3.88 per hour with 8 workers and the head")
 
 
-def test_everything_that_is_lacking_is_said_at_once(at_home, tmp_path, monkeypatch):
+def test_all_missing_requirements_are_reported_at_once(at_home, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "file").touch()
     run = read("imagenet", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=9",
                f"--cluster.storage_path={tmp_path}/file/runs", "--evaluation.budget_fractions=[0.01]")  # fmt: skip
-    told = preflight(run)
-    assert not told.starts
+    report = preflight(run)
+    assert not report.can_start
     for start in (
         "evaluation.budget_fractions",
         "MLflow at",
         "cluster.storage_path is",
         "cluster.num_workers asks",
     ):
-        assert any(sentence.startswith(start) for sentence in told.lacks), told
-    assert any("run pipelines/prepare_data.py" in sentence for sentence in told.lacks)
-    lines = dict(told.lines)
-    assert lines["images"].endswith("; 1,255,544 train, 25,623 val, 50,000 test supposed")
-    assert lines["steps"].startswith("100 epochs of 1,226, 122,600 in all; 125,542,400 images")
-    assert lines["checkpoints"].startswith("2.39 GB each, 2 kept; 501 in all, 1.20 TB to ")
-    assert str(told).endswith("\nwould not start")
+        assert any(sentence.startswith(start) for sentence in report.missing), report
+    assert any("run pipelines/prepare_data.py" in sentence for sentence in report.missing)
+    lines = dict(report.lines)
+    assert lines["images"].endswith("; 1,255,544 train, 25,623 val, 50,000 test expected")
+    assert lines["steps"].startswith(
+        "100 epochs of 1,226, 122,600 in total; 125,542,400 training images"
+    )
+    assert lines["checkpoints"].startswith("2.39 GB each, 2 kept; 501 in total, 1.20 TB to ")
+    assert str(report).endswith("\ncannot start")
     assert not list(tmp_path.glob("images/*"))
 
 
 @pytest.mark.parametrize(
     ("num_classes", "images", "time"),
     [
-        (1000, "; 1,255,544 train, 25,623 val, 50,000 test supposed",
-         "were it 100 images/s a worker: 43.59 h"),
-        (100, "which was not looked for; their number is unknown", ""),
+        (1000, "; 1,255,544 train, 25,623 val, 50,000 test expected",
+         "at 100 images/s per worker: 43.59 h"),
+        (100, "which was not checked; their number is unknown", ""),
     ],
 )  # fmt: skip
-def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
+def test_unprepared_imagenet_is_assumed_to_be_complete(
     at_home, tmp_path, num_classes, images, time
 ):
     run = read("imagenet", tmp_path, "--cluster.device=gpu", f"--data.source_dir={tmp_path}/tree",
                f"--model.num_classes={num_classes}")  # fmt: skip
-    told = preflight(run)
-    assert told.starts, told
-    lines = dict(told.lines)
+    report = preflight(run)
+    assert report.can_start, report
+    lines = dict(report.lines)
     assert lines["images"].endswith(images)
-    assert "machines to rent" in lines["images"]
+    assert "rented machines" in lines["images"]
     assert lines.get("time", "").startswith(time)
     assert ("price" in lines) == bool(time)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "lack"),
+    ("arguments", "sentence"),
     [
         (["--data.source_dir={folder}/nowhere"], "data.source_dir is {folder}/nowhere: no such folder"),
         (["--data.source_dir={folder}/tree"], "data.source_dir must hold train and val: {folder}/tree/val"),
@@ -118,22 +120,20 @@ def test_imagenet_that_is_not_prepared_yet_is_supposed_to_be_whole(
          "must hold exactly one *-train."),
     ],
 )  # fmt: skip
-def test_what_should_be_here_and_is_not_keeps_a_run_from_starting(
-    at_home, tmp_path, arguments, lack
-):
+def test_missing_source_files_prevent_a_start(at_home, tmp_path, arguments, sentence):
     (tmp_path / "tree" / "train").mkdir(parents=True)
     arguments = [argument.format(folder=tmp_path) for argument in arguments]
-    told = preflight(read("imagenet", tmp_path, "--cluster.device=cpu", *arguments))
-    [sentence] = told.lacks
-    assert lack.format(folder=tmp_path) in sentence
+    report = preflight(read("imagenet", tmp_path, "--cluster.device=cpu", *arguments))
+    [sentence] = report.missing
+    assert sentence.format(folder=tmp_path) in sentence
 
 
-def test_digits_are_counted_before_they_are_prepared(at_home, tmp_path):
+def test_unprepared_digits_are_counted(at_home, tmp_path):
     run = read("digits", tmp_path, "--cluster.device=cpu", "--cluster.num_workers=64")
     first = preflight(run)
-    assert first.starts, first
+    assert first.can_start, first
     images = dict(first.lines)["images"]
-    assert images == f"not prepared yet: that comes first; {DIGITS} supposed"
+    assert images == f"not prepared yet: the run prepares them first; {DIGITS} expected"
     prepare(run.data, run.model.image_size)
     second = preflight(run)
     assert dict(second.lines)["images"] == DIGITS
@@ -141,44 +141,44 @@ def test_digits_are_counted_before_they_are_prepared(at_home, tmp_path):
         assert dict(first.lines)[line] == dict(second.lines)[line]
     cores = os.cpu_count()
     assert dict(first.lines)["cluster"] == (
-        f"this machine has {cores} CPUs and 0 GPUs: room for 64 of 64 to 64 workers, which share "
+        f"this machine has {cores} CPUs and 0 GPUs: capacity for 64 of 64 to 64 workers, which share "
         "its CPUs"
     )
 
 
-def test_a_download_is_told_of_and_its_images_are_counted(at_home, tmp_path):
-    told = preflight(
+def test_download_is_reported_and_its_images_are_counted(at_home, tmp_path):
+    report = preflight(
         read("cifar10", tmp_path, "--cluster.device=cpu", f"--data.source_dir={tmp_path}")
     )
-    assert told.starts, told
-    assert dict(told.lines)["images"] == (
-        f"not prepared yet: that comes first, with a download where {tmp_path} lacks them; "
-        "45,000 train, 5,000 val, 10,000 test supposed"
+    assert report.can_start, report
+    assert dict(report.lines)["images"] == (
+        f"not prepared yet: the run prepares them first, downloading them if missing in {tmp_path}; "
+        "45,000 train, 5,000 val, 10,000 test expected"
     )
 
 
-def test_a_name_that_is_unfinished_with_other_settings_would_not_start(at_home, tmp_path):
+def test_unfinished_run_with_other_settings_cannot_start(at_home, tmp_path):
     run = read("digits", tmp_path)
     with pytest.raises(KeyboardInterrupt), track(run):
         raise KeyboardInterrupt
-    assert preflight(run).starts
-    told = preflight(read("digits", tmp_path, "--train.epochs=3"))
-    [sentence] = told.lacks
+    assert preflight(run).can_start
+    report = preflight(read("digits", tmp_path, "--train.epochs=3"))
+    [sentence] = report.missing
     assert "is unfinished and its settings have changed: train.epochs: 10 -> 3" in sentence
-    assert preflight(read("digits", tmp_path, "--train.epochs=3"), new_attempt=True).starts
+    assert preflight(read("digits", tmp_path, "--train.epochs=3"), new_attempt=True).can_start
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 31), (95, 3), (60, 4)])
-def test_all_checkpoints_are_counted(at_home, tmp_path, checkpoint_steps, number):
+def test_number_of_checkpoints_is_reported(at_home, tmp_path, checkpoint_steps, number):
     # 10 epochs of 19 steps; the last epoch always has one, and one more has the scores.
     run = read("digits", tmp_path, f"--train.checkpoint_every_steps={checkpoint_steps}")
     prepare(run.data, run.model.image_size)
-    told = dict(preflight(run).lines)["checkpoints"]
-    assert f" kept; {number} in all, " in told
+    report = dict(preflight(run).lines)["checkpoints"]
+    assert f" kept; {number} in total, " in report
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-def test_a_checkpoint_has_the_size_that_was_told(ema_decay, tmp_path):
+def test_checkpoint_has_the_estimated_size(ema_decay, tmp_path):
     run = read("digits", tmp_path, f"--train.ema.decay={ema_decay}")
     model = RANet(run.model)
     training = TrainState(run.train, model)
@@ -190,7 +190,7 @@ def test_a_checkpoint_has_the_size_that_was_told(ema_decay, tmp_path):
     assert file.tell() == pytest.approx(checkpoint_bytes(run.train, model), rel=0.03)
 
 
-def test_every_stored_rate_is_of_a_config_as_it_is():
+def test_stored_rates_match_current_configs():
     for entry in yaml.safe_load(RATES.read_text()):
         path = ROOT / "configs" / f"{entry['config']}.yaml"
         run = parse_settings(Run, ["--config", str(path)])
