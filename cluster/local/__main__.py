@@ -1,4 +1,10 @@
-"""Command line of the local cluster: `python -m cluster.local`."""
+"""Command line of the local cluster.
+
+python -m cluster.local up --hosts 3         # `make cluster`: until Ctrl-C
+python -m cluster.local kill host2           # in a second terminal; also s3 and mlflow
+python -m cluster.local start host2
+python -m cluster.local preempt host1        # like a cloud's spot instance
+"""
 
 import argparse
 import logging
@@ -12,7 +18,7 @@ from cluster.local.services import BUCKET
 
 
 def describe(cluster: LocalCluster) -> str:
-    """Return addresses, environment and the first commands, as `make cluster` prints them."""
+    """Return the text that `make cluster` prints: addresses, environment, first commands."""
     python = Path(sys.executable)
     lines = ["", *(f"{name:8} {cluster.address(name)}" for name in cluster.members), ""]
     lines += [f"export {name}={value}" for name, value in cluster.environment.items()]
@@ -22,12 +28,12 @@ def describe(cluster: LocalCluster) -> str:
         f"    --config configs/digits.yaml --cluster.storage_path=s3://{BUCKET}/runs \\",
         f"    --cluster.num_workers=[1,{cluster.num_hosts}] --data.prepared_dir={cluster.folder}/data",
         "",
-        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (asks for RAY_AUTH_TOKEN)",
+        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (log in with RAY_AUTH_TOKEN)",
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
         f"Prometheus make watch NODES={cluster.node_list}",
         f"in another terminal: {python} -m cluster.local kill host1 "
         "(start, pause, resume, preempt; s3 and mlflow too)",
-        "Ctrl-C ends it all; the data of S3 and MLflow stay in " + cluster.folder,
+        "Ctrl-C stops the cluster; the data of S3 and MLflow stay in " + cluster.folder,
     ]
     return "\n".join(lines)
 
@@ -55,7 +61,7 @@ def _act(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run a cluster in the foreground, or do something to one that runs."""
+    """Run a cluster in the foreground, or act on the members of a running one."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(
         prog="python -m cluster.local",
@@ -63,19 +69,19 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--folder", type=Path, default=Path("outputs/cluster"),
-                        help="data, logs and description of the cluster")  # fmt: skip
+                        help="folder for data, logs and cluster.json")  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     up = commands.add_parser("up", help="start a cluster and run it until Ctrl-C")
     up.add_argument("--hosts", type=int, default=2, help="Ray nodes beside the head")
-    up.add_argument("--cpus", type=int, default=1, help="CPUs that Ray counts on each")
+    up.add_argument("--cpus", type=int, default=1, help="CPUs per host, as Ray counts them")
     up.add_argument(
         "--no-isolation", action="store_true", help="processes on loopback, even as root"
     )
-    up.add_argument("--fresh", action="store_true", help="with empty servers and disks")
+    up.add_argument("--fresh", action="store_true", help="start with empty servers and disks")
     up.set_defaults(run=_up)
     for name, help_ in {
         "kill": "kill members and all their processes",
-        "start": "bring killed members back; a new head needs new hosts",
+        "start": "restart killed members; a new head restarts all hosts",
         "pause": "pause members: connections stay open without an answer",
         "resume": "resume paused members",
         "preempt": "preempt hosts like spot instances: notice, then kill",
