@@ -1,12 +1,12 @@
-"""A team's MLflow server: runs in PostgreSQL, artifacts in S3, users with passwords.
+"""MLflow server of a team: runs in PostgreSQL, artifacts in S3, users with passwords.
 
     python -m cluster.mlflow_server serve               # `make mlflow-server`: until Ctrl-C
     python -m cluster.mlflow_server add-user ada --permission write
 
-Clients reach artifacts through the server: only the server needs keys for S3. It is told
-everything by its environment, so that no secret is in a file or on a command line: PGHOST,
+The server proxies artifacts, so only the server needs keys for S3. All settings come from the
+environment, so that no secret is in a file or on a command line: PGHOST,
 PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass), MLFLOW_ARTIFACTS_DESTINATION,
-MLFLOW_SERVER_ALLOWED_HOSTS, MLFLOW_AUTH_ADMIN_PASSWORD, and for S3 what boto3 knows.
+MLFLOW_SERVER_ALLOWED_HOSTS, MLFLOW_AUTH_ADMIN_PASSWORD, and the S3 settings of boto3.
 """
 
 import os
@@ -25,15 +25,15 @@ from cluster.storage.s3 import ObjectStore, check_uri
 from cluster.tracking.client import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
 
 DATABASE = "postgresql+psycopg2://"
-"""PostgreSQL as the PG... variables say; that of SQLAlchemy alone would be another driver."""
+"""URI without host: the PG... variables name the database. psycopg2 must be named as driver."""
 S3_SECONDS = 10.0
-"""How long S3 may take to answer before the server starts."""
+"""Timeout of S3 before the server starts."""
 GRANTS = {"experiment": "EDIT", "run": "MANAGE", "registered_model": "EDIT"}
-"""What those have who may write, on all experiments and models: they cannot delete them."""
+"""Permissions of writers on all experiments and models; they exclude deletion."""
 
 
 def serve(host: str, port: int, workers: int) -> None:
-    """Check what the server needs, and become it.
+    """Check the requirements of the server, and replace this process with it.
 
     Raises:
         ValueError: a setting is missing or wrong.
@@ -53,17 +53,17 @@ def serve(host: str, port: int, workers: int) -> None:
 
 
 def server_environment(given: Mapping[str, str]) -> MutableMapping[str, str]:
-    """Return the environment of MLflow's server."""
+    """Return the environment of the MLflow server."""
     hosts = _allowed_hosts(given)
     return {
-        # Its own pages come from these, and are refused elsewhere than on localhost without.
+        # Origins of its own pages; without them MLflow accepts only pages from localhost.
         "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": ",".join(
             f"{scheme}://{host}"
             for host in hosts
             if "*" not in host
             for scheme in ("http", "https")
         ),
-        # Signs its sign-up form; all its processes must have the same.
+        # Signs the sign-up form; all server processes need the same key.
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secrets.token_hex(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -73,7 +73,7 @@ def server_environment(given: Mapping[str, str]) -> MutableMapping[str, str]:
 
 
 def check_settings(environment: Mapping[str, str]) -> None:
-    """Refuse to serve without a place for artifacts, or to every name.
+    """Check the destination of artifacts and the list of allowed hosts.
 
     Raises:
         ValueError: names the variable.
@@ -83,8 +83,8 @@ def check_settings(environment: Mapping[str, str]) -> None:
     hosts = _allowed_hosts(environment)
     if "" in hosts or "*" in hosts:
         raise ValueError(
-            "MLFLOW_SERVER_ALLOWED_HOSTS must list the names and ports by which clients reach the "
-            "server, such as mlflow.example.com,10.0.0.7:5000, got "
+            "MLFLOW_SERVER_ALLOWED_HOSTS must list the host names and ports of the server, "
+            "such as mlflow.example.com,10.0.0.7:5000, got "
             f"{environment.get('MLFLOW_SERVER_ALLOWED_HOSTS', 'nothing')}"
         )
 
@@ -94,10 +94,10 @@ def _allowed_hosts(environment: Mapping[str, str]) -> list[str]:
 
 
 def check_database(has_admin_password: bool) -> None:
-    """Ask PostgreSQL whether it lets us in, and whether there is an administrator already.
+    """Check that PostgreSQL accepts our credentials, and that an administrator exists.
 
     Raises:
-        OSError: it does not, with its own words.
+        OSError: PostgreSQL cannot be used; its own message is part of the text.
         ValueError: the first start needs a password for the administrator.
     """
     try:
@@ -105,7 +105,7 @@ def check_database(has_admin_password: bool) -> None:
     except psycopg2.OperationalError as error:
         raise OSError(
             f"PostgreSQL cannot be used: {' '.join(str(error).split())}; set PGHOST, PGPORT, "
-            "PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass) to a database that is there"
+            "PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass) to an existing database"
         ) from None
     try:
         with connection.cursor() as cursor:
@@ -119,15 +119,15 @@ def check_database(has_admin_password: bool) -> None:
     if not has_users and not has_admin_password:
         raise ValueError(
             "MLFLOW_AUTH_ADMIN_PASSWORD must be set at the first start: it becomes the password "
-            "of the user admin, of 12 letters or more"
+            "of the user admin, at least 12 characters"
         )
 
 
 def check_store(destination: str) -> None:
-    """Write an object where the artifacts will lie, and remove it.
+    """Check that the destination of the artifacts can be written.
 
     Raises:
-        OSError: S3 does not take it, with the reason.
+        OSError: gives the reason.
     """
     with ObjectStore(retry_timeout_seconds=S3_SECONDS) as store:
         store.check_writable(destination.rstrip("/"))
@@ -137,7 +137,7 @@ def add_user(name: str, *, may_write: bool) -> str:
     """Create a user on the server of MLFLOW_TRACKING_URI, as its administrator.
 
     Returns:
-        The user's password, which nobody else knows.
+        The user's password, which is stored nowhere else.
 
     Raises:
         TrackingError: the server cannot be used, or does not allow it.
@@ -148,7 +148,9 @@ def add_user(name: str, *, may_write: bool) -> str:
     admin = get_app_client("basic-auth", tracking_uri=tracking_uri())
     try:
         if client.get_experiment_by_name(EXPERIMENT) is None:
-            client.create_experiment(EXPERIMENT)  # it would belong to the first who starts a run
+            client.create_experiment(
+                EXPERIMENT
+            )  # otherwise the first user who starts a run would own it
         admin.create_user(name, password)
         for kind, permission in GRANTS.items() if may_write else ():
             admin.grant_user_permission(name, kind, "*", permission)

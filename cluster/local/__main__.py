@@ -1,4 +1,10 @@
-"""Command line of the local cluster: `python -m cluster.local`."""
+"""Command line of the local cluster.
+
+python -m cluster.local up --hosts 3         # `make cluster`: until Ctrl-C
+python -m cluster.local kill host2           # in a second terminal; also s3 and mlflow
+python -m cluster.local start host2
+python -m cluster.local preempt host1        # like a cloud's spot instance
+"""
 
 import logging
 import signal
@@ -22,7 +28,7 @@ ACTIONS = {
 
 
 def describe(cluster: LocalCluster) -> str:
-    """Return addresses, environment and the first commands, as `make cluster` prints them."""
+    """Return the text that `make cluster` prints: addresses, environment, first commands."""
     python = Path(sys.executable)
     lines = ["", *(f"{name:8} {cluster.address(name)}" for name in cluster.members), ""]
     lines += [f"export {name}={value}" for name, value in cluster.environment.items()]
@@ -32,12 +38,12 @@ def describe(cluster: LocalCluster) -> str:
         f"    --config configs/digits.yaml --cluster.storage_path=s3://{BUCKET}/runs \\",
         f"    --cluster.num_workers=[1,{cluster.num_hosts}] --data.prepared_dir={cluster.folder}/data",
         "",
-        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (asks for RAY_AUTH_TOKEN)",
+        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (log in with RAY_AUTH_TOKEN)",
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
         f"Prometheus make watch NODES={cluster.node_list}",
         f"in another terminal: {python} -m cluster.local kill host1 "
         "(start, pause, resume, preempt; s3 and mlflow too)",
-        "Ctrl-C ends it all; the data of S3 and MLflow stay in " + cluster.folder,
+        "Ctrl-C stops the cluster; the data of S3 and MLflow stay in " + cluster.folder,
     ]
     return "\n".join(lines)
 

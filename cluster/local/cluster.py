@@ -54,7 +54,7 @@ from cluster.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 180.0
-"""How long a member may take until it answers."""
+"""Timeout for the start of a member."""
 _MARK = "RANET_CLUSTER_MEMBER"
 _STATE = "cluster.json"
 _USUAL_PORTS = {"s3.port": 8333, "mlflow": 5000, "gcs": 6379, "dashboard": 8265}
@@ -62,33 +62,33 @@ _USUAL_PORTS = {"s3.port": 8333, "mlflow": 5000, "gcs": 6379, "dashboard": 8265}
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCluster:
-    """The members of a cluster: `s3`, `mlflow`, `head`, `host1`, ... and how to reach them."""
+    """Members `s3`, `mlflow`, `head`, `host1`, ... of a cluster, and their addresses."""
 
     folder: str
-    """Where data of S3 and MLflow, logs and the description of this cluster lie."""
+    """Folder for data of S3 and MLflow, logs and `cluster.json`."""
     token: str
-    """Part of the mark of all processes, and of the names of all interfaces."""
+    """Part of the mark of all processes and of the names of all interfaces."""
     num_hosts: int
-    """Ray nodes beside the head, which itself runs no worker."""
+    """Number of Ray nodes besides the head, which runs no workers."""
     cpus_per_host: int
-    """CPUs that Ray counts on each host."""
+    """CPUs per host, as Ray counts them."""
     subnet: str
-    """Network of the members; a part of loopback for plain processes."""
+    """Subnet of the members; a part of loopback for plain processes."""
     scratch: str
-    """Folder with a short path: Ray's sockets."""
+    """Folder with a short path, for sockets."""
     secret: str
-    """Secret key of the S3 server's one user."""
+    """Secret key of the S3 server's user."""
     ray_token: str
-    """What Ray asks of whoever talks to it."""
+    """Token for access to Ray."""
     ports: Mapping[str, int]
     """Port of every service."""
 
     @classmethod
     def find(cls, folder: Path) -> "LocalCluster":
-        """Read the description of the cluster that `folder` belongs to.
+        """Read the description of the cluster that runs from `folder`.
 
         Raises:
-            ClusterError: there is none, or it was started by another version of this program.
+            ClusterError: no cluster runs there, or another version of this program started it.
         """
         path = folder / _STATE
         try:
@@ -98,7 +98,7 @@ class LocalCluster:
         except TypeError as error:
             raise ClusterError(
                 f"{path} describes a cluster of another version of this program ({error}): stop it "
-                "with that version, or delete the file where it does not run any more"
+                "with that version, or delete the file if it is no longer running"
             ) from error
 
     @property
@@ -113,7 +113,7 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs: where Ray's jobs, MLflow and S3 are, and the keys of Ray and S3."""
+        """Environment of a client: URIs of Ray's jobs, MLflow and S3, and the keys of Ray and S3."""
         return {
             "RAY_API_SERVER_ADDRESS": self._url("head", "dashboard"),
             "RAY_AUTH_MODE": "token",
@@ -128,16 +128,16 @@ class LocalCluster:
 
     @property
     def ray_headers(self) -> dict[str, str]:
-        """What a request to Ray's dashboard must carry."""
+        """HTTP headers that Ray's dashboard requires."""
         return {"Authorization": f"Bearer {self.ray_token}"}
 
     @property
     def node_list(self) -> Path:
-        """Where Ray's head tells Prometheus of all nodes."""
+        """File in which Ray's head lists all nodes for Prometheus."""
         return Path(self.scratch) / "head" / "prom_metrics_service_discovery.json"
 
     def s3(self) -> Any:
-        """Make a boto3 client of the S3 server that gives up after seconds."""
+        """Return a boto3 client of the S3 server with short timeouts."""
         return boto3.client(
             "s3",
             endpoint_url=self.environment["AWS_ENDPOINT_URL"],
@@ -152,14 +152,14 @@ class LocalCluster:
         return str(ipaddress.ip_network(self.subnet)[2 + self.members.index(member)])
 
     def start(self, *members: str) -> None:
-        """Start members that do not run and wait until they answer; a new head needs new hosts.
+        """Start members and wait until they answer; a new head restarts all hosts.
 
         Raises:
-            ClusterError: one of them runs already, or gave no answer in time.
+            ClusterError: a member is running already, or did not answer in time.
         """
         for member in members:
             if self.processes(member):
-                raise ClusterError(f"{member} runs already")
+                raise ClusterError(f"{member} is running already")
         if "head" in members:
             self.kill(*self.hosts)
             members = tuple(dict.fromkeys((*members, *self.hosts)))
@@ -171,7 +171,7 @@ class LocalCluster:
 
     def kill(self, *members: str) -> None:
         """Kill members and all their processes."""
-        while processes := self.processes(*members):  # again, for those started meanwhile
+        while processes := self.processes(*members):  # repeated for processes that start meanwhile
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
@@ -189,7 +189,7 @@ class LocalCluster:
         """Preempt a host like a spot instance: send the notice, wait, then kill it."""
         node = self.living_nodes().get(host)
         if node is None:
-            raise ClusterError(f"{host} is no living node of Ray")
+            raise ClusterError(f"{host} is not a live Ray node")
         ray = Path(sys.executable).with_name("ray")
         answer = subprocess.run(
             [ray, "drain-node", "--address", f"{self.address('head')}:{self.ports['gcs']}",
@@ -200,12 +200,14 @@ class LocalCluster:
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         if answer.returncode:
-            raise ClusterError(f"Ray did not take the notice: {answer.stdout}{answer.stderr}")
+            raise ClusterError(
+                f"Ray rejected the preemption notice: {answer.stdout}{answer.stderr}"
+            )
         time.sleep(seconds)
         self.kill(host)
 
     def processes(self, *members: str) -> list[psutil.Process]:
-        """Return the living processes of some members."""
+        """Return the live processes of some members."""
         marks = {f"{self.token}/{member}" for member in members}
         found = []
         for process in psutil.process_iter():
@@ -215,12 +217,12 @@ class LocalCluster:
                     and process.environ().get(_MARK) in marks
                 ):
                     found.append(process)
-            except psutil.Error:  # it ended meanwhile, or is not ours
+            except psutil.Error:  # the process has ended, or belongs to another user
                 continue
         return found
 
     def close(self) -> None:
-        """End all members, and remove what they need while they run; their data stay."""
+        """Kill all members and remove their network and sockets; their data stay."""
         self.kill(*self.members)
         if self._network is not None:
             self._network.remove()
@@ -257,11 +259,11 @@ class LocalCluster:
         environment = {
             **clean_environment(),
             **self.environment,
-            "HOME": str(home),  # its own disk: prepared images are kept there
+            "HOME": str(home),  # a disk of its own, for prepared images
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": self._url("mlflow", "mlflow"),  # its own pages'
+            "MLFLOW_SERVER_CORS_ALLOWED_ORIGINS": self._url("mlflow", "mlflow"),  # of its own pages
             _MARK: f"{self.token}/{member}",
         }
         with (Path(self.folder) / "logs" / f"{member}.log").open("ab") as log:
@@ -269,7 +271,7 @@ class LocalCluster:
                 command, env=environment, cwd=self.folder, start_new_session=True,
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        Thread(target=process.wait, daemon=True).start()  # whenever it ends, no zombie stays
+        Thread(target=process.wait, daemon=True).start()  # reaps the process whenever it ends
         return process
 
     def _command(self, member: str) -> list[str]:
@@ -284,7 +286,7 @@ class LocalCluster:
         return ray_worker_command(member, address, scratch, num_cpus=self.cpus_per_host, head=head)
 
     def _wait_for(self, member: str, process: subprocess.Popen[bytes], old: str | None) -> None:
-        """Wait until a member answers, as another Ray node than `old`: Ray is slow to bury it."""
+        """Wait until a member answers; as a Ray node, with an ID other than the dead node's `old`."""
         deadline = time.monotonic() + START_SECONDS
         while not self._answers(member, old):
             log = Path(self.folder) / "logs" / f"{member}.log"
@@ -304,7 +306,9 @@ class LocalCluster:
                 client = self.s3()
                 with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
                     client.create_bucket(Bucket=BUCKET)
-                client.put_object(Bucket=BUCKET, Key="ready", Body=b"ready")  # it listens earlier
+                client.put_object(
+                    Bucket=BUCKET, Key="ready", Body=b"ready"
+                )  # the server listens before it can write
             elif member == "mlflow":
                 requests.get(f"{self._url('mlflow', 'mlflow')}/health", timeout=5)
             else:
@@ -314,7 +318,7 @@ class LocalCluster:
         return True
 
     def living_nodes(self) -> dict[str, str]:
-        """Return the ids of Ray's living nodes; each has its member's name as a resource."""
+        """Return the IDs of Ray's live nodes by member; the member's name is a resource of the node."""
         living = [node for node in self.ray_state("nodes") if node["state"] == "ALIVE"]
         living.sort(key=lambda node: node["start_time_ms"])
         return {
@@ -325,7 +329,7 @@ class LocalCluster:
         }
 
     def ray_state(self, kind: Literal["nodes", "placement_groups"]) -> list[dict[str, Any]]:
-        """Return all that Ray's head knows of its nodes, or of the places that it gave away."""
+        """Return the nodes or placement groups from the state API of Ray's head."""
         answer = requests.get(
             f"{self._url('head', 'dashboard')}/api/v0/{kind}",
             params={"detail": "true"}, headers=self.ray_headers, timeout=20,
@@ -348,24 +352,24 @@ def local_cluster(
     isolated: bool = True,
     fresh: bool = False,
 ) -> Iterator[LocalCluster]:
-    """Run a cluster for this context, after ending what a killed owner of `folder` left.
+    """Run a cluster for this context, after killing the members of a dead owner of `folder`.
 
     Args:
-        folder: its data; those of S3 and MLflow are there again at the next start.
-        num_hosts: Ray nodes beside the head.
-        cpus_per_host: CPUs that Ray counts on each.
+        folder: data of the cluster; data of S3 and MLflow are kept for the next start.
+        num_hosts: number of Ray nodes besides the head.
+        cpus_per_host: CPUs per host, as Ray counts them.
         isolated: give members network namespaces where that is possible; otherwise they are processes
             on loopback.
-        fresh: begin with empty S3 and MLflow servers, and empty disks.
+        fresh: start with empty S3 and MLflow servers, and empty disks.
 
     Raises:
-        ClusterError: another process runs a cluster from this folder, or a member did not start.
+        ClusterError: another process runs a cluster from this folder, or a member failed to start.
     """
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     with _owned(folder):
         if (folder / _STATE).exists():
-            logger.warning("ending what an earlier cluster left in %s", folder)
+            logger.warning("killing the members that a previous cluster left in %s", folder)
             LocalCluster.find(folder).close()
         if fresh:
             shutil.rmtree(folder / "s3", ignore_errors=True)
@@ -398,12 +402,12 @@ def local_cluster(
 
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
-    """Be the only process that runs a cluster from this folder."""
+    """Hold the lock that admits one cluster per folder."""
     lock = FileLock(folder / "owner.lock", fallback_to_soft=False)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise ClusterError(f"a cluster runs from {folder} already; stop it first") from None
+        raise ClusterError(f"a cluster is running from {folder}; stop it first") from None
     try:
         yield
     finally:
@@ -411,7 +415,7 @@ def _owned(folder: Path) -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """Return our environment without what points to another cluster, server or account."""
+    """Return the environment without variables of Ray, MLflow and AWS."""
     return {
         key: value
         for key, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""The local cluster: members that die, freeze and come back, and nothing left of it."""
+"""Local cluster: members that are killed, paused and restarted, and a complete clean-up."""
 
 import shlex
 import signal
@@ -26,7 +26,7 @@ def command(folder, *arguments):
     return [sys.executable, "-m", "cluster.local", "--folder", str(folder), *arguments]
 
 
-def test_a_killed_host_is_gone_at_once_and_comes_back_as_a_new_node(cluster):
+def test_killed_host_is_gone_at_once_and_restarts_as_a_new_node(cluster):
     before = cluster.living_nodes()
     assert before.keys() == {"head", "host1", "host2"}
     cluster.kill("host2")
@@ -38,7 +38,7 @@ def test_a_killed_host_is_gone_at_once_and_comes_back_as_a_new_node(cluster):
     assert after["host2"] != before["host2"]
 
 
-def test_objects_outlive_a_kill_and_a_frozen_server_answers_nobody(cluster):
+def test_s3_objects_survive_a_kill_and_a_paused_server_does_not_answer(cluster):
     client = cluster.s3()
     client.put_object(Bucket=BUCKET, Key="object", Body=b"content")
     cluster.kill("s3")
@@ -53,13 +53,13 @@ def test_objects_outlive_a_kill_and_a_frozen_server_answers_nobody(cluster):
     assert requests.get(health, timeout=20).ok
 
 
-def test_the_pages_of_mlflow_are_answered_and_those_of_others_are_not(cluster):
+def test_mlflow_accepts_requests_of_its_own_pages_only(cluster):
     server = cluster.environment["MLFLOW_TRACKING_URI"]
     assert from_a_page(server, server) == 200
     assert from_a_page(server, "http://elsewhere.example") == 403
 
 
-def test_what_make_cluster_prints_leads_to_servers_and_a_command_that_is_understood(cluster):
+def test_printed_addresses_answer_and_printed_command_parses(cluster):
     told = describe(cluster).replace("\\\n", "").splitlines()
     assert [tuple(line.split()) for line in told[1:6]] == [
         (name, cluster.address(name)) for name in cluster.members
@@ -97,16 +97,14 @@ def test_what_make_cluster_prints_leads_to_servers_and_a_command_that_is_underst
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")
-def test_hosts_have_addresses_of_their_own(cluster):
+def test_isolated_hosts_have_their_own_addresses(cluster):
     addresses = {cluster.address(name) for name in cluster.members}
     assert len(addresses) == len(cluster.members)
     assert not any(address.startswith("127.") for address in addresses)
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_what_a_killed_cluster_left_is_ended_by_the_next_one_and_sigterm_leaves_nothing(
-    plain, tmp_path
-):
+def test_next_cluster_kills_orphaned_members_and_sigterm_leaves_no_process(plain, tmp_path):
     if not plain and not can_isolate():
         pytest.skip("needs root and network namespaces")
     mode = ["--no-isolation"] if plain else []
@@ -115,7 +113,7 @@ def test_what_a_killed_cluster_left_is_ended_by_the_next_one_and_sigterm_leaves_
         first_cluster = wait_for(lambda: running(tmp_path))
         second = subprocess.run(up, cwd=PROJECT, capture_output=True, text=True, check=False)
         assert second.returncode == 1
-        assert second.stderr == f"error: a cluster runs from {tmp_path} already; stop it first\n"
+        assert second.stderr == f"error: a cluster is running from {tmp_path}; stop it first\n"
         first.kill()
     assert first_cluster.processes("head")
     with subprocess.Popen(up, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as third:
@@ -126,7 +124,7 @@ def test_what_a_killed_cluster_left_is_ended_by_the_next_one_and_sigterm_leaves_
         third.send_signal(signal.SIGTERM)
         _, told = third.communicate(timeout=60)
         assert third.returncode == 0
-        assert "ending what an earlier cluster left" in told
+        assert "killing the members that a previous cluster left" in told
     assert third_cluster.processes(*third_cluster.members) == []
     assert not (tmp_path / "cluster.json").exists()
     if not plain:
@@ -151,7 +149,7 @@ def wait_for(condition, timeout=60):
     return value
 
 
-def test_a_description_of_another_version_is_told_with_the_way_out(tmp_path):
+def test_cluster_file_of_another_version_is_rejected_with_the_remedy(tmp_path):
     (tmp_path / "cluster.json").write_text('{"folder": "x", "token": "77ab"}')
     for action in (("up",), ("kill", "host1")):
         done = subprocess.run(
@@ -161,10 +159,10 @@ def test_a_description_of_another_version_is_told_with_the_way_out(tmp_path):
         last = done.stderr.splitlines()[-1]
         assert last.startswith(f"error: {tmp_path}/cluster.json describes a cluster of another")
         assert "'ray_token'" in last
-        assert last.endswith("or delete the file where it does not run any more")
+        assert last.endswith("or delete the file if it is no longer running")
 
 
-def test_a_wrong_member_or_no_cluster_is_told_in_one_sentence(cluster, tmp_path):
+def test_unknown_member_or_missing_cluster_is_reported_in_one_sentence(cluster, tmp_path):
     for folder, message in (
         (tmp_path, f"error: no cluster runs from {tmp_path}; start one: make cluster"),
         (cluster.folder, "error: no member host9; there are s3 mlflow head host1 host2"),

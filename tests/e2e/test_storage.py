@@ -1,4 +1,4 @@
-"""The file system of the checkpoints, on a server that goes away and comes back."""
+"""File system of the checkpoints during outages of the S3 server, and its pre-start checks."""
 
 import pickle
 import time
@@ -14,12 +14,12 @@ from tests.support.s3 import ADMIN, User, s3_server
 pytestmark = pytest.mark.e2e
 
 
-def test_a_folder_and_an_address_with_options_are_left_to_ray():
+def test_folder_and_uri_with_options_use_the_file_system_of_ray():
     for place in ("/runs", "s3://bucket/runs?region=eu-west-1", "gs://bucket/runs"):
         assert open_storage(place) == (place, None)
 
 
-def test_a_server_that_restarts_is_waited_for_in_other_processes_too(s3, bucket, monkeypatch):
+def test_unpickled_file_system_survives_a_restart_of_the_server(s3, bucket, monkeypatch):
     path, filesystem = open_storage(f"s3://{bucket}/runs")
     assert path == f"{bucket}/runs"
     sent = pickle.dumps(filesystem)
@@ -33,7 +33,7 @@ def test_a_server_that_restarts_is_waited_for_in_other_processes_too(s3, bucket,
             RetryingS3FileSystem("us-east-1").open_output_stream(f"{path}/state").close()
 
     def restart() -> None:
-        time.sleep(8)  # longer than Arrow's own patience
+        time.sleep(8)  # longer than Arrow's default retries
         s3.start()
 
     Thread(target=restart).start()
@@ -43,7 +43,7 @@ def test_a_server_that_restarts_is_waited_for_in_other_processes_too(s3, bucket,
         assert stream.read() == b"all"
 
 
-def test_an_upload_whose_server_goes_away_for_good_says_so(s3, bucket, tmp_path, monkeypatch):
+def test_upload_raises_when_the_server_stays_away(s3, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 1)
     (tmp_path / "snapshot.pt").write_bytes(bytes(100 << 20))
     client = s3.client()
@@ -66,9 +66,7 @@ def test_an_upload_whose_server_goes_away_for_good_says_so(s3, bucket, tmp_path,
     assert filesystem.get_file_info(f"{bucket}/runs/snapshot.pt").size == 100 << 20
 
 
-def test_a_storage_that_cannot_be_written_is_refused_before_workers_are_asked_for(
-    s3, bucket, monkeypatch
-):
+def test_storage_path_that_cannot_be_written_is_rejected(s3, bucket, monkeypatch):
     client = s3.client()
     assert resolve_storage(f"s3://{bucket}/runs") == f"s3://{bucket}/runs"
     assert "Contents" not in client.list_objects_v2(Bucket=bucket)
@@ -90,7 +88,7 @@ def test_a_storage_that_cannot_be_written_is_refused_before_workers_are_asked_fo
         resolve_storage(f"s3://{bucket}/runs")
 
 
-def test_a_bucket_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
+def test_read_only_bucket_is_rejected(tmp_path, monkeypatch):
     reader = User("reader", ("Read", "List"))
     with s3_server(tmp_path, users=(ADMIN, reader)) as server:
         for name, value in server.environment(reader).items():
@@ -100,7 +98,7 @@ def test_a_bucket_that_may_only_be_read_is_refused(tmp_path, monkeypatch):
 
 
 class _Expired(BaseHTTPRequestHandler):
-    """Answers as Amazon's S3 does to a token of yesterday: no server here draws such tokens."""
+    """Answer of Amazon's S3 to an expired token, which the test server does not issue."""
 
     def do_PUT(self):
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -114,7 +112,7 @@ class _Expired(BaseHTTPRequestHandler):
         pass
 
 
-def test_an_expired_token_is_told_apart(monkeypatch):
+def test_expired_token_has_its_own_message(monkeypatch):
     with HTTPServer(("127.0.0.1", 0), _Expired) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
