@@ -13,10 +13,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from cluster.progress import Progress
 from pipelines.data.config import DataConfig
 from pipelines.data.format.encoding import PAGE_BYTES, Sample, encode
 from pipelines.data.format.ffcv_internals import file_format, read_tables
-from cluster.progress import Progress
 from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from cluster.progress import Progress
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
 from pipelines.data.format.beton import Written, with_advice, write_beton
 from pipelines.data.format.metadata import (
@@ -21,7 +22,6 @@ from pipelines.data.format.metadata import (
 from pipelines.data.preparation.destination import Destination, Settings, open_destination
 from pipelines.data.preparation.shards import ShardResult, ShardTask, shard_tasks, write_shard
 from pipelines.data.preparation.writer import join_shards, write_split
-from cluster.progress import Progress
 from pipelines.data.sources.base import Images, Source, split_source
 from pipelines.data.sources.factory import open_source
 from pipelines.data.sources.images import UnreadableImageError

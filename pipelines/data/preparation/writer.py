@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.progress import Progress
 from pipelines.data.config import Split
 from pipelines.data.format.beton import Written, write_samples
 from pipelines.data.format.metadata import (
@@ -17,7 +18,6 @@ from pipelines.data.format.metadata import (
 )
 from pipelines.data.preparation.destination import Settings
 from pipelines.data.preparation.shards import ShardTask, joined
-from cluster.progress import Progress
 from pipelines.data.sources.base import Source
 
 logger = logging.getLogger(__name__)
