@@ -29,7 +29,7 @@ def main() -> None:
             run.data,
             run.model.image_size,
             skip_unreadable=options.skip_unreadable,
-            spread=partial(parallel_map, run.cluster),
+            parallel_map=partial(parallel_map, run.cluster),
         )
         if not is_uri(info.folder):
             for split in SPLITS:  # existing files too

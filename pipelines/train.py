@@ -83,7 +83,7 @@ def prepare_images(run: Run) -> DatasetInfo:
     """Prepare the images and reject settings that do not fit them."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
-    info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
+    info = prepare(run.data, run.model.image_size, parallel_map=partial(parallel_map, run.cluster))
     check_classes(info, run.data.source, run.model.num_classes)
     return info
 

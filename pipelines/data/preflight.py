@@ -12,7 +12,8 @@ from cluster.storage.s3 import check_writable, is_uri
 from pipelines.data.config import LOCAL_SOURCES, DataConfig, Split
 from pipelines.data.format.metadata import DatasetInfo, read_info
 from pipelines.data.loading.staging import remote_files
-from pipelines.data.sources.factory import DOWNLOADS, check_source, open_source
+from pipelines.data.sources.builtin import DOWNLOADS
+from pipelines.data.sources.factory import SOURCES, check_source, open_source
 from pipelines.data.splits import hold_out
 from ranet.config import ModelConfig
 

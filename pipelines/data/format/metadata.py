@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
+from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
 
 FORMAT = 1
@@ -219,7 +219,7 @@ def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
 
 def _read_all_metadata(folder: str) -> dict[Split, SplitMetadata]:
     if is_uri(folder):
-        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+        with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
             return {
                 split: read_remote_metadata(f"{folder}/{split}.beton", store)[0] for split in SPLITS
             }

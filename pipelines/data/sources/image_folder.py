@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
+from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import DataConfig, Split
 from pipelines.data.sources.base import ExpectedSize, FileImages, Source, existing_folder
 from pipelines.data.sources.class_index import read_matching_index
@@ -39,7 +39,7 @@ def check_image_folder(config: DataConfig) -> None:
         for part in ("train", "val"):
             _existing_part(existing_folder(config.source_dir) / part)
         return
-    with ObjectStore(connections=1, patience_seconds=START_PATIENCE_SECONDS) as store:
+    with ObjectStore(connections=1, retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
         for part in ("train", "val"):
             uri = f"{config.source_dir.rstrip('/')}/{part}"
             if next(iter(store.names(uri)), None) is None:

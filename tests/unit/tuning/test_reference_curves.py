@@ -1,7 +1,7 @@
 """Published accuracy curves."""
 
 from pipelines.data.format.metadata import DatasetInfo
-from pipelines.data.sources.factory import read_class_index
+from pipelines.data.sources.class_index import read_class_index
 from pipelines.tune import classes_in
 from tuning.reference_curves import RANET_CURVES, reference_curve_for
 
