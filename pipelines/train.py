@@ -199,7 +199,7 @@ def _located(run: Run) -> Run:
     """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
     data = replace(
         run.data,
-        folder=prepared_path(run.data, run.model.image_size),
+        prepared_dir=prepared_path(run.data, run.model.image_size),
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
     )
     return replace(run, data=data)
