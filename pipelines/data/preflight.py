@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-
 from cluster.errors import EXPECTED_ERRORS
 from cluster.findings import Finding, check, format_bytes, missing
 from cluster.storage.s3 import check_writable, is_uri
@@ -13,19 +11,8 @@ from pipelines.data.config import LOCAL_SOURCES, DataConfig, Split
 from pipelines.data.format.metadata import DatasetInfo, read_info
 from pipelines.data.loading.staging import remote_files
 from pipelines.data.sources.builtin import DOWNLOADS
-from pipelines.data.sources.factory import SOURCES, check_source, open_source
-from pipelines.data.splits import hold_out
+from pipelines.data.sources.factory import SOURCES, check_source
 from ranet.config import ModelConfig
-
-IMAGENET_CLASSES, IMAGENET_TRAIN = 1000, 1_281_167
-"""Classes of ImageNet and its training images. Unprepared image folders with that many classes are
-assumed to be ImageNet."""
-IMAGENET_QUALITY = 90
-IMAGENET_BYTES = {256: 16_370, 320: 23_622, 500: 43_240}
-"""Mean bytes per image as JPEG of that quality, by `data.max_side`, of 1000 photographs."""
-CIFAR = {"cifar10": (10, 5000), "cifar100": (100, 500)}
-"""Number of classes, and of training images per class."""
-
 
 @dataclass(frozen=True)
 class ImagesReport:
@@ -89,7 +76,7 @@ def _check_unprepared(
         text += f", from {config.source_dir} of the rented machines, which was not checked"
     else:
         findings += check(partial(check_source, config))
-    if config.source in CIFAR:
+    if SOURCES[config.source].is_downloaded:
         text += f", downloading them if missing in {config.source_dir or DOWNLOADS}"
     if is_uri(config.prepared_dir):
         findings += check(partial(check_writable, "data.prepared_dir", config.prepared_dir))
@@ -99,10 +86,12 @@ def _check_unprepared(
 def _expect(
     config: DataConfig, model: ModelConfig, findings: list[Finding], text: str
 ) -> ImagesReport:
-    counts, stored_bytes = _expected_sizes(config, model)
-    if counts is None:
+    spec = SOURCES[config.source]
+    expected = spec.expected_size(config, model.num_classes, model.image_size)
+    if expected is None:
         images = Finding("images", f"{text}; their number is unknown")
         return ImagesReport([*findings, images])
+    counts, stored_bytes = expected.num_samples, expected.stored_bytes
     size = f"about {format_bytes(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
     findings = [
         *findings,
@@ -118,31 +107,6 @@ def _staging(config: DataConfig, size: str) -> Finding:
     return Finding(
         "to stage", f"{size} from S3 to each node" if is_remote else "none: read in place"
     )
-
-
-def _expected_sizes(config: DataConfig, model: ModelConfig) -> tuple[dict[Split, int] | None, int]:
-    """Return the expected images of each split, and their bytes, 0 if unknown."""
-    if config.source == "digits":
-        source = open_source(config, model.image_size)
-        labels, test, pixels = source.train.labels, len(source.test.labels), model.image_size
-    elif config.source in CIFAR:
-        num_classes, num_each = CIFAR[config.source]
-        labels, test, pixels = np.repeat(np.arange(num_classes), num_each), 10_000, 32
-    elif config.source == "imagefolder" and model.num_classes == IMAGENET_CLASSES:
-        num_val = round(IMAGENET_TRAIN * config.validation_share)
-        counts: dict[Split, int] = {
-            "train": IMAGENET_TRAIN - num_val,
-            "val": num_val,
-            "test": 50_000,
-        }
-        known = config.image_format == "jpeg" and config.jpeg_quality == IMAGENET_QUALITY
-        return counts, IMAGENET_BYTES.get(config.max_side, 0) * sum(counts.values()) * known
-    else:
-        return None, 0
-    names = [str(label) for label in range(int(labels.max()) + 1)]
-    kept, held_out = hold_out(labels, config.validation_share, config.split_seed, names)
-    counts = {"train": len(kept), "val": len(held_out), "test": test}
-    return counts, sum(counts.values()) * 3 * pixels**2 * (config.image_format == "raw")
 
 
 def _describe_counts(counts: Mapping[Split, int]) -> str:
