@@ -14,6 +14,7 @@ from pipelines.data.sources.builtin import DOWNLOADS
 from pipelines.data.sources.factory import SOURCES, check_source
 from ranet.config import ModelConfig
 
+
 @dataclass(frozen=True)
 class ImagesReport:
     """Findings about the images of a run."""
