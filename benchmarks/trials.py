@@ -23,7 +23,7 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from benchmarks.network import describe_machine
-from cluster.execution.trainer import connected
+from cluster.execution.connection import connected
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
 from pipelines.run import EvaluationConfig, Run, parse_settings

@@ -14,8 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
+from cluster.execution.connection import connected
 from cluster.execution.reporter import load_checkpoint
-from cluster.execution.trainer import connected, launch, resolve_storage
+from cluster.execution.trainer import launch, resolve_storage
 from cluster.tracking import registry
 from cluster.tracking import runs as tracking
 from pipelines.data import prepare

@@ -14,7 +14,9 @@ import yaml
 import cluster.provisioning
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError
-from cluster.execution.trainer import connected, local_cpus, resolve_storage, wants_gpu
+from cluster.execution.connection import connected, local_cpus
+from cluster.execution.resources import wants_gpu
+from cluster.execution.trainer import resolve_storage
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
 from cluster.storage.s3 import check_writable, is_uri
 from cluster.tracking import runs as tracking

@@ -19,10 +19,11 @@ import torch
 from ray.train import Checkpoint, UserCallback
 
 from cluster.config import in_submitted_job
+from cluster.execution.connection import connected
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
 from cluster.execution.reporter import SNAPSHOT, checkpoint_uri, load_checkpoint
-from cluster.execution.trainer import connected, launch, resolve_storage
+from cluster.execution.trainer import launch, resolve_storage
 from cluster.storage.s3 import is_uri
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun

@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 
 from cluster.errors import RunError
-from cluster.execution.trainer import check_capacity, connected, resolve_storage, wants_gpu
+from cluster.execution.connection import connected
+from cluster.execution.resources import check_capacity, wants_gpu
+from cluster.execution.trainer import resolve_storage
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun
 from pipelines.data import DatasetInfo

@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError, UntrainableError
 from cluster.execution.heartbeat import abort, start_heartbeats
-from cluster.execution.trainer import capacity_for
+from cluster.execution.resources import capacity_for
 from cluster.tracking import runs as tracking
 from ranet.evaluation.accuracy import validation_top1
 from ranet.protocols import Metrics

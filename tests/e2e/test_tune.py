@@ -12,7 +12,7 @@ from ray.job_submission import JobStatus
 from ray.util import placement_group, placement_group_table
 
 from cluster.config import ClusterConfig
-from cluster.execution.trainer import capacity_for, worker_resources
+from cluster.execution.resources import capacity_for, worker_resources
 from pipelines.data import prepare
 from pipelines.data.config import DataConfig
 from pipelines.run import Run, parse_settings

@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
-from cluster.execution.trainer import connected
+from cluster.execution.connection import connected
 from cluster.tracking import runs as tracking
 from cluster.tracking.runs import TrackedRun, children
 from pipelines import tune
