@@ -43,9 +43,9 @@ from benchmarks.sweeps import (
 from pipelines.run import Run
 from pipelines.tune import check_candidate
 from ranet.protocols import LogReporter, Metrics, Snapshot
+from tuning.config import Sweep
 from tuning.objective import budget_metric
 from tuning.sampler import Candidate
-from tuning.space import Sweep
 
 Method = Literal["uniform", "constant", "population"]
 METHODS: tuple[Method, ...] = ("uniform", "constant", "population")
@@ -173,7 +173,7 @@ def train_population(method: Method, seed: int) -> Winner:
     scored = [(best_epoch(member.snapshot), member) for member in members if member.snapshot]
     metrics, best = max(scored, key=lambda each: each[0][ACCURACY])
     assert best.snapshot is not None, "it was trained"
-    budgets = sweep.objective.budgets
+    budgets = sweep.objective.budgets_mult_adds
     return Winner(
         weights=best.trained,
         accuracies=[metrics[budget_metric(k)] for k in range(len(budgets))],

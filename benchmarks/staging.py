@@ -19,7 +19,8 @@ from pathlib import Path
 from boto3 import client
 
 from benchmarks.network import describe_machine
-from cluster.storage.download import Cache, RemoteFile, staged
+from cluster.storage.cache import Cache, staged
+from cluster.storage.download import RemoteFile
 from cluster.storage.s3 import ObjectStore
 from tests.support.s3 import Line, s3_server
 

@@ -24,8 +24,10 @@ from optuna.trial import TrialState
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from torch import nn
 
+from benchmarks.hypervolume import hypervolume
+from cluster.cli import parse_settings
 from pipelines.data import Split, open_batches, prepare
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
@@ -33,11 +35,11 @@ from ranet.inference.threshold_search import fit_budgets, score_budget
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
 from ranet.training.loop import fit
+from tuning.config import CostLimits, Dimension, EarlyStopping, Sweep
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
-from tuning.pareto import hypervolume
 from tuning.sampler import Candidate
 from tuning.search import make_scheduler
-from tuning.space import CostLimits, Dimension, EarlyStopping, Sweep, as_arguments
+from tuning.space import as_arguments
 
 Method = Literal["random", "TPE", "TPE + ASHA"]
 METHODS: tuple[Method, ...] = ("random", "TPE", "TPE + ASHA")
@@ -74,7 +76,7 @@ UNIFORM = [1.0] * WEIGHTED_EXITS
 class Entry:
     """One training."""
 
-    draw: dict[str, Any]
+    params: dict[str, Any]
     """Values by the names of the space."""
     is_stopped: bool
     epochs: int
@@ -114,9 +116,9 @@ def main() -> None:
             noted(folder / f"{name}-{seed}.json", lambda s=seed, d=draw: [train_weighted(d, s)])[0]
             for seed in WEIGHT_SEEDS
         ]
-        for name, draw in (("uniform", dict(best.draw) | {FREE: UNIFORM}), ("best", best.draw))
+        for name, draw in (("uniform", dict(best.params) | {FREE: UNIFORM}), ("best", best.params))
     }
-    print(f"Best weights of {len(searched)} trials: {normalized(best.draw[FREE])}\n")
+    print(f"Best weights of {len(searched)} trials: {normalized(best.params[FREE])}\n")
     print_weights(compared, ("best", "uniform"))
 
 
@@ -139,8 +141,10 @@ def read_sweep(
         changes: fields of the sweep.
     """
     sweep = parse_settings(Sweep, ["--config", SWEEP])
-    sweep = replace(sweep, **{"objective": Objective(budgets=BUDGETS)} | changes)
-    run = parse_settings(Run, ["--config", sweep.run, *as_arguments({**sweep.settings, **network})])
+    sweep = replace(sweep, **{"objective": Objective(budgets_mult_adds=BUDGETS)} | changes)
+    run = parse_settings(
+        Run, ["--config", sweep.base_config, *as_arguments({**sweep.overrides, **network})]
+    )
     prepare(run.data, run.model.image_size)
     return sweep, run
 
@@ -148,25 +152,25 @@ def read_sweep(
 def run_sweep(method: Method, seed: int) -> list[Entry]:
     """Search until the epochs of `TRIALS` whole trials are spent, or too few are left for one."""
     sweep, run = read_sweep(
-        search="random" if method == "random" else "tpe", num_trials=TRIALS, seed=seed
+        sampler="random" if method == "random" else "tpe", num_trials=TRIALS, seed=seed
     )
     if method != "TPE + ASHA":
-        sweep = replace(sweep, stopping=EarlyStopping())
+        sweep = replace(sweep, early_stopping=EarlyStopping())
     return search(sweep, run, TRIALS * run.train.epochs)
 
 
 def search(sweep: Sweep, run: Run, num_epochs: int) -> list[Entry]:
     """Draw and train, telling the search what became of it, while there are epochs for a trial."""
-    draws = make_sampler(sweep, run)
-    scheduler = make_scheduler(sweep.stopping, ACCURACY, "max", run.train.epochs)
+    sampler = make_sampler(sweep, run)
+    scheduler = make_scheduler(sweep.early_stopping, ACCURACY, "max", run.train.epochs)
     entries: list[Entry] = []
     while num_epochs >= run.train.epochs:
-        candidate, number = draws.next()
+        candidate, number = sampler.next()
         entry = train(candidate, sweep.objective, scheduler)
         num_epochs -= entry.epochs
         entries.append(entry)
         state = TrialState.PRUNED if entry.is_stopped else TrialState.COMPLETE
-        draws.tell(number, state, [entry.value], entry.epochs)
+        sampler.tell(number, state, [entry.value], entry.epochs)
     return entries
 
 
@@ -179,13 +183,13 @@ def weights_sweep() -> tuple[Sweep, Run]:
     sweep, run = read_sweep(
         WEIGHTED,
         space=space,
-        window=CostLimits(),
-        stopping=EarlyStopping(),
+        cost_limits=CostLimits(),
+        early_stopping=EarlyStopping(),
         num_trials=WEIGHT_TRIALS,
     )
     costs = mult_adds(run.model)
     budgets = tuple(max(costs[0], share * costs[-1]) for share in SHARES)
-    return replace(sweep, objective=Objective(budgets=budgets)), run
+    return replace(sweep, objective=Objective(budgets_mult_adds=budgets)), run
 
 
 def search_weights() -> list[Entry]:
@@ -197,7 +201,7 @@ def search_weights() -> list[Entry]:
 def train_weighted(draw: Mapping[str, Any], seed: int) -> Entry:
     """Train with some weights and a seed that was not searched with."""
     sweep, run = weights_sweep()
-    candidate, _ = make_sampler(sweep, run).again(draw)
+    candidate, _ = make_sampler(sweep, run).resume(draw)
     candidate = replace(
         candidate, run=replace(candidate.run, train=replace(candidate.run.train, seed=seed))
     )
@@ -254,15 +258,15 @@ def train(
         snapshot = fit_trial(candidate, objective, judged)
         told = best_epoch(snapshot)
         if test:
-            scored = score_test(candidate, snapshot, objective.budgets)
+            scored = score_test(candidate, snapshot, objective.budgets_mult_adds)
     except StoppedEarly:
         told, is_stopped = judged.history[-1], True
     return Entry(
-        draw=dict(candidate.draw),
+        params=dict(candidate.params),
         is_stopped=is_stopped,
         epochs=len(judged.history),
         value=told[ACCURACY],
-        accuracies=[told[budget_metric(k)] for k in range(len(objective.budgets))],
+        accuracies=[told[budget_metric(k)] for k in range(len(objective.budgets_mult_adds))],
         test=scored,
         seconds=time.monotonic() - start,
     )

@@ -23,19 +23,20 @@ from typing import Any
 from ray.train import Checkpoint, UserCallback
 
 from benchmarks.network import describe_machine
+from cluster.cli import parse_settings
 from cluster.execution.connection import connected
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
-from pipelines.run import EvaluationConfig, Run, parse_settings
+from cluster.tracking import runs
+from cluster.tracking.record import TrackedRun
+from pipelines.run import EvaluationConfig, Run
 from pipelines.sweep_candidates import describe
 from pipelines.train import prepare_images, train_trial
 from pipelines.tune import common_run, make_sampler
 from ranet.protocols import Snapshot
+from tuning.config import EarlyStopping, Sweep
 from tuning.objective import SECONDS, Objective
+from tuning.results import TrialResult
 from tuning.sampler import Candidate
 from tuning.search import search
-from tuning.space import EarlyStopping, Sweep
-from tuning.trial_result import TrialResult
 from tuning.trial_store import TrialStore, Unfinished
 
 STAGES = {
@@ -75,27 +76,27 @@ def measure(folder: Path, num_trials: int, epochs: int, cpus: int) -> list[dict[
     places = {"data.prepared_dir": f"{folder}/images", "cluster.storage_path": f"{folder}/runs"}
     sweep = replace(
         sweep,
-        settings=sweep.settings
+        overrides=sweep.overrides
         | {"train.epochs": epochs, "cluster.cpus_per_worker": cpus}
         | places,
-        stopping=EarlyStopping(),
+        early_stopping=EarlyStopping(),
         num_trials=num_trials,
     )
     run = common_run(sweep)
-    draws = make_sampler(sweep, run)
+    sampler = make_sampler(sweep, run)
     prepare_images(replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,))))
     notes = folder / "notes"
     notes.mkdir()
     with (
         connected(run.cluster),
-        tracking.start(
+        runs.open_run(
             sweep.name, settings={}, parameters={}, tags={}, config_text="{}\n"
         ) as record,
-        TimedBook(record, notes) as book,
+        TimedStore(record, notes) as store,
     ):
         search(
-            draws, book, partial(timed_train, notes, sweep.objective),
-            cluster=run.cluster, objective=sweep.objective, stopping=sweep.stopping,
+            sampler, store, partial(timed_train, notes, sweep.objective),
+            cluster=run.cluster, objective=sweep.objective, early_stopping=sweep.early_stopping,
             num_trials=num_trials, num_epochs=epochs,
         )  # fmt: skip
     noted = [json.loads(file.read_text()) for file in sorted(notes.glob("*-*.json"))]
@@ -111,7 +112,7 @@ def note(notes: Path, trial: str, **moments: float) -> None:
     (notes / name).write_text(json.dumps((trial, moments)))
 
 
-class TimedBook(TrialStore):
+class TimedStore(TrialStore):
     """Notes when trials are opened and closed."""
 
     def __init__(self, parent: TrackedRun, notes: Path) -> None:

@@ -1,13 +1,21 @@
-"""What can go wrong with a run, by what its user can do about it."""
+"""Exceptions shown to users, one per remedy."""
 
 
-class RunError(RuntimeError):
-    """A run that failed; its message is the cause, in one sentence."""
+class RanetError(RuntimeError):
+    """Base of the errors that end a command with one sentence instead of a traceback."""
+
+
+class RunError(RanetError):
+    """Failed run; the message is the cause, in one sentence."""
 
 
 class UntrainableError(RunError):
-    """A run that would fail again: it diverges, its settings are wrong, or memory is too small."""
+    """Run that would fail again: it diverges, a setting is wrong, or memory is too small."""
 
 
-class TrackingError(RuntimeError):
-    """MLflow cannot be used, or will not give us the run; the message says what to do."""
+class TrackingError(RanetError):
+    """MLflow is unavailable, incompatible or refuses the run; the message says what to do."""
+
+
+EXPECTED_ERRORS = (RanetError, ValueError, OSError)
+"""Errors that users can fix; their message is one sentence."""

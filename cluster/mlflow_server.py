@@ -22,7 +22,7 @@ from mlflow.server import get_app_client
 
 from cluster.errors import TrackingError
 from cluster.storage.s3 import ObjectStore, check_uri
-from cluster.tracking.runs import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
+from cluster.tracking.client import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
 
 DATABASE = "postgresql+psycopg2://"
 """PostgreSQL as the PG... variables say; that of SQLAlchemy alone would be another driver."""

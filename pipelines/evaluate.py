@@ -1,41 +1,29 @@
-"""Evaluate a registered model again: every exit, and budgets fitted anew on validation images.
+"""Evaluate a registered model: every exit, and thresholds refitted for each budget.
 
     python pipelines/evaluate.py models:/ranet-digits@champion --config configs/digits.yaml
 
-The images, the budgets and the workers are those of the config; the network, its weights and its
-normalisation are the model's. The numbers go to an MLflow run of their own.
+The config provides the images, the budgets and the workers; the model provides the network, its
+weights and its normalization. The results are logged to a separate MLflow run.
 """
 
-import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.execution.connection import connected
-from cluster.execution.reporter import load_checkpoint
-from cluster.execution.trainer import launch, resolve_storage
-from cluster.tracking import registry
-from cluster.tracking import runs as tracking
+from cluster.execution.trainer import launch
+from cluster.storage.checkpoints import load_checkpoint
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking import client, registry, runs
+from cluster.tracking.provenance import provenance_tags
 from pipelines.data import prepare
-from pipelines.evaluation.report import (
-    check_budgets,
-    curve_line,
-    evaluate_outputs,
-    format_tables,
-    log_evaluation,
-)
-from pipelines.run import (
-    Run,
-    config_text,
-    configure_logging,
-    flatten,
-    identity,
-    main_guard,
-    read_run,
-)
+from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
+from pipelines.evaluation.mlflow_log import log_evaluation
+from pipelines.evaluation.report import curve_line, format_tables
+from pipelines.run import Run, config_text, flatten, identity
 from pipelines.scoring import evaluate_worker
 from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
@@ -43,26 +31,30 @@ from ranet.evaluation.exit_outputs import SplitOutputs
 
 
 def main() -> None:
-    """Load the model, score it, and print, draw and log what it is worth."""
-    model_uri, run = read_arguments(sys.argv[1:])
+    """Load the model, evaluate it, and print and log the results."""
+    options = command_line().read()
+    model_uri, run = options.model_uri, options.settings
     configure_logging()
     with main_guard():
-        tracking.check_reachable()
+        client.check_reachable()
         resolve_storage(run.cluster.storage_path)
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)
         name = f"{run.name}-evaluation"
-        with tracking.start(
+        with runs.open_run(
             name,
             settings={"evaluated": model_uri, **identity(run)},
             parameters=flatten(run),
-            tags=tracking.provenance(),
+            tags=provenance_tags(),
             config_text=config_text(run),
-            fresh=True,
+            new_attempt=True,
         ) as record:
-            scores = score(run, classifier.weights, record.storage_name)
+            outputs = evaluate_weights(run, classifier.weights, record.storage_name)
             evaluation = evaluate_outputs(
-                mult_adds(run.model), scores["val"], scores["test"], run.evaluation.budget_fractions
+                mult_adds(run.model),
+                outputs["val"],
+                outputs["test"],
+                run.evaluation.budget_fractions,
             )
             plot = log_evaluation(
                 evaluation,
@@ -74,35 +66,40 @@ def main() -> None:
         print(f"MLflow run  {record.run_id} ({name}, attempt {record.attempt})")
 
 
-def read_arguments(argv: Sequence[str]) -> tuple[str, Run]:
-    """Read the model's address and, from the rest, the run."""
-    if not argv or argv[0].startswith("-"):
-        sys.stderr.write("usage: evaluate.py MODEL_URI --config FILE [--section.field=value ...]\n")
-        raise SystemExit(2)
-    return argv[0], read_run(argv[1:])
+def command_line() -> CommandLine:
+    """Declare the model beside the settings of a run."""
+    parser = CommandLine(
+        __doc__, Run, usage="%(prog)s MODEL_URI [--config FILE] [--section.field=value ...]"
+    )
+    parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
+    return parser
 
 
 def with_model(run: Run, classifier: Any) -> Run:
-    """Prepare the images of a run, and give it the network and normalisation of a loaded model."""
+    """Prepare the images of a run and insert the network and normalization of a loaded model.
+
+    Raises:
+        ValueError: The images differ from the images that the model was trained with.
+    """
     settings = classifier.settings
     model = ModelConfig(**settings["model"])
     check_budgets(mult_adds(model), run.evaluation.budget_fractions)
     info = prepare(run.data, model.image_size)
     if list(info.class_names) != settings["class_names"]:
         raise ValueError(
-            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "
-            f"model tells {settings['class_names']} apart; evaluate it on images of its classes"
+            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the model "
+            f"was trained on classes {settings['class_names']}; evaluate it on images of its classes"
         )
     if info.sha256["val"] != settings["validation_sha256"]:
         raise ValueError(
             f"the validation images of {info.folder} (SHA-256 {info.sha256['val'][:12]}) are not "
-            f"those that were held out when the model was trained "
-            f"({settings['validation_sha256'][:12]}): it may have been fitted on them, and so "
-            "would its thresholds; evaluate it on the images prepared for its training"
+            f"the images that were held out when the model was trained "
+            f"({settings['validation_sha256'][:12]}): the model may have been trained on them, "
+            "which would bias its thresholds; evaluate it on the images prepared for its training"
         )
     data = replace(
         run.data,
-        folder=info.folder,
+        prepared_dir=info.folder,
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
@@ -110,8 +107,10 @@ def with_model(run: Run, classifier: Any) -> Run:
     return replace(run, model=model, data=data)
 
 
-def score(run: Run, weights: dict[str, Tensor], storage_name: str) -> dict[str, SplitOutputs]:
-    """Score weights on the workers of a run; gives the answers of `val` and `test`."""
+def evaluate_weights(
+    run: Run, weights: dict[str, Tensor], storage_name: str
+) -> dict[str, SplitOutputs]:
+    """Run the network on the workers of a run; return exit outputs of `val` and `test`."""
     with connected(run.cluster):
         checkpoint = launch(
             evaluate_worker,

@@ -1,9 +1,8 @@
-"""Classify image files with a registered model, within a compute budget.
+"""Classify image files with a registered model within a compute budget.
 
-python pipelines/predict.py models:/ranet-digits@champion IMAGE... --budget 0.5
+python pipelines/predict.py models:/ranet-digits@champion IMAGE... --budget-fraction 0.5
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,66 +12,66 @@ import pandas as pd
 from mlflow import MlflowException
 from PIL import Image
 
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.tracking import registry
 from pipelines.data import decode_rgb
 from pipelines.data.loading.augmentation import evaluation_boxes
-from pipelines.run import configure_logging, main_guard
 
 
 def main() -> None:
-    """Load the model, classify the files, and print a table."""
-    arguments = read_arguments()
+    """Load the model, classify the images, and print a table."""
+    options = command_line().read()
     configure_logging()
     with main_guard():
-        model = registry.load(arguments.model_uri)
+        model = registry.load(options.model_uri)
         size = model.metadata.signature.inputs.inputs[0].shape[-1]
-        images = np.stack([read_image(path, size) for path in arguments.images])
-        print(format_table(arguments.images, classify(model, images, arguments.budget)))
+        images = np.stack([read_image(path, size) for path in options.images])
+        print(format_table(options.images, classify(model, images, options.budget_fraction)))
 
 
-def read_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model_uri", help="a model in MLflow, such as models:/NAME@champion")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="an image file")
+def command_line() -> CommandLine:
+    """Declare the arguments of the script."""
+    parser = CommandLine(__doc__)
+    parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
     parser.add_argument(
-        "--budget",
+        "--budget-fraction",
         type=float,
         default=1.0,
-        help="mult-adds per image on average, as a share of the last exit's (default: 1)",
+        help="mean mult-adds per image, as a fraction of the last exit's mult-adds",
     )
-    return parser.parse_args(argv)
+    return parser
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """Read a file as evaluation does: (3, size, size), uint8.
+    """Read an image file with the preprocessing of evaluation: (3, size, size), uint8.
 
-    An image of that size is taken whole, of any other the central square.
+    An image of exactly that size is used unchanged; otherwise its central square is resized.
     """
     pixels = decode_rgb(path.read_bytes(), str(path))
     box = evaluation_boxes(size, np.array([pixels.shape[:2]]))[0]
     top, left, side = (int(value) for value in box[:3])
     square = pixels[top : top + side, left : left + side]
-    how = Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
-    resized = Image.fromarray(square).resize((size, size), how)
+    resampling = Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
+    resized = Image.fromarray(square).resize((size, size), resampling)
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def classify(model: Any, images: np.ndarray, budget: float) -> pd.DataFrame:
-    """Give label, class name, confidence, exit and mult-adds of each image."""
+def classify(model: Any, images: np.ndarray, budget_fraction: float) -> pd.DataFrame:
+    """Return label, class name, confidence, exit and mult-adds of each image."""
     try:
-        return model.predict(images, params={"budget": budget})
+        return model.predict(images, params={"budget_fraction": budget_fraction})
     except MlflowException as error:
         raise ValueError(error.message) from error
 
 
-def format_table(files: Sequence[Path], answers: pd.DataFrame) -> str:
-    """One line per file."""
+def format_table(files: Sequence[Path], predictions: pd.DataFrame) -> str:
+    """Format the predictions as a table, one row per file."""
     names = [str(file) for file in files]
     width = max(len("file"), *(len(name) for name in names))
-    label_width = max(len("label"), *(len(name) for name in answers["class_name"]))
+    label_width = max(len("label"), *(len(name) for name in predictions["class_name"]))
     lines = [f"{'file':{width}}  {'label':{label_width}}  confidence  exit   mult-adds"]
-    columns = (answers[name] for name in ("class_name", "confidence", "exit", "mult_adds"))
+    columns = (predictions[name] for name in ("class_name", "confidence", "exit", "mult_adds"))
     lines += [
         f"{name:{width}}  {label:{label_width}}  {confidence:10.4f}  {number:4d}  "
         f"{cost / 1e6:8.2f} M"

@@ -16,16 +16,17 @@ from cluster.config import ClusterConfig
 from cluster.errors import RunError, TrackingError
 from cluster.execution.connection import connected, local_cpus
 from cluster.execution.resources import wants_gpu
-from cluster.execution.trainer import resolve_storage
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
+from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import check_writable, is_uri
-from cluster.tracking import runs as tracking
+from cluster.tracking import client, runs
 from pipelines.data.config import LOCAL_SOURCES, Split
 from pipelines.data.format.metadata import read_info
 from pipelines.data.loading.staging import remote_files
+from pipelines.data.preflight import check_classes
 from pipelines.data.sources.factory import DOWNLOADS, check_source, open_source
 from pipelines.data.splits import hold_out
-from pipelines.evaluation.report import check_budgets, check_classes
+from pipelines.evaluation.budgets import check_budgets
 from pipelines.run import Run, identity
 from ranet import RANet, mult_adds
 from ranet.config import TrainConfig
@@ -85,7 +86,7 @@ class Place:
     """The cluster file whose machines would be rented; None where what is there will do."""
 
 
-def preflight(run: Run) -> PreflightReport:
+def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
     """Compute what a run would take and check what it needs; nothing is started or kept."""
     found = PreflightReport()
     costs = mult_adds(run.model)
@@ -99,8 +100,8 @@ def preflight(run: Run) -> PreflightReport:
     with found.checking():
         check_budgets(costs, run.evaluation.budget_fractions)
     with found.checking():
-        tracking.check_reachable()
-        tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
+        client.check_reachable()
+        runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
     with found.checking():
         resolve_storage(run.cluster.storage_path)
     hand = None
@@ -132,7 +133,7 @@ def _images(run: Run, found: PreflightReport, *, is_here: bool) -> tuple[int, in
         found.lacks.append(str(error))
         return _suppose(run, found, "cannot be read")
     with found.checking():
-        check_classes(run, info)
+        check_classes(info, run.data.source, run.model.num_classes)
     found.lines.append(("images", _counted(info.num_samples)))
     cache_bytes = 0
     if is_uri(info.folder):

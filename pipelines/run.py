@@ -1,31 +1,17 @@
-"""Every setting of a run, and the one way in: a YAML file and the command line."""
+"""Configuration of a run, parsed from YAML and the command line."""
 
-import difflib
 import json
-import logging
 import math
-import re
-import signal
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError, auto_cli, set_parsing_settings
 
+from cluster.cli import read_settings
 from cluster.config import ClusterConfig, RegistryConfig, check_name
-from cluster.errors import RunError, TrackingError
 from pipelines.data.config import DataConfig
 from ranet.config import ModelConfig, TrainConfig
-
-logger = logging.getLogger(__name__)
-
-PACKAGES = ("ranet", "cluster", "tuning", "pipelines")
-
-_Settings = TypeVar("_Settings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +19,8 @@ class EvaluationConfig:
     """Evaluation of a trained network."""
 
     budget_fractions: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
-    """Budgets to report and to compare versions by, as fractions of the last exit's mult-adds."""
+    """Budgets that are reported and that compare versions of a model, as fractions of the last exit's
+    mult-adds: above 0, at most 1, ascending, in steps of 0.01."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "budget_fractions", tuple(self.budget_fractions))
@@ -46,31 +33,30 @@ class EvaluationConfig:
                 f"got {self.budget_fractions}"
             )
         if self.budget_fractions != tuple(sorted(set(self.budget_fractions))):
-            raise ValueError(f"evaluation.budget_fractions must rise, got {self.budget_fractions}")
+            raise ValueError(
+                f"evaluation.budget_fractions must be in ascending order, got {self.budget_fractions}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training, from images to a registered model."""
+    """Training run, from images to a registered model."""
 
     name: str = "cifar10"
-    """Name of the run; a second start goes on with an unfinished run, or repeats a finished one."""
-    fresh: bool = False
-    """Give up an unfinished run of this name and start anew."""
-    dry_run: bool = False
-    """Only say what the run would take and lack, with status 0 if it would start."""
+    """Name of the run. Re-running resumes an unfinished run, or starts a new attempt of a finished
+    one."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Shape of the network."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Images and how they are read."""
+    """Images, their preparation and their augmentation."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """How the network is trained."""
+    """Training of the network."""
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     """Workers and storage."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    """Budgets that the network is evaluated at."""
+    """Evaluation of the trained network."""
     registry: RegistryConfig = field(default_factory=RegistryConfig)
-    """Where the model is registered."""
+    """Registration of the model in MLflow."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -78,19 +64,19 @@ class Run:
             raise ValueError(
                 f"train.batch_size must be at least cluster.num_workers "
                 f"({self.cluster.max_workers}), got {self.train.batch_size}: "
-                "it counts the images of all workers"
+                "it is the number of images of all workers per step"
             )
         for size in self.train.progressive_sizes:
             try:
                 replace(self.model, image_size=size)
             except ValueError as error:
                 raise ValueError(
-                    f"train.progressive_sizes has {size}, which this network cannot take: {error}"
+                    f"train.progressive_sizes contains {size}, which this network cannot process: {error}"
                 ) from error
         if self.train.progressive_sizes and self.data.augment.crop == "pad4":
             raise ValueError(
-                "train.progressive_sizes needs data.augment.crop random_resized or none, got pad4, which cuts "
-                "windows of model.image_size"
+                "train.progressive_sizes needs data.augment.crop random_resized or none, got pad4, "
+                "which crops to model.image_size"
             )
         weights = self.train.loss.exit_weights
         if weights and len(weights) != self.model.num_exits:
@@ -101,45 +87,16 @@ class Run:
 
 
 def read_run(argv: Sequence[str] | None = None) -> Run:
-    """Read a run from `--config FILE` and `--section.field=value`, or leave with status 2.
+    """Parse a run from `--config FILE` and `--section.field=value`, or exit with status 2.
 
     Args:
-        argv: the command line without the name of the script; by default that of this process.
+        argv: Command line without the name of the script; None: the command line of this process.
     """
     return read_settings(Run, argv)
 
 
-def read_settings(kind: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
-    """Read settings of any kind as `read_run` does, and leave with status 2 as it does."""
-    try:
-        return parse_settings(kind, sys.argv[1:] if argv is None else argv)
-    except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
-
-
-def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
-    """Make settings from command-line arguments.
-
-    Raises:
-        ValueError: one sentence on what is wrong with them.
-    """
-    switches = {"--fresh": "--fresh=true", "--dry-run": "--dry_run=true"}
-    full = [switches.get(text, text) for text in arguments]
-    _check_files(kind, full)
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the help of every field
-    try:
-        settings = auto_cli(
-            kind, args=full, as_positional=False, exit_on_error=False, allow_abbrev=False
-        )
-    except (ArgumentError, ValueError) as error:  # ValueError: from a failing __post_init__
-        raise ValueError(_readable(str(error), kind)) from None
-    assert isinstance(settings, kind)
-    return settings
-
-
 def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
-    """Return every setting by its dotted name; strings as they are, others as JSON."""
+    """Return all settings by dotted name: strings unchanged, other values as JSON."""
     flat: dict[str, str] = {}
     for entry in fields(settings):
         value = getattr(settings, entry.name)
@@ -152,107 +109,18 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
 
 
 def identity(run: Run) -> dict[str, str]:
-    """Return the settings that a resumed run must share; the number of workers is none of them."""
-    free = {"fresh", "dry_run", *(f"cluster.{entry.name}" for entry in fields(run.cluster))}
+    """Return the settings that must not change when a run resumes.
+
+    Settings of `cluster` may change, except the location of the checkpoints.
+    """
     return {
         key: value
         for key, value in flatten(run).items()
-        if key == "cluster.storage_path" or key not in free
+        if key == "cluster.storage_path" or not key.startswith("cluster.")
     }
 
 
 def config_text(run: Run) -> str:
-    """Return the run as YAML that `--config` reads."""
-    settings = asdict(run)
-    for order in ("fresh", "dry_run"):  # for one start, no property of the run
-        del settings[order]
-    # By way of JSON, tuples become lists, which YAML knows.
-    return yaml.safe_dump(json.loads(json.dumps(settings)), sort_keys=False)
-
-
-def configure_logging(*, only_errors: bool = False) -> None:
-    """Send our log to stderr, and of the libraries' only warnings."""
-    logging.basicConfig(
-        level=logging.ERROR if only_errors else logging.WARNING,
-        format="%(asctime)s %(message)s",
-        datefmt="%H:%M:%S",
-        force=True,
-    )
-    for package in PACKAGES:
-        logging.getLogger(package).setLevel(logging.ERROR if only_errors else logging.INFO)
-    logging.getLogger("mlflow").setLevel(logging.WARNING)
-
-
-@contextmanager
-def main_guard() -> Iterator[None]:
-    """End the process with one sentence where the user, or the machine, is the cause of an error.
-
-    Status 1 for an error, 130 for Ctrl-C and for SIGTERM, which a stopped job gets. An error of
-    our own keeps its traceback.
-    """
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except (RunError, TrackingError, ValueError, OSError) as error:
-        logger.debug("traceback", exc_info=error)
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped; start it again under the same name to go on\n")
-        raise SystemExit(130) from None
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _check_files(kind: type, arguments: Sequence[str]) -> None:
-    """Refuse config files whose sections hold no settings; jsonargparse takes some for empty."""
-    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-        option, _, path = argument.partition("=")
-        if option == "--config" and Path(path or following).is_file():
-            file = Path(path or following)
-            try:
-                settings = yaml.safe_load(file.read_bytes())
-            except yaml.YAMLError as error:
-                raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
-            _check_section(kind, settings, str(file))
-
-
-def _check_section(kind: type, settings: Any, where: str) -> None:
-    if not isinstance(settings, dict):
-        raise ValueError(f"{where} must hold settings, as in name: value; got {settings!r:.100}")
-    for entry in fields(kind):
-        if is_dataclass(entry.type) and entry.name in settings:
-            assert isinstance(entry.type, type)
-            _check_section(entry.type, settings[entry.name], f"{where}: {entry.name}")
-
-
-def _readable(message: str, kind: type) -> str:
-    """Say in one line which option was wrong, and what it may have been meant to be."""
-    message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
-    message = re.sub(r"Expected a <class '(\w+)'>\. Got value:", r"must be \1, got", message)
-    message = re.sub(
-        r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"must be one of \1, got", message
-    )
-    unknown = re.match(
-        r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<key>\S+)'"
-        r"|unrecognized arguments: --(?P<option>[^\s=]+)",
-        message,
-    )
-    if unknown is None:
-        return message
-    group = f"{unknown['group']}." if unknown["group"] else ""
-    name = unknown["option"] or f"{group}{unknown['key']}"
-    similar = difflib.get_close_matches(name, _names(kind), n=1)
-    hint = f"did you mean {similar[0]}?" if similar else "see --help"
-    return f"{name} is not a setting; {hint}"
-
-
-def _names(kind: type, prefix: str = "") -> list[str]:
-    """Dotted names of all settings of a kind, and of its sections."""
-    names: list[str] = []
-    for entry in fields(kind):
-        names.append(f"{prefix}{entry.name}")
-        if is_dataclass(entry.type):
-            assert isinstance(entry.type, type)
-            names += _names(entry.type, f"{prefix}{entry.name}.")
-    return names
+    """Serialize a run as YAML for `--config`."""
+    # YAML has no tuples; JSON turns them into lists.
+    return yaml.safe_dump(json.loads(json.dumps(asdict(run))), sort_keys=False)

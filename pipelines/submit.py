@@ -1,13 +1,12 @@
-"""Run a command of this folder on the cluster that RAY_API_SERVER_ADDRESS names.
+"""Submit a command as a job to the Ray cluster at RAY_API_SERVER_ADDRESS.
 
     python pipelines/submit.py -- python pipelines/train.py --config configs/imagenet.yaml ...
-    python pipelines/submit.py --detach -- ...     # and come back: --follow JOB
+    python pipelines/submit.py --detach -- ...     # do not wait; later: --follow JOB
 
-The status is 0 where the job succeeded, 1 where it failed, 130 where it was stopped; Ctrl-C stops
-the following alone.
+The exit status is 0 if the job succeeded, 1 if it failed, 130 if it was stopped. Ctrl-C stops only
+this command; the job continues.
 """
 
-import argparse
 import logging
 import os
 import shlex
@@ -16,75 +15,88 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.cli import CommandLine, Namespace, main_guard
 from cluster.execution.jobs import JobError, check_code, check_public, connect, follow, submit
 
 STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
 def main() -> None:
-    """Submit a command, or come back to one, and leave with its status."""
-    arguments = read_arguments()
-    logging.disable(logging.WARNING)  # Ray's tale of packing; what is sent is told by us
+    """Submit a job or follow a submitted one; exit with the status of the job."""
+    options = command_line().read(check=check_options)
+    logging.disable(logging.WARNING)  # Ray logs each step of packaging the code
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
-    try:
+    with main_guard(
+        "the job continues; follow it with --follow JOB, or stop it with `ray job stop`"
+    ):
         client = connect(address)
-        job_id = arguments.follow or send(client, arguments)
-        if arguments.detach:
+        job_id = options.follow or send(client, options)
+        if options.detach:
             return
         status = follow(client, job_id, write)
         print(f"{job_id} {status.value}: {client.get_job_info(job_id).message}", file=sys.stderr)
         sys.exit(STATUSES[status])
-    except JobError as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        told = "the job goes on; come back with --follow, or end it with `ray job stop`"
-        print(told, file=sys.stderr)
-        sys.exit(130)
 
 
-def read_arguments() -> argparse.Namespace:
-    """Read the command line, or leave with status 2."""
-    parser = argparse.ArgumentParser(usage="submit.py [--detach] [--env NAME ...] -- COMMAND ...\n"
-                                           "       submit.py --follow JOB")  # fmt: skip
-    parser.add_argument("--detach", action="store_true", help="do not wait for the job's end")
-    parser.add_argument("--follow", metavar="JOB", help="come back to a job, from its first line")
-    parser.add_argument("--env", metavar="NAME", action="append", default=[],
-                        help="a variable of this environment that the job gets too, as it does "
-                             "MLFLOW_TRACKING_URI")  # fmt: skip
-    parser.add_argument("command", nargs="*", help="what to run, after --")
-    arguments = parser.parse_args()
-    if bool(arguments.follow) == bool(arguments.command):
-        parser.error("give either a command after --, or --follow JOB")
-    if arguments.follow and arguments.detach:
-        parser.error("--follow is to wait for a job, --detach is not to")
-    if unset := [name for name in arguments.env if name not in os.environ]:
-        parser.error(f"--env {unset[0]}: there is no such variable in this environment")
-    if arguments.command:
+def command_line() -> CommandLine:
+    """Declare the arguments of the script."""
+    parser = CommandLine(
+        __doc__,
+        usage="submit.py [--detach] [--env NAME ...] -- COMMAND ...\n       submit.py --follow JOB",
+    )
+    parser.add_argument("--detach", action="store_true", help="do not wait for the end of the job")
+    parser.add_argument(
+        "--follow", metavar="JOB", help="follow a submitted job, from its first line of output"
+    )
+    parser.add_argument(
+        "--env",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="environment variable to pass to the job, may be repeated "
+        "(MLFLOW_TRACKING_URI is always passed)",
+    )
+    parser.add_argument("command", nargs="*", default=[], help="command to run, after --")
+    return parser
+
+
+def check_options(options: Namespace) -> None:
+    """Check that the options fit together and contain no secret.
+
+    Raises:
+        ValueError: The options contradict each other, or something in them is not allowed.
+    """
+    if bool(options.follow) == bool(options.command):
+        raise ValueError("specify either a command after -- or --follow JOB")
+    if options.follow and options.detach:
+        raise ValueError("--follow waits for a job and --detach does not; use only one of them")
+    if unset := [name for name in options.env if name not in os.environ]:
+        raise ValueError(f"--env {unset[0]}: no such variable in this environment")
+    if options.command:
         try:
-            check_public(arguments.command, handed_on(arguments))
+            check_public(options.command, passed_variables(options))
         except JobError as error:
-            parser.error(str(error))
-    return arguments
+            raise ValueError(str(error)) from None
 
 
-def handed_on(arguments: argparse.Namespace) -> dict[str, str]:
-    """Return the variables that the job gets of this environment."""
-    names = ("MLFLOW_TRACKING_URI", *arguments.env)
+def passed_variables(options: Namespace) -> dict[str, str]:
+    """Return the environment variables that are passed to the job."""
+    names = ("MLFLOW_TRACKING_URI", *options.env)
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
-def send(client: JobSubmissionClient, arguments: argparse.Namespace) -> str:
-    """Send the code of this folder and start the command; say how to come back."""
+def send(client: JobSubmissionClient, options: Namespace) -> str:
+    """Upload the code of this folder and start the command as a job."""
     folder = Path.cwd()
-    print(f"{check_code(folder) / 1e6:.2f} MB of code to send", file=sys.stderr)
-    job_id = submit(client, shlex.join(arguments.command), folder, handed_on(arguments))
-    print(f"submitted {job_id}; come back: python pipelines/submit.py --follow {job_id}",
+    print(f"{check_code(folder) / 1e6:.2f} MB of code to upload", file=sys.stderr)
+    job_id = submit(client, shlex.join(options.command), folder, passed_variables(options))
+    print(f"submitted {job_id}; follow it: python pipelines/submit.py --follow {job_id}",
           file=sys.stderr)  # fmt: skip
     return job_id
 
 
 def write(text: str) -> None:
-    """Write a part of the job's output at once."""
+    """Write a part of the job's output immediately."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

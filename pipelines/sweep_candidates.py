@@ -1,4 +1,4 @@
-"""What a sample of a sweep means: a run that can be trained, and what it costs before it is."""
+"""Candidates of a sweep: build, check and price their runs before training."""
 
 import difflib
 import math
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from cluster.cli import parse_settings
 from pipelines.data.config import prepared_settings
-from pipelines.run import Run, config_text, flatten, parse_settings
+from pipelines.run import EvaluationConfig, Run, config_text, flatten
 from ranet import mult_adds
 from ranet.training.footprint import Footprint, footprint
+from tuning.config import RejectedError, Sweep
 from tuning.sampler import Candidate
 from tuning.space import (
     SHORTHANDS,
-    RejectedError,
-    Sweep,
     as_arguments,
     expand_model,
     expand_weights,
@@ -26,14 +26,14 @@ _WEIGHTS = "train.loss.exit_weights"
 
 
 def check_space(sweep: Sweep, base: Run) -> None:
-    """Refuse a space that sets what is no property of a network and its training.
+    """Check that a space sets only properties of the network and its training.
 
     Args:
-        sweep: its space.
+        sweep: the sweep with the space.
         base: the run that all trials start from.
 
     Raises:
-        ValueError: it names the entry and what to do.
+        ValueError: an entry of the space is not allowed.
     """
     known, prepared = flatten(base), prepared_settings(base.data, base.model.image_size)
     for name in sorted(names_in(sweep.space).difference(SHORTHANDS)):
@@ -42,57 +42,58 @@ def check_space(sweep: Sweep, base: Run) -> None:
             hint = f"did you mean {similar[0]}?" if similar else "see pipelines/train.py --help"
             raise ValueError(f"space has {name}, which is not a setting; {hint}")
         if name in prepared:
-            raise ValueError(f"space has {name}: all trials of a sweep read the same images")
+            raise ValueError(
+                f"space has {name}: all trials of a sweep use the same prepared images; remove it"
+            )
         if name == "train.epochs" or not name.startswith(("model.", "train.", "data.")):
             raise ValueError(
-                f"space has {name}: it is the same for all trials of a sweep; give it in settings"
+                f"space has {name}: it is the same for all trials of a sweep; set it in overrides"
             )
 
 
-def check_candidate(sweep: Sweep, base: Run, draw: Mapping[str, Any]) -> Candidate:
-    """Give what a draw means, or refuse it.
+def check_candidate(sweep: Sweep, base: Run, params: Mapping[str, Any]) -> Candidate:
+    """Build and check the candidate of some parameters.
 
-    What is cheap comes first: the network's own rules, then its cost, then all settings by the
-    door through which a file comes in.
+    Cheap checks come first: network constraints, cost limits, then the full configuration parser.
 
     Args:
-        sweep: its space, window and objective.
+        sweep: the sweep with its cost limits and objective.
         base: the run that all trials start from.
-        draw: values by the names of the space.
+        params: values by the names of the space.
 
     Raises:
-        RejectedError: the draw cannot be trained, or lies outside the window.
+        RejectedError: the candidate cannot be trained, or exceeds the cost limits.
     """
-    settings = expand_model(draw, base.model.scales)
+    settings = expand_model(params, base.model.scales)
     shape = {k.removeprefix("model."): v for k, v in settings.items() if k.startswith("model.")}
     try:
         cost = mult_adds(replace(base.model, **shape))
     except ValueError as error:
         raise RejectedError(_bound(error), str(error)) from None
-    except TypeError:  # no field of a network, or no value of one: the door says which
+    except TypeError:  # an unknown field or a wrong type: the parser names it
         cost = mult_adds(_parse(base, settings).model)
-    sweep.window.check("mult_adds", cost[-1])
-    sweep.window.check("first_exit", cost[0])
-    if cost[0] > sweep.objective.least_budget:
+    sweep.cost_limits.check("mult_adds", cost[-1])
+    sweep.cost_limits.check("first_exit_mult_adds", cost[0])
+    if cost[0] > sweep.objective.min_budget_mult_adds:
         raise RejectedError(
-            "objective.budgets",
-            f"the smallest budget of the objective is {sweep.objective.least_budget:.4g} "
-            f"mult-adds, the first exit of a drawn network costs {cost[0]:.4g}",
+            "objective.budgets_mult_adds",
+            f"the smallest budget of the objective is {sweep.objective.min_budget_mult_adds:.4g} "
+            f"mult-adds, but the first exit of a candidate costs {cost[0]:.4g}",
         )
-    if (weights := expand_weights(draw, cost)) is not None:
+    if (weights := expand_weights(params, cost)) is not None:
         settings[_WEIGHTS] = weights if set(weights) != {1.0} else []
     run = _parse(base, settings)
-    if sweep.window.parameters is not None or sweep.window.memory is not None:
+    if sweep.cost_limits.parameters is not None or sweep.cost_limits.memory_bytes is not None:
         size = _footprint(run)
-        sweep.window.check("parameters", size.parameters)
-        sweep.window.check("memory", size.memory)
+        sweep.cost_limits.check("parameters", size.parameters)
+        sweep.cost_limits.check("memory_bytes", size.memory)
     before = flatten(base)
-    meant = {name: value for name, value in flatten(run).items() if value != before[name]}
-    return Candidate(run=run, draw=draw, settings=meant, cost=cost)
+    changed = {name: value for name, value in flatten(run).items() if value != before[name]}
+    return Candidate(run=run, params=params, settings=changed, cost=cost)
 
 
 def describe(candidate: Candidate, name: str) -> TrialConfig:
-    """Give a candidate the name of its trial."""
+    """Return the run of a candidate under the name of its trial."""
     run = replace(candidate.run, name=name)
     size = _footprint(run)
     return TrialConfig(
@@ -100,23 +101,24 @@ def describe(candidate: Candidate, name: str) -> TrialConfig:
         settings=flatten(run),
         config_text=config_text(run),
         parameters=size.parameters,
-        memory=size.memory,
+        memory_bytes=size.memory,
     )
 
 
 def best_config(candidate: Candidate, name: str, budget: float | None) -> str:
-    """Write a candidate as a run for `pipelines/train.py`, which evaluates it at the budget too.
+    """Return the YAML config of a candidate for `pipelines/train.py`.
 
     Args:
-        candidate: a trial's.
-        name: of the run.
-        budget: in mult-adds per image; None: its own last exit's.
+        candidate: candidate of a trial.
+        name: name of the run.
+        budget: budget in mult-adds per image to add to the run's evaluation; None: the cost of the
+            last exit.
     """
     run, cost = candidate.run, candidate.cost
-    shares = [share for share in run.evaluation.budget_fractions if share * cost[-1] >= cost[0]]
-    share = 1.0 if budget is None else min(1.0, math.ceil(100 * budget / cost[-1]) / 100)
-    budgets = tuple(sorted({*shares, share}))
-    return config_text(replace(run, name=name, registry=replace(run.registry, budgets=budgets)))
+    fractions = [each for each in run.evaluation.budget_fractions if each * cost[-1] >= cost[0]]
+    fraction = 1.0 if budget is None else min(1.0, math.ceil(100 * budget / cost[-1]) / 100)
+    evaluation = EvaluationConfig(budget_fractions=tuple(sorted({*fractions, fraction})))
+    return config_text(replace(run, name=name, evaluation=evaluation))
 
 
 def _parse(base: Run, settings: Mapping[str, Any]) -> Run:
@@ -127,7 +129,7 @@ def _parse(base: Run, settings: Mapping[str, Any]) -> Run:
 
 
 def _bound(error: ValueError) -> str:
-    """Name of the setting that a refusal begins with."""
+    """Return the name of the setting at the start of an error message."""
     return str(error).split()[0].rstrip(":")
 
 

@@ -1,9 +1,10 @@
-"""Train a RANet on two or more workers, evaluate it, and register it.
+"""Train a RANet with Ray Train, evaluate it and register it in MLflow.
 
     python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...] [--dry-run]
     ray job submit --working-dir . -- python pipelines/train.py --config configs/cifar10.yaml
 
-Uses the Ray cluster that RAY_ADDRESS names, as it does in a submitted job, or starts a local one.
+Runs on the Ray cluster at RAY_ADDRESS, which is set in a submitted job; without RAY_ADDRESS it
+starts a local cluster.
 """
 
 import sys
@@ -18,37 +19,28 @@ from typing import Any
 import torch
 from ray.train import Checkpoint, UserCallback
 
+from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.config import in_submitted_job
 from cluster.execution.connection import connected
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
-from cluster.execution.reporter import SNAPSHOT, checkpoint_uri, load_checkpoint
-from cluster.execution.trainer import launch, resolve_storage
+from cluster.execution.trainer import launch
+from cluster.storage.checkpoints import SNAPSHOT, checkpoint_uri, load_checkpoint
+from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking import client, runs
+from cluster.tracking.provenance import provenance_tags
+from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo, prepare
 from pipelines.data.config import prepared_path
-from pipelines.evaluation.report import (
-    check_budgets,
-    check_classes,
-    curve_line,
-    evaluate_outputs,
-    format_tables,
-    log_evaluation,
-    register_model,
-    save_examples,
-)
+from pipelines.data.preflight import check_classes
+from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
+from pipelines.evaluation.examples import save_examples
+from pipelines.evaluation.mlflow_log import log_evaluation
+from pipelines.evaluation.report import curve_line, format_tables
+from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
-from pipelines.run import (
-    Run,
-    config_text,
-    configure_logging,
-    flatten,
-    identity,
-    main_guard,
-    read_run,
-)
+from pipelines.run import Run, config_text, flatten, identity
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -56,53 +48,71 @@ from tuning.objective import Objective
 
 
 def main() -> None:
-    """Read the run, train it, and register the model."""
-    run = read_run()
+    """Prepare the images, train, evaluate and register."""
+    options = command_line().read()
+    run, new_attempt = options.settings, options.new_attempt
     configure_logging()
     with main_guard():
-        if run.dry_run:
-            expected = preflight(run)
+        if options.dry_run:
+            expected = preflight(run, new_attempt=new_attempt)
             print(expected)
             sys.exit(0 if expected.starts else 1)
-        tracking.check_reachable()
-        tracking.check_startable(run.name, settings=identity(run), fresh=run.fresh)
+        client.check_reachable()
+        runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
         info = prepare_images(run)
-        with track(run) as record:
+        with track(run, new_attempt=new_attempt) as record:
             trained = train(run, record)
-            print(offer(run, record, trained, info))
+            print(evaluate_and_register(run, record, trained, info))
+
+
+def command_line() -> CommandLine:
+    """Declare the options of an invocation beside the settings of a run."""
+    parser = CommandLine(__doc__, Run)
+    parser.add_argument(
+        "--new-attempt",
+        action="store_true",
+        help="abandon an unfinished run of this name and train from scratch as a new attempt",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print costs and missing requirements without starting anything; "
+        "exit status 0 if the run can start",
+    )
+    return parser
 
 
 def prepare_images(run: Run) -> DatasetInfo:
-    """Prepare the images, and refuse what cannot work before a run is opened."""
+    """Prepare the images and reject invalid settings before an MLflow run is opened."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
     info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
-    check_classes(run, info)
+    check_classes(info, run.data.source, run.model.num_classes)
     return info
 
 
-def track(run: Run) -> AbstractContextManager[TrackedRun]:
-    """Open the MLflow run that the run's name means."""
-    return tracking.start(
+def track(run: Run, *, new_attempt: bool = False) -> AbstractContextManager[TrackedRun]:
+    """Open the MLflow run of this name: resume the last attempt or start a new one."""
+    return runs.open_run(
         run.name,
         settings=identity(run),
         parameters=flatten(run),
-        tags=tracking.provenance(),
+        tags=provenance_tags(),
         config_text=config_text(run),
-        fresh=run.fresh,
+        new_attempt=new_attempt,
     )
 
 
 def train(run: Run, record: TrackedRun) -> TrainOutput:
-    """Train on Ray, going on where an earlier start of this record stopped.
+    """Train on Ray, resuming from the latest checkpoint of the attempt.
 
     Args:
-        run: what to train; its images are prepared.
-        record: the run in MLflow, which gets metrics and checkpoints.
+        run: The run; its images must be prepared.
+        record: MLflow run that metrics and checkpoints are logged to.
     """
     checkpoint = _launch(train_worker, {"run": _located(run)}, run, record)
     trained = read_trained(checkpoint)
-    # Nothing is lost even where the controller, which sends metrics while training, was killed.
+    # Ray's controller logs metrics while training. If it was killed, some may be missing in MLflow.
     record.log_history(trained.snapshot["history"])
     record.log_checkpoint(
         trained.snapshot["history"][-1], checkpoint_uri(checkpoint), run.cluster.keep_checkpoints
@@ -118,17 +128,17 @@ def train_trial(
     callbacks: Sequence[UserCallback],
     watch: Any,
 ) -> Snapshot:
-    """Train a run of a sweep, going on where an earlier start stopped; test is never read.
+    """Train a trial of a sweep, resuming from its latest checkpoint; test images are never read.
 
     Args:
-        objective: what is measured after every epoch.
-        run: what to train; its images are prepared.
-        record: the trial in MLflow, which gets metrics and checkpoints.
-        callbacks: called in Ray's controller process after every epoch.
-        watch: where the workers of all trials give signs of life.
+        objective: Objective that is measured after every epoch.
+        run: Run of the trial; its images must be prepared.
+        record: MLflow run of the trial, which metrics and checkpoints are logged to.
+        callbacks: Called in Ray's controller process after every epoch.
+        watch: Heartbeats of the workers of all trials.
 
     Returns:
-        The state after the last epoch.
+        The snapshot after the last epoch.
     """
     task = {"run": _located(run), "objective": objective}
     checkpoint = _launch(trial_worker, task, run, record, callbacks, watch)
@@ -143,7 +153,7 @@ def _launch(
     callbacks: Sequence[UserCallback] = (),
     watch: Any = None,
 ) -> Checkpoint:
-    """Run a worker on what the run asks of Ray; its metrics and checkpoints go to the record."""
+    """Launch a worker function; its metrics and checkpoints are logged to the record."""
     with connected(run.cluster):
         return launch(
             worker,
@@ -159,8 +169,10 @@ def _launch(
         )
 
 
-def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo) -> str:
-    """Evaluate and register the best weights; return the closing lines for people."""
+def evaluate_and_register(
+    run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo
+) -> str:
+    """Evaluate and register the best weights; return the summary to print."""
     evaluation = evaluate_outputs(
         mult_adds(run.model), trained.val, trained.test, run.evaluation.budget_fractions
     )
@@ -174,7 +186,7 @@ def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo)
         title=f"{run.name}: best of {run.train.epochs} epochs",
     )
     example = (
-        "IMAGE"  # a job's folder is thrown away, and S3 has copies on the workers' nodes alone
+        "IMAGE"  # the folder of a job is deleted, and only worker nodes have copies of images in S3
         if in_submitted_job() or is_uri(run.data.prepared_dir)
         else save_examples(run, plot.parent / "examples")[0]
     )
@@ -191,16 +203,16 @@ def offer(run: Run, record: TrackedRun, trained: TrainOutput, info: DatasetInfo)
         "",
         f"see it in the browser:  {pages}",
         f"classify an image:      {here} pipelines/predict.py "
-        f"models:/{version.name}/{version.version} {example} --budget 0.5",
+        f"models:/{version.name}/{version.version} {example} --budget-fraction 0.5",
     ]
     return "\n".join(lines)
 
 
 def _located(run: Run) -> Run:
-    """Return the run as a worker needs it: whole paths, and no more data threads than CPUs."""
+    """Return the run with absolute paths and the number of decoding threads set."""
     data = replace(
         run.data,
-        folder=prepared_path(run.data, run.model.image_size),
+        prepared_dir=prepared_path(run.data, run.model.image_size),
         decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
     )
     return replace(run, data=data)

@@ -1,10 +1,10 @@
-"""Search over settings of a run for the best network within a budget.
+"""Search the settings of a run for the best network within a budget.
 
     python pipelines/tune.py --config configs/sweeps/digits.yaml [--num_trials=8 ...]
     ray job submit --working-dir . -- python pipelines/tune.py --config configs/sweeps/digits.yaml
 
-Each trial is a training of its own, compared by answers to validation images alone; test is never
-read. What comes out are configs for pipelines/train.py.
+Each trial is a training, compared on the validation split only; the test split is never read. The
+results are configs for pipelines/train.py.
 """
 
 import json
@@ -16,191 +16,205 @@ from typing import Any
 
 import yaml
 
+from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
 from cluster.errors import RunError
 from cluster.execution.connection import connected
 from cluster.execution.resources import check_capacity, wants_gpu
-from cluster.execution.trainer import resolve_storage
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking import client, runs
+from cluster.tracking.provenance import provenance_tags
+from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo
 from pipelines.data.config import prepared_path
-from pipelines.run import (
-    Run,
-    configure_logging,
-    identity,
-    main_guard,
-    parse_settings,
-    read_settings,
-)
+from pipelines.run import EvaluationConfig, Run, identity
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
 from pipelines.train import prepare_images, train_trial
+from tuning.config import Sweep
 from tuning.reference_curves import reference_curve_for
 from tuning.report import write_report
-from tuning.results import SweepResults
+from tuning.results import SweepResults, TrialResult
 from tuning.sampler import Sampler
 from tuning.search import search
-from tuning.space import Sweep, as_arguments
-from tuning.trial_result import TrialResult
+from tuning.space import as_arguments
 from tuning.trial_store import TrialStore, read_trials
 
 _OBJECTIVE = "sweep.objective"
 
 
 def main() -> None:
-    """Read the sweep, run its trials, and tell what came of them."""
-    sweep = read_settings(Sweep)
+    """Read the sweep, run its trials, and report the results."""
+    options = command_line().read()
+    sweep, new_attempt = options.settings, options.new_attempt
     configure_logging()
     with main_guard():
-        tracking.check_reachable()
+        client.check_reachable()
         run = common_run(sweep)
-        tracking.check_startable(sweep.name, settings=identity_of(sweep, run), fresh=sweep.fresh)
-        draws = make_sampler(sweep, run)
-        draws.check_ahead(sweep.num_trials)
+        runs.check_can_start(sweep.name, settings=identity_of(sweep, run), new_attempt=new_attempt)
+        sampler = make_sampler(sweep, run)
+        sampler.check_ahead(sweep.num_trials)
         with connected(run.cluster, crowded=False):
             check_capacity(run.cluster)
-            # Budgets are those of the best configs, not of the network that trials start from.
-            info = prepare_images(replace(run, registry=replace(run.registry, budgets=(1.0,))))
-            run_trials(sweep, run, draws, reference_curve_for(classes_in(info)))
+            # The base network need not meet its own budgets: only the best configs are evaluated.
+            info = prepare_images(
+                replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,)))
+            )
+            run_trials(sweep, run, sampler, reference_curve_for(classes_in(info)), new_attempt)
+
+
+def command_line() -> CommandLine:
+    """Declare the option of an invocation beside the settings of a sweep."""
+    parser = CommandLine(__doc__, Sweep)
+    parser.add_argument(
+        "--new-attempt",
+        action="store_true",
+        help="abandon an unfinished sweep of this name and start from scratch as a new attempt",
+    )
+    return parser
 
 
 def common_run(sweep: Sweep) -> Run:
-    """Read the run that all trials start from, with paths that hold on every node."""
-    run = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
+    """Read the run that all trials start from, with paths valid on every node."""
+    run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
     return replace(
         run,
-        data=replace(run.data, folder=prepared_path(run.data, run.model.image_size)),
-        cluster=replace(run.cluster, storage=resolve_storage(run.cluster.storage_path)),
+        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
+        cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler:
-    """Open the space of a sweep, and tell it what the trials of earlier sweeps showed.
+    """Create the sampler of a sweep, warm-started with the trials of other sweeps.
 
     Raises:
-        ValueError: a sweep of `warm_start` is not there, or is none to learn from.
+        ValueError: a sweep of `warm_start` does not exist, or is not comparable.
     """
     earlier = [result for name in sweep.warm_start for result in earlier_results(name, sweep, run)]
-    draws = Sampler(
+    sampler = Sampler(
         sweep.space,
-        search=sweep.search,
+        method=sweep.sampler,
         objective=sweep.objective,
         num_trials=sweep.num_trials,
         seed=sweep.seed,
         check=partial(check_candidate, sweep, run),
     )
     if earlier:
-        known = sum(draws.learn(result) for result in earlier)
-        print(f"{known} of {len(earlier)} trials of {', '.join(sweep.warm_start)} are known")
-    return draws
+        known = sum(sampler.learn(result) for result in earlier)
+        print(f"warm start with {known} of {len(earlier)} trials of {', '.join(sweep.warm_start)}")
+    return sampler
 
 
 def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
-    """Read the trials of an earlier sweep that was about the same.
+    """Read the trials of another sweep, if its accuracies are comparable.
 
     Raises:
-        ValueError: there is no such sweep, or it was about something else.
+        ValueError: there is no such sweep, or its accuracies are not comparable.
     """
-    found = tracking.last_attempt(name)
+    found = runs.last_attempt(name)
     if found is None or _OBJECTIVE not in found.data.params:
         raise ValueError(
-            f"warm_start has {name}: MLflow at {tracking.masked(tracking.tracking_uri())} knows no "
+            f"warm_start has {name}: MLflow at {client.masked(client.tracking_uri())} has no "
             "sweep of that name"
         )
-    mine = _about(sweep, run)
-    others = [key for key, value in mine.items() if found.data.params.get(key) != value]
-    if others:
+    mine = _comparable_settings(sweep, run)
+    differing = [key for key, value in mine.items() if found.data.params.get(key) != value]
+    if differing:
         raise ValueError(
-            f"warm_start has {name}, whose accuracies mean something else: it differs in "
-            + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in others)
+            f"warm_start has {name}, whose accuracies are not comparable: it differs in "
+            + "; ".join(f"{key}: {found.data.params.get(key)} -> {mine[key]}" for key in differing)
         )
-    return read_trials(tracking.tracking_uri(), found.info.run_id)[0]
+    return read_trials(client.tracking_uri(), found.info.run_id)[0]
 
 
 def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
-    """Return the settings of a sweep that a start must share to go on with it."""
+    """Return the settings that must be unchanged to resume a sweep."""
     settings = _settings_of(sweep)
-    return _about(sweep, run) | {f"sweep.{k}": json.dumps(value) for k, value in settings.items()}
+    return _comparable_settings(sweep, run) | {
+        f"sweep.{k}": json.dumps(value) for k, value in settings.items()
+    }
 
 
 def _settings_of(sweep: Sweep) -> dict[str, Any]:
-    """Return all that a sweep is, as lists and mappings, but whether it starts afresh."""
-    return json.loads(json.dumps(asdict(replace(sweep, fresh=False))))
+    """Return the sweep's configuration as lists and mappings."""
+    return json.loads(json.dumps(asdict(sweep)))
 
 
 def classes_in(info: DatasetInfo) -> tuple[str, ...]:
-    """Return the names of those classes that have images to train on."""
+    """Return the names of the classes that have training images."""
     counts = info.samples_per_class["train"]
     return tuple(name for name, count in zip(info.class_names, counts, strict=True) if count)
 
 
-def run_trials(sweep: Sweep, run: Run, draws: Sampler, published: str) -> None:
-    """Search, and leave the report and the winning configs.
+def run_trials(
+    sweep: Sweep, run: Run, sampler: Sampler, published: str, new_attempt: bool = False
+) -> None:
+    """Run the trials of a sweep, then write the report and the best configs.
 
     Args:
-        sweep: what is searched.
-        run: what all trials start from; its images are prepared.
-        draws: where samples come from.
-        published: data set whose published RANet is drawn as well, if there is one.
+        sweep: the sweep.
+        run: the run that all trials start from; its images are prepared.
+        sampler: sampler of the candidates.
+        published: data set whose published RANet curve is plotted as well; empty: none.
+        new_attempt: abandon an unfinished attempt and start from scratch.
 
     Raises:
-        RunError: trials were lost, which another start goes on with, or all have failed.
+        RunError: trials were lost, which the next invocation resumes, or all have failed.
     """
     cluster = replace(run.cluster, device="gpu" if wants_gpu(run.cluster) else "cpu")
     run = replace(run, cluster=cluster)
-    with tracking.start(
+    with runs.open_run(
         sweep.name,
         settings=identity_of(sweep, run),
         parameters={},
-        tags=tracking.provenance(),
+        tags=provenance_tags(),
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
-        fresh=sweep.fresh,
+        new_attempt=new_attempt,
     ) as record:
-        with TrialStore(record, describe) as book:
+        with TrialStore(record, describe) as store:
             trials = search(
-                draws,
-                book,
+                sampler,
+                store,
                 partial(train_trial, sweep.objective),
                 cluster=cluster,
                 objective=sweep.objective,
-                stopping=sweep.stopping,
+                early_stopping=sweep.early_stopping,
                 num_trials=sweep.num_trials,
                 num_epochs=run.train.epochs,
             )
-        outcome = SweepResults(
+        results = SweepResults(
             name=sweep.name,
-            objectives=sweep.objective.names,
+            objectives=sweep.objective.metrics,
             directions=sweep.objective.directions,
-            budgets=sweep.objective.budgets,
-            results=tuple(flat(result) for result in book.results),
+            budgets=sweep.objective.budgets_mult_adds,
+            trials=tuple(flattened(result) for result in store.results),
             rejected=trials.rejected,
-            seconds=book.seconds,
+            seconds=store.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
             device=cluster.device.upper(),
             published=published,
         )
-        report(outcome, sweep, run, record)
+        report(results, sweep, run, record)
         if trials.lost:
             raise RunError(
                 f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
-                f"start {sweep.name} again to go on with them"
+                f"run the sweep {sweep.name} again to resume them"
             )
-        if not outcome.ranking:
+        if not results.ranking:
             raise RunError(
-                f"all {len(book.results)} trials failed, the last one: {book.results[-1].error}"
+                f"all {len(store.results)} trials failed, the last one: {store.results[-1].error}"
             )
 
 
-def report(outcome: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
-    """Write table, pictures and configs to a folder and to MLflow, and print the summary."""
-    draws = {each.number: each.settings for each in read_trials(record.uri, record.run_id)[0]}
+def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
+    """Write tables, plots and configs to a folder and to MLflow, and print the summary."""
+    params_of = {each.number: each.params for each in read_trials(record.uri, record.run_id)[0]}
 
     def config_of(result: TrialResult, name: str, budget: float | None) -> str:
-        return best_config(check_candidate(sweep, run, draws[result.number]), name, budget)
+        return best_config(check_candidate(sweep, run, params_of[result.number]), name, budget)
 
     folder = Path("outputs") / "sweeps" / record.storage_name
-    summary = write_report(folder, outcome, config_of)
+    summary = write_report(folder, results, config_of)
     record.log_folder(folder, "sweep")
     print(f"\n{summary}\n\nfiles       {folder}")
     print(f"MLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
@@ -208,16 +222,16 @@ def report(outcome: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
         print(f"train it:   python pipelines/train.py --config {file}")
 
 
-def flat(result: TrialResult) -> TrialResult:
-    """Return a trial whose choices of several settings are shown one by one."""
+def flattened(result: TrialResult) -> TrialResult:
+    """Return a trial whose mapping choices are split into single settings."""
     settings: dict[str, Any] = {}
-    for name, value in result.settings.items():
+    for name, value in result.params.items():
         settings |= value if isinstance(value, Mapping) else {name: value}
     return replace(result, settings=settings)
 
 
-def _about(sweep: Sweep, run: Run) -> dict[str, str]:
-    """Return what must be the same for the accuracies of two sweeps to be compared."""
+def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:
+    """Return the settings that must be equal to compare the accuracies of two sweeps."""
     names = {"name", "cluster.storage_path"}
     shared = {key: value for key, value in identity(run).items() if key not in names}
     return shared | {_OBJECTIVE: json.dumps(asdict(sweep.objective))}

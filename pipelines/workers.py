@@ -1,4 +1,4 @@
-"""What one training worker does, and what it leaves behind."""
+"""Ray Train worker functions of runs and trials, and their results."""
 
 import logging
 import time
@@ -14,11 +14,13 @@ import torch
 from ray.train import Checkpoint
 from torch import nn
 
-from cluster.execution.reporter import SNAPSHOT, RayReporter, load_checkpoint, load_newest
-from cluster.storage.download import Cache
+from cluster.cli import configure_logging
+from cluster.execution.reporter import RayReporter, load_newest
+from cluster.storage.cache import Cache
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
 from pipelines.data import Split, open_batches, staged_data
 from pipelines.data.config import SPLITS
-from pipelines.run import Run, configure_logging
+from pipelines.run import Run
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
 from ranet.inference.latency import measure_latency
@@ -32,43 +34,43 @@ EXIT_OUTPUTS = "scores.pt"
 
 @dataclass(frozen=True)
 class TrainOutput:
-    """What a complete training leaves in its last checkpoint."""
+    """Results of a finished training, read from its last checkpoint."""
 
     snapshot: Snapshot
-    """State after the last epoch, with the history of all epochs and the best weights."""
+    """Snapshot after the last epoch, with the metrics of all epochs and the best weights."""
     val: SplitOutputs
-    """Answers of the best weights to the validation images."""
+    """Exit outputs of the best weights for the validation images."""
     test: SplitOutputs
-    """Answers of the best weights to the test images."""
+    """Exit outputs of the best weights for the test images."""
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Train, from the last checkpoint if there is one, then score the best weights.
+    """Train, resuming from the latest checkpoint, and evaluate the best weights.
 
     Args:
-        config: `run`, a Run whose paths are absolute.
+        config: `run`, a Run with absolute paths.
     """
     device = set_up(config["run"])
-    with on_this_node(config["run"]) as run:
+    with with_local_data(config["run"]) as run:
         _train(run, device)
 
 
 def trial_worker(config: dict[str, Any]) -> None:
-    """Train as `train_worker` does, measure the objective after every epoch, and never read test.
+    """Train a trial and measure the objective after every epoch; test images are never read.
 
     Args:
-        config: `run`, a Run whose paths are absolute, and `objective`, that of the sweep.
+        config: `run`, a Run with absolute paths, and `objective`, the objective of the sweep.
     """
     started = time.monotonic()
     objective: Objective = config["objective"]
     device = set_up(config["run"])
-    with on_this_node(config["run"]) as run:
+    with with_local_data(config["run"]) as run:
         saved = _saved()
         model, normalize = _make_model(run, device)
         train, val = (open_split(run, split, device) for split in ("train", "val"))
         is_first = ray.train.get_context().get_world_rank() == 0
         latency = None
-        if "latency" in objective.names and is_first:
+        if "latency_ms" in objective.metrics and is_first:
             latency = measure_latency(model)[-1].item()
         history = saved[SNAPSHOT]["history"] if saved else []
         before = history[-1][SECONDS] if history else 0.0
@@ -86,7 +88,7 @@ def trial_worker(config: dict[str, Any]) -> None:
 
 
 def _saved() -> dict[str, Any]:
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure, once
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # the driver reports a failure once
     return load_newest()
 
 
@@ -98,7 +100,7 @@ def _make_model(run: Run, device: torch.device) -> tuple[RANet, Normalize]:
 
 def _train(run: Run, device: torch.device) -> None:
     saved = _saved()
-    if EXIT_OUTPUTS in saved:  # stopped when all but the driver's part was done
+    if EXIT_OUTPUTS in saved:  # the workers had finished when the run was interrupted
         return
     model, normalize = _make_model(run, device)
     train, val, test = (open_split(run, split, device) for split in SPLITS)
@@ -108,17 +110,17 @@ def _train(run: Run, device: torch.device) -> None:
         normalize=normalize, device=device, resume=saved.get(SNAPSHOT),
     )  # fmt: skip
     model.load_state_dict(snapshot["best"]["model"])
-    scores = score(model, {"val": val, "test": test}, normalize, device)
-    reporter.save(snapshot["history"][-1], {SNAPSHOT: snapshot, EXIT_OUTPUTS: scores})
+    outputs = collect_outputs(model, {"val": val, "test": test}, normalize, device)
+    reporter.save(snapshot["history"][-1], {SNAPSHOT: snapshot, EXIT_OUTPUTS: outputs})
 
 
-def score(
+def collect_outputs(
     model: RANet, splits: Mapping[str, Batches], normalize: Normalize, device: torch.device
 ) -> dict[str, Any]:
-    """Collect answers in float32, whatever was trained in: so the registered model answers.
+    """Collect exit outputs in float32, the precision of the registered model.
 
     Returns:
-        By the name of the split, for `exit_outputs_in`.
+        Serialized exit outputs by split, for `exit_outputs_in`.
     """
     return {
         name: collect_exit_outputs(model, batches, normalize=normalize, device=device).state()
@@ -127,21 +129,21 @@ def score(
 
 
 def exit_outputs_in(files: Mapping[str, Any]) -> dict[str, SplitOutputs]:
-    """Give the answers that workers left among the files of a checkpoint, by split."""
+    """Return the exit outputs among the files of a checkpoint, by split."""
     return {split: SplitOutputs.from_state(state) for split, state in files[EXIT_OUTPUTS].items()}
 
 
 @contextmanager
-def on_this_node(run: Run) -> Iterator[Run]:
-    """Give a run whose images are on this node's disk; those in S3 are loaded to it, once."""
+def with_local_data(run: Run) -> Iterator[Run]:
+    """Yield the run with its images on this node's disk; images in S3 are downloaded once."""
     cache = Cache(Path(run.cluster.cache_dir).expanduser(), run.cluster.cache_max_bytes)
     with staged_data(run.data, cache) as data:
         yield replace(run, data=data)
 
 
 def set_up(run: Run) -> torch.device:
-    """Make this process ready to work on a run; return its device."""
-    # One worker speaks for all: a job's log is read by people.
+    """Configure logging and threads of this process; return its device."""
+    # Only rank 0 logs at INFO level.
     configure_logging(only_errors=ray.train.get_context().get_world_rank() > 0)
     torch.set_num_threads(run.cluster.cpus_per_worker)
     device = ray.train.torch.get_device()
@@ -150,7 +152,7 @@ def set_up(run: Run) -> torch.device:
 
 
 def open_split(run: Run, split: Split, device: torch.device) -> Batches:
-    """Open this worker's part of a split."""
+    """Open this worker's shard of a split."""
     context = ray.train.get_context()
     return open_batches(
         run.data,
@@ -166,6 +168,6 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
 
 
 def read_trained(checkpoint: Checkpoint) -> TrainOutput:
-    """Read what `train_worker` left in its last checkpoint."""
+    """Read the results of `train_worker` from its last checkpoint."""
     files = load_checkpoint(checkpoint)
     return TrainOutput(snapshot=files[SNAPSHOT], **exit_outputs_in(files))

@@ -1,4 +1,4 @@
-"""Pictures of a sweep: its front, what was varied against what came of it, what mattered."""
+"""Plots of a sweep: Pareto front, parallel coordinates, parameter importances."""
 
 import math
 from collections import Counter
@@ -19,31 +19,33 @@ from optuna.trial import create_trial
 
 from tuning.pareto import pareto_front
 from tuning.reference_curves import RANET_CURVES
-from tuning.results import SweepResults, shown
-from tuning.trial_result import TrialResult
+from tuning.results import SweepResults, TrialResult, format_value
 
-FEWEST_FOR_IMPORTANCES = 8
-"""Measured trials below which importances are not computed."""
-_ENOUGH_FOR_IMPORTANCES = 30  # with fewer, settings of no effect came out first now and then
+MIN_TRIALS_FOR_IMPORTANCES = 8
+"""Minimum number of measured trials for parameter importances."""
+_RELIABLE_TRIALS = 30  # with fewer, irrelevant parameters sometimes rank first
 _LABELS_SHOWN = 14
-_STANDING = MarkerStyle("v", transform=Affine2D().translate(0, 0.5))  # on its tip
-_LOG_RATIO = 20.0  # values above 0 that differ by such a factor get a logarithmic axis
+_TIP_DOWN = MarkerStyle("v", transform=Affine2D().translate(0, 0.5))  # the tip at the point
+_LOG_RATIO = 20.0  # positive values with a larger max/min ratio get a logarithmic axis
 
 
-def plot_front(outcome: SweepResults) -> Figure | None:
-    """Draw accuracy against mult-adds: one point a trial and budget, and the front.
+def plot_front(results: SweepResults) -> Figure | None:
+    """Plot accuracy against mult-adds: a point per trial and budget, and the Pareto front.
 
-    Points far below the front would squeeze it: they are triangles at the lower edge.
+    Points far below the front would compress the axis, so they are triangles at the lower edge.
+
+    Returns:
+        None if no trial was measured.
     """
-    points = outcome.points()
+    points = results.points()
     if not points:
         return None
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    places = pareto_front([point[:2] for point in points], ("minimize", "maximize"))
-    front = sorted({points[place][:2]: points[place][2] for place in reversed(places)}.items())
+    indices = pareto_front([point[:2] for point in points], ("minimize", "maximize"))
+    front = sorted({points[index][:2]: points[index][2] for index in reversed(indices)}.items())
     costs, top1s = zip(*((cost / 1e6, top1) for (cost, top1), _ in front), strict=True)
-    published = RANET_CURVES.get(outcome.published, ())
+    published = RANET_CURVES.get(results.published, ())
     _scatter(axes, points, [*top1s, *(top1 for _, top1 in published)])
     axes.step(
         [*costs, max(cost / 1e6 for cost, *_ in points)], [*top1s, top1s[-1]],
@@ -59,13 +61,13 @@ def plot_front(outcome: SweepResults) -> Figure | None:
         axes.plot(
             [cost / 1e6 for cost, _ in published], [top1 for _, top1 in published],
             color="tab:green", linestyle="--", marker="s", markersize=4,
-            label=f"RANet of the paper, {outcome.published}, test images",
+            label=f"RANet of the paper, {results.published}, test images",
         )  # fmt: skip
     shown = [*costs, *(cost / 1e6 for cost, *_ in points), *(cost / 1e6 for cost, _ in published)]
     if max(shown) > _LOG_RATIO * min(shown):
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
-    axes.set_title(f"{outcome.name}: accuracy within a budget")
+    axes.set_title(f"{results.name}: accuracy within a budget")
     axes.set_xlabel("mult-adds per image, mean (millions)")
     axes.set_ylabel("top-1 on held-out validation images (%)")
     axes.grid(alpha=0.3)
@@ -76,7 +78,7 @@ def plot_front(outcome: SweepResults) -> Figure | None:
 def _scatter(
     axes: Axes, points: Sequence[tuple[float, float, TrialResult]], front: Sequence[float]
 ) -> None:
-    """Draw a circle for each point, or a triangle at the lower edge, with the number of these."""
+    """Plot a circle per point; a triangle and a count for points below the lower edge."""
     bottom = math.floor(min(front) - max(10.0, 2 * (max(front) - min(front))))
     for state, color, face in (("finished", "tab:blue", "tab:blue"), ("stopped", "gray", "none")):
         for is_below in (False, True):
@@ -89,7 +91,7 @@ def _scatter(
                 label = "a trial at a budget" + (", stopped early" if state == "stopped" else "")
                 axes.scatter(
                     *zip(*some, strict=True),
-                    s=40 if is_below else 28, marker=_STANDING if is_below else "o",
+                    s=40 if is_below else 28, marker=_TIP_DOWN if is_below else "o",
                     facecolors=face, edgecolors=color, alpha=0.7,
                     label=f"{label}, below {bottom} %" if is_below else label,
                 )  # fmt: skip
@@ -106,33 +108,37 @@ def _scatter(
         axes.margins(y=0.12)
 
 
-def plot_parallel(outcome: SweepResults) -> Figure | None:
-    """Draw every measured trial as a line over what was varied and what came of it."""
-    if not outcome.ranking:
+def plot_parallel(results: SweepResults) -> Figure | None:
+    """Plot every measured trial as a line over its varied parameters and objectives.
+
+    Returns:
+        None if no trial was measured.
+    """
+    if not results.ranking:
         return None
-    columns = outcome.columns()
-    for place, name in enumerate(outcome.objectives):
-        columns[name] = [result.values[place] for result in outcome.ranking]
-    columns["last exit, M"] = [result.cost[-1] / 1e6 for result in outcome.ranking]
+    columns = results.columns()
+    for index, name in enumerate(results.objectives):
+        columns[name] = [result.values[index] for result in results.ranking]
+    columns["last exit, M"] = [result.cost[-1] / 1e6 for result in results.ranking]
     scales = [_scale(values) for values in columns.values()]
     figure = Figure(figsize=(max(6.0, 1.35 * len(columns)), 5.5), layout="constrained")
     axes = figure.subplots()
     heights = [
-        [scale.height(value, place / len(values)) for place, value in enumerate(values)]
+        [scale.height(value, index / len(values)) for index, value in enumerate(values)]
         for scale, values in zip(scales, columns.values(), strict=True)
     ]
-    scores = [result.values[0] for result in outcome.ranking]
-    best_is_low = outcome.directions[0] == "minimize"
+    scores = [result.values[0] for result in results.ranking]
+    best_is_low = results.directions[0] == "minimize"
     colors = colormaps["viridis_r" if best_is_low else "viridis"]
-    # What most trials reach tells more than the few that learned nothing.
+    # The color scale starts at the lowest decile, so that few bad trials do not use most of it.
     rising = sorted(scores, reverse=best_is_low)
     low, high = sorted((rising[len(rising) // 10], rising[-1]))
     limits = Normalize(low, high)
-    for place in reversed(range(len(scores))):  # the best last, on top
+    for index in reversed(range(len(scores))):  # the best trial last, on top
         axes.plot(
-            range(len(columns)), [column[place] for column in heights],
-            color=colors(limits(scores[place])), alpha=1.0 if place == 0 else 0.6,
-            linewidth=2.8 if place == 0 else 1.2, clip_on=False,
+            range(len(columns)), [column[index] for column in heights],
+            color=colors(limits(scores[index])), alpha=1.0 if index == 0 else 0.6,
+            linewidth=2.8 if index == 0 else 1.2, clip_on=False,
         )  # fmt: skip
     for x, scale in enumerate(scales):
         axes.axvline(x, color="black", linewidth=0.8)
@@ -147,21 +153,21 @@ def plot_parallel(outcome: SweepResults) -> Figure | None:
     axes.set_xlim(0, len(columns) - 0.6)
     for side in axes.spines.values():
         side.set_visible(False)
-    axes.set_title(f"{outcome.name}: {len(scores)} trials by {outcome.objectives[0]}, best thick")
+    axes.set_title(f"{results.name}: {len(scores)} trials by {results.objectives[0]}, best thick")
     return figure
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Where the values of an axis lie between 0 and 1."""
+    """Scale of an axis: maps values to heights from 0 to 1."""
 
     values: tuple[Any, ...]
-    """Low and high of numbers; else every value, lowest place first."""
+    """Min and max of numbers; otherwise every value, bottom first."""
     kind: str
-    """linear, log, or names."""
+    """linear, log or names."""
 
     def height(self, value: Any, rank: float = 0.5) -> float:
-        """Give the place of a value, nan for a missing one; equal names are fanned out by rank."""
+        """Return the height of a value, nan for a missing one; equal names are spread by rank."""
         if value is None:
             return math.nan
         if self.kind == "names":
@@ -172,10 +178,10 @@ class _Scale:
         return (value - low) / (high - low) if high > low else 0.5
 
     def ticks(self) -> list[tuple[Any, str]]:
-        """Give the values to write at the axis."""
+        """Return the values of the tick labels, and their text."""
         if self.kind == "names":
             step = -(-len(self.values) // _LABELS_SHOWN)
-            return [(value, shown(value)) for value in self.values[::step]]
+            return [(value, format_value(value)) for value in self.values[::step]]
         low, high = self.values
         shares = [0.0, 0.25, 0.5, 0.75, 1.0] if high > low else [0.0]
         if self.kind == "log":
@@ -195,61 +201,65 @@ def _scale(values: Sequence[Any]) -> _Scale:
     return _Scale((low, high), "log" if low > 0 and high > _LOG_RATIO * low else "linear")
 
 
-def plot_importances(outcome: SweepResults) -> Figure | None:
-    """Draw the share of each setting in the spread of each objective, as fANOVA estimates it."""
-    found = importances(outcome)
+def plot_importances(results: SweepResults) -> Figure | None:
+    """Plot the importance of each parameter for each objective, estimated by fANOVA.
+
+    Returns:
+        None if there are no importances.
+    """
+    found = importances(results)
     if not found:
         return None
     names = list(reversed(next(iter(found.values()))))
     figure = Figure(figsize=(8, 1.4 + 0.34 * len(names)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(found)
-    for place, (objective, shares) in enumerate(found.items()):
-        offset = (len(found) - 1) / 2 - place
+    for index, (objective, shares) in enumerate(found.items()):
+        offset = (len(found) - 1) / 2 - index
         bars = axes.barh(
             [y + offset * height for y in range(len(names))],
             [100 * shares[name] for name in names], height=height, label=objective,
         )  # fmt: skip
         axes.bar_label(bars, fmt="%.0f", padding=2, fontsize=8)
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("share of the spread between trials that it explains, % (fANOVA)")
+    axes.set_xlabel("share of the variance between trials, % (fANOVA)")
     axes.margins(x=0.08)
-    trust = "" if len(outcome.ranking) >= _ENOUGH_FOR_IMPORTANCES else ", few: only a hint"
-    axes.set_title(f"{outcome.name}: importances, from {len(outcome.ranking)} trials{trust}")
+    trust = "" if len(results.ranking) >= _RELIABLE_TRIALS else ", too few to be reliable"
+    axes.set_title(f"{results.name}: importances, from {len(results.ranking)} trials{trust}")
     if len(found) > 1:
         axes.legend()
     return figure
 
 
-def importances(outcome: SweepResults) -> dict[str, dict[str, float]]:
-    """Estimate the share of each setting in the spread of each objective; they sum to 1.
+def importances(results: SweepResults) -> dict[str, dict[str, float]]:
+    """Estimate the share of each parameter in the variance of each objective; they sum to 1.
 
-    Only settings that all measured trials have are counted, lists of numbers entry by entry. With
-    fewer than `FEWEST_FOR_IMPORTANCES` measured trials there are none. Trials that were stopped
-    early count with what they had reached.
+    Only parameters that all measured trials have are included, lists of numbers entry by entry.
+    Trials that were stopped early count with their last objectives.
 
     Returns:
-        By objective, the most important of the first objective first.
+        Shares by objective and parameter, most important for the first objective first; empty with
+        fewer than `MIN_TRIALS_FOR_IMPORTANCES` measured trials.
     """
-    measured = outcome.ranking
-    columns = {name: values for name, values in outcome.columns().items() if None not in values}
-    if len(measured) < FEWEST_FOR_IMPORTANCES or not columns:
+    measured = results.ranking
+    columns = {name: values for name, values in results.columns().items() if None not in values}
+    if len(measured) < MIN_TRIALS_FOR_IMPORTANCES or not columns:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     distributions = {name: _distribution(values) for name, values in columns.items()}
-    study = optuna.create_study(directions=list(outcome.directions))
-    for place, result in enumerate(measured):
-        params = {name: _optunas(values[place]) for name, values in columns.items()}
+    study = optuna.create_study(directions=list(results.directions))
+    for index, result in enumerate(measured):
+        params = {name: _to_optuna(values[index]) for name, values in columns.items()}
         study.add_trial(
             create_trial(params=params, distributions=distributions, values=list(result.values))
         )
     found = {}
-    for place, objective in enumerate(outcome.objectives):
-        if len({result.values[place] for result in measured}) > 1:
+    for index, objective in enumerate(results.objectives):
+        if len({result.values[index] for result in measured}) > 1:
             found[objective] = get_param_importances(
                 study,
                 evaluator=FanovaImportanceEvaluator(seed=0),
-                target=lambda trial, place=place: trial.values[place],
+                target=lambda trial, index=index: trial.values[index],
             )
     order = sorted(columns, key=lambda name: -next(iter(found.values()))[name]) if found else []
     return {
@@ -261,13 +271,13 @@ def importances(outcome: SweepResults) -> dict[str, dict[str, float]]:
 def _distribution(values: Sequence[Any]) -> BaseDistribution:
     scale = _scale(values)
     if scale.kind == "names":
-        return CategoricalDistribution([_optunas(value) for value in scale.values])
+        return CategoricalDistribution([_to_optuna(value) for value in scale.values])
     return FloatDistribution(*map(float, scale.values), log=scale.kind == "log")
 
 
-def _optunas(value: Any) -> Any:
-    """Give a value as Optuna takes it: sequences as text."""
-    return shown(value) if isinstance(value, tuple) else value
+def _to_optuna(value: Any) -> Any:
+    """Convert a value for Optuna: sequences to text."""
+    return format_value(value) if isinstance(value, tuple) else value
 
 
 def _is_number(value: Any) -> bool:

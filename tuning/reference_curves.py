@@ -1,4 +1,4 @@
-"""What published RANets reach, to be drawn beside the front of a sweep."""
+"""Published accuracy curves of RANets, plotted beside the front of a sweep."""
 
 from collections.abc import Collection, Mapping
 
@@ -10,21 +10,24 @@ RANET_CURVES: Mapping[str, tuple[tuple[float, float], ...]] = {
 """Budgeted batch classification by RANet (arXiv:2003.07326), by data set: mean mult-adds per image
 and top-1 in percent on the test images. Read from the figures in the repositories of authors, to
 about 0.1 points."""
-_SIGNS: Mapping[str, tuple[int, str]] = {
+_MARKERS: Mapping[str, tuple[int, str]] = {
     "cifar10": (10, "automobile"),
     "cifar100": (100, "aquarium_fish"),
     "imagenet": (1000, "n01440764"),
 }
-"""Number of classes of each data set, and one that others of this size do not have."""
+"""Number of classes of each data set, and a class that other data sets of this size lack."""
 
 
 def reference_curve_for(class_names: Collection[str]) -> str:
-    """Name the data set of these classes, wherever its images come from; empty: another one.
+    """Return the published data set with these classes, whatever the source of the images.
 
     Args:
-        class_names: those that have images.
+        class_names: names of the classes that have images.
+
+    Returns:
+        A key of `RANET_CURVES`; empty for any other data set.
     """
-    for name, (count, sign) in _SIGNS.items():
-        if len(class_names) == count and sign in class_names:
+    for name, (count, marker) in _MARKERS.items():
+        if len(class_names) == count and marker in class_names:
             return name
     return ""

@@ -1,4 +1,4 @@
-"""What people get of a sweep: a summary, a ranking, pictures, and the best configs as files."""
+"""Report of a sweep: summary, ranking, plots and the best configs as files."""
 
 import csv
 import json
@@ -7,135 +7,134 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tuning.pareto import gaps
-from tuning.plots import FEWEST_FOR_IMPORTANCES, plot_front, plot_importances, plot_parallel
-from tuning.results import SweepResults, accuracy_at, millions, shown
-from tuning.trial_result import TrialResult
+from tuning.plots import MIN_TRIALS_FOR_IMPORTANCES, plot_front, plot_importances, plot_parallel
+from tuning.results import SweepResults, TrialResult, accuracy_at, format_value, millions
 
 _ROWS_SHOWN = 20
 _GAPS_SHOWN = 2
-_UNITS = {"accuracy": "%", "area": "%", "latency": "ms"}
+_UNITS = {"accuracy": "%", "accuracy_auc": "%"}
 
 
 def write_report(
-    folder: Path, outcome: SweepResults, config_of: Callable[[TrialResult, str, float | None], str]
+    folder: Path, results: SweepResults, config_of: Callable[[TrialResult, str, float | None], str]
 ) -> str:
-    """Write summary.txt, ranking.csv, three pictures and the best configs to a folder.
+    """Write summary.txt, ranking.csv, three plots and the best configs to a folder.
 
-    A picture that has nothing to show is left out: without measured trials all of them are, and
-    importances need `FEWEST_FOR_IMPORTANCES` of these.
+    Plots without data are omitted: all of them without measured trials, and importances with fewer
+    than `MIN_TRIALS_FOR_IMPORTANCES` measured trials.
 
     Args:
-        folder: made where it is missing.
-        outcome: what the sweep did.
-        config_of: gives the whole run of a trial as YAML, under the name, for the budget in
-            mult-adds if it is one's best.
+        folder: created if it is missing.
+        results: results of the sweep.
+        config_of: returns the run of a trial as YAML, given its new name and the budget in
+            mult-adds that it is the best for, if any.
 
     Returns:
         The summary, for a terminal.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for file, (result, budget, title) in _winners(outcome).items():
-        text = config_of(result, f"{outcome.name}-{file.removesuffix('.yaml')}", budget)
+    for file, (result, budget, title) in _winners(results).items():
+        text = config_of(result, f"{results.name}-{file.removesuffix('.yaml')}", budget)
         (folder / file).write_text(f"# {title}\n{text}", encoding="utf-8")
-    summary = summarize(outcome)
+    summary = summarize(results)
     (folder / "summary.txt").write_text(summary + "\n", encoding="utf-8")
-    write_ranking(folder / "ranking.csv", outcome)
-    pictures = {
-        "pareto.png": plot_front(outcome),
-        "parallel_coordinates.png": plot_parallel(outcome),
-        "importances.png": plot_importances(outcome),
+    write_ranking(folder / "ranking.csv", results)
+    plots = {
+        "pareto.png": plot_front(results),
+        "parallel_coordinates.png": plot_parallel(results),
+        "importances.png": plot_importances(results),
     }
-    for file, figure in pictures.items():
+    for file, figure in plots.items():
         if figure is not None:
             figure.savefig(folder / file, dpi=120)
     return summary
 
 
-def _winners(outcome: SweepResults) -> dict[str, tuple[TrialResult, float | None, str]]:
-    """Name the file of each best config: its trial, its budget, and what it says of itself.
+def _winners(results: SweepResults) -> dict[str, tuple[TrialResult, float | None, str]]:
+    """Return the file name of each best config, with its trial, budget and title.
 
-    Each budget has its best, several objectives have the trials of their front, whether there are
-    budgets or not.
+    There is one config per budget, and with several objectives one per trial on their front; with
+    a single objective and no budgets there is one config.
     """
     found: dict[str, tuple[TrialResult, float | None, str]] = {}
-    for budget in outcome.budgets:
-        if (result := outcome.best(budget)) is not None:
+    for budget in results.budgets:
+        if (result := results.best(budget)) is not None:
             title = (
-                f"Best of sweep {outcome.name} at {millions(budget)} mult-adds an image: "
-                f"{accuracy_at(result, budget):.2f} % of held-out images after "
+                f"Best of sweep {results.name} at {millions(budget)} mult-adds per image: "
+                f"{accuracy_at(result, budget):.2f} % on held-out images after "
                 f"{result.epochs} epochs, trial {result.number}"
             )
             found[f"best-{budget / 1e6:g}M.yaml"] = result, budget, title
-    several = len(outcome.objectives) > 1
-    if outcome.budgets and not several:
+    several = len(results.objectives) > 1
+    if results.budgets and not several:
         return found
-    # Of one objective a single trial is on the front, or equal ones, of which the first counts.
-    for result in outcome.ranking[: len(outcome.front) if several else 1]:
+    # With one objective the front is the best trial, or several equal ones: take the first.
+    for result in results.ranking[: len(results.front) if several else 1]:
         title = (
-            f"{'On the front' if several else 'Best'} of sweep {outcome.name}: "
-            f"{_values(outcome, result)} after {result.epochs} epochs, trial {result.number}"
+            f"{'On the front' if several else 'Best'} of sweep {results.name}: "
+            f"{_values(results, result)} after {result.epochs} epochs, trial {result.number}"
         )
         found[f"best-trial{result.number}.yaml" if several else "best.yaml"] = result, None, title
     return found
 
 
-def summarize(outcome: SweepResults) -> str:
-    """Return what a person wants to know first, in lines of text."""
-    lines = [_counts(outcome), *_spent(outcome), "", *_table(outcome)]
-    failed = [result for result in outcome.results if result.state == "failed"]
+def summarize(results: SweepResults) -> str:
+    """Summarize a sweep as text: counts, time, ranking, best configs, gaps on the front."""
+    lines = [_counts(results), *_spent(results), "", *_table(results)]
+    failed = [result for result in results.trials if result.state == "failed"]
     if failed:
         lines += ["", *(f"trial {each.number} failed: {each.error}" for each in failed)]
-    if outcome.ranking:
-        lines += ["", *_bests(outcome), "", *_thin(outcome)]
-    if 0 < len(outcome.ranking) < FEWEST_FOR_IMPORTANCES:
+    if results.ranking:
+        lines += ["", *_bests(results), "", *_front_lines(results)]
+    if 0 < len(results.ranking) < MIN_TRIALS_FOR_IMPORTANCES:
         lines += [
             "",
-            f"importances.png is left out: it needs {FEWEST_FOR_IMPORTANCES} measured trials "
-            f"and has {len(outcome.ranking)}",
+            f"importances.png is omitted: it needs {MIN_TRIALS_FOR_IMPORTANCES} measured trials "
+            f"and has {len(results.ranking)}",
         ]
     return "\n".join(lines)
 
 
-def _counts(outcome: SweepResults) -> str:
-    states = [result.state for result in outcome.results]
+def _counts(results: SweepResults) -> str:
+    states = [result.state for result in results.trials]
     words = {"finished": "finished", "stopped": "stopped early", "failed": "failed"}
     counts = [f"{states.count(state)} {word}" for state, word in words.items() if state in states]
-    return f"sweep {outcome.name}: {len(states)} trials, {', '.join(counts) or 'none started'}"
+    return f"sweep {results.name}: {len(states)} trials, {', '.join(counts) or 'none started'}"
 
 
-def _spent(outcome: SweepResults) -> list[str]:
-    held = sum(result.seconds for result in outcome.results) * outcome.devices
-    epochs = sum(result.epochs for result in outcome.results)
+def _spent(results: SweepResults) -> list[str]:
+    held = sum(result.seconds for result in results.trials) * results.devices
+    epochs = sum(result.epochs for result in results.trials)
     lines = [
-        f"spent: {_duration(outcome.seconds)}, {epochs} trial-epochs, "
-        f"{held / 3600:.2f} {outcome.device}-hours in trials"
+        f"spent: {_duration(results.seconds)}, {epochs} trial-epochs, "
+        f"{held / 3600:.2f} {results.device}-hours in trials"
     ]
-    if outcome.rejected:
-        reasons = sorted(outcome.rejected.items(), key=lambda item: -item[1])
-        lines.append(f"samples rejected before training: {sum(outcome.rejected.values())}")
+    if results.rejected:
+        reasons = sorted(results.rejected.items(), key=lambda item: -item[1])
+        lines.append(f"candidates rejected before training: {sum(results.rejected.values())}")
         lines += [f"{count:8d}  {reason}" for reason, count in reasons]
     else:
-        lines.append("samples rejected before training: none")
+        lines.append("candidates rejected before training: none")
     return lines
 
 
-def _table(outcome: SweepResults) -> list[str]:
-    if not outcome.ranking:
+def _table(results: SweepResults) -> list[str]:
+    if not results.ranking:
         return ["no trial was measured"]
-    several = len(outcome.objectives) > 1
-    headings = ["rank", "trial", "state", "epochs", "last exit", "weights"]
-    headings += [_with_unit(name.replace("_", "-"), name) for name in outcome.objectives]
-    headings += [f"% at {millions(budget)}" for budget in outcome.budgets]
+    several = len(results.objectives) > 1
+    headings = ["rank", "trial", "state", "epochs", "last exit", "parameters"]
+    headings += [_with_unit(name, name) for name in results.objectives]
+    headings += [f"% at {millions(budget)}" for budget in results.budgets]
     rows = []
-    on_front = outcome.front
-    for rank, result in enumerate(outcome.ranking[:_ROWS_SHOWN], start=1):
+    on_front = results.front
+    for rank, result in enumerate(results.ranking[:_ROWS_SHOWN], start=1):
         mark = "*" if several and result.number in on_front else ""
         row = [f"{rank}{mark}", str(result.number), result.state, str(result.epochs)]
         row += [millions(result.cost[-1]), millions(result.parameters)]
         row += [_number(value) for value in result.values]
         row += [
             f"{accuracy_at(result, budget):.2f}" if budget in result.budgets else "-"
-            for budget in outcome.budgets
+            for budget in results.budgets
         ]
         rows.append(row)
     widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
@@ -143,79 +142,79 @@ def _table(outcome: SweepResults) -> list[str]:
         "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
         for row in (headings, *rows)
     ]
-    if len(outcome.ranking) > _ROWS_SHOWN:
-        lines.append(f"and {len(outcome.ranking) - _ROWS_SHOWN} more, in ranking.csv")
+    if len(results.ranking) > _ROWS_SHOWN:
+        lines.append(f"and {len(results.ranking) - _ROWS_SHOWN} more, in ranking.csv")
     if several:
-        lines.append("*: no other trial beats it in all objectives")
+        lines.append("*: on the Pareto front")
     return lines
 
 
-def _bests(outcome: SweepResults) -> list[str]:
+def _bests(results: SweepResults) -> list[str]:
     lines = []
-    winners = _winners(outcome)
+    winners = _winners(results)
     for file, (result, budget, _) in winners.items():
         if budget is None:
-            place = "on the front" if len(outcome.objectives) > 1 else "best"
-            value = _values(outcome, result)
+            label = "on the front" if len(results.objectives) > 1 else "best"
+            value = _values(results, result)
         else:
-            place = f"best at {millions(budget)}"
+            label = f"best at {millions(budget)}"
             value = f"{accuracy_at(result, budget):.2f} %"
-        lines.append(f"{place}: {value}, trial {result.number}, {file}")
-    cheapest = min(result.cost[0] for result in outcome.ranking)
+        lines.append(f"{label}: {value}, trial {result.number}, {file}")
+    cheapest = min(result.cost[0] for result in results.ranking)
     lines += [
         f"best at {millions(budget)}: no trial, the cheapest first exit costs {millions(cheapest)}"
-        for budget in outcome.budgets
-        if outcome.best(budget) is None
+        for budget in results.budgets
+        if results.best(budget) is None
     ]
     for result in {result.number: result for result, *_ in winners.values()}.values():
-        pairs = [f"{name}={shown(value)}" for name, value in outcome.varied(result).items()]
+        pairs = [f"{name}={format_value(value)}" for name, value in results.varied(result).items()]
         lines += textwrap.wrap(
             f"trial {result.number}: {'  '.join(pairs)}", 100, subsequent_indent="    "
         )
     return lines
 
 
-def _thin(outcome: SweepResults) -> list[str]:
-    """Say between which costs the front has the most room."""
-    points = [(cost, top1) for cost, top1, _ in outcome.points()]
+def _front_lines(results: SweepResults) -> list[str]:
+    """Return lines on the extent of the front and its largest gaps."""
+    points = [(cost, top1) for cost, top1, _ in results.points()]
     found = gaps(points)
     if not found:
-        return ["front: a single point; more budgets, or networks of other costs, would draw it"]
+        return ["front: a single point; add budgets, or networks of other costs"]
     start, end = (pick(found, key=lambda gap: gap.cheaper[0]) for pick in (min, max))
     lines = [
         f"front: {len(found) + 1} points from {millions(start.cheaper[0])} "
-        f"({start.cheaper[1]:.2f} %) to {millions(end.dearer[0])} ({end.dearer[1]:.2f} %); "
-        "thinnest"
+        f"({start.cheaper[1]:.2f} %) to {millions(end.costlier[0])} ({end.costlier[1]:.2f} %); "
+        "largest gaps"
     ]
     lines += [
         f"    between {millions(gap.cheaper[0])} ({gap.cheaper[1]:.2f} %) and "
-        f"{millions(gap.dearer[0])} ({gap.dearer[1]:.2f} %)"
+        f"{millions(gap.costlier[0])} ({gap.costlier[1]:.2f} %)"
         for gap in found[:_GAPS_SHOWN]
     ]
     return lines
 
 
-def write_ranking(file: Path, outcome: SweepResults) -> None:
-    """Write every trial with all that is known of it as CSV, best first, unmeasured ones last."""
-    names = sorted({name for result in outcome.results for name in result.settings})
-    ranked = outcome.ranking
-    rest = [result for result in outcome.results if result not in ranked]
+def write_ranking(file: Path, results: SweepResults) -> None:
+    """Write all trials as CSV: measured ones by rank, then the others."""
+    names = sorted({name for result in results.trials for name in result.params})
+    ranked = results.ranking
+    rest = [result for result in results.trials if result not in ranked]
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow([
             "rank", "trial", "trial_id", "run_id", "state", "epochs", "seconds", "mult_adds",
-            "parameters", "memory_bytes", *outcome.objectives,
-            *(f"top1_at_{budget:g}" for budget in outcome.budgets), *names, "error",
+            "parameters", "memory_bytes", *results.objectives,
+            *(f"top1_at_{budget:g}" for budget in results.budgets), *names, "error",
         ])  # fmt: skip
         for rank, result in enumerate((*ranked, *rest), start=1):
             writer.writerow([
                 rank if result in ranked else "", result.number, result.trial_id, result.run_id,
                 result.state, result.epochs, f"{result.seconds:.1f}", result.cost[-1],
-                result.parameters, result.memory,
-                *(result.values or [""] * len(outcome.objectives)),
+                result.parameters, result.memory_bytes,
+                *(result.values or [""] * len(results.objectives)),
                 *(accuracy_at(result, budget) if budget in result.budgets else ""
-                  for budget in outcome.budgets),
-                *(json.dumps(result.settings[name]) if name in result.settings else ""
+                  for budget in results.budgets),
+                *(json.dumps(result.params[name]) if name in result.params else ""
                   for name in names),
                 result.error,
             ])  # fmt: skip
@@ -225,8 +224,8 @@ def _number(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 1e4 else millions(value)
 
 
-def _values(outcome: SweepResults, result: TrialResult) -> str:
-    pairs = zip(outcome.objectives, result.values, strict=True)
+def _values(results: SweepResults, result: TrialResult) -> str:
+    pairs = zip(results.objectives, result.values, strict=True)
     return ", ".join(_with_unit(f"{name} {_number(value)}", name) for name, value in pairs)
 
 

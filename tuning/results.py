@@ -1,49 +1,88 @@
-"""What a sweep did: its trials ranked, and what differs between them."""
+"""Results of a sweep: ranking, Pareto front, best trial per budget."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from tuning.pareto import Direction, pareto_front
 from tuning.space import WEIGHTS
-from tuning.trial_result import TrialResult
+
+State = Literal["finished", "stopped", "failed"]
+"""finished: trained to the last epoch; stopped: stopped early by the scheduler; failed: see error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult:
+    """Result of one trial: its parameters, its costs and its metrics."""
+
+    number: int
+    """Number of the trial in the order of sampling, from 1."""
+    trial_id: str
+    """Name of the trial in Ray Tune."""
+    run_id: str
+    """ID of the trial's MLflow run."""
+    params: Mapping[str, Any]
+    """Sampled values by the names of the space."""
+    state: State
+    """State in which the trial ended."""
+    epochs: int
+    """Epochs trained, including those before a restart."""
+    seconds: float
+    """Time that the workers of the trial worked, in seconds."""
+    cost: tuple[int, ...]
+    """Cumulative mult-adds of every exit."""
+    parameters: int
+    """Number of parameters of the network."""
+    memory_bytes: int
+    """Estimated bytes of a training step on one worker."""
+    values: tuple[float, ...] = ()
+    """Objectives, in the order of the sweep; empty if no epoch was measured."""
+    budgets: tuple[float, ...] = ()
+    """Budgets at which `accuracies` were measured, in mean mult-adds per image, ascending."""
+    accuracies: tuple[float, ...] = ()
+    """Top-1 in percent at each budget, on validation images that thresholds were not fitted to;
+    after the last epoch if the trial was stopped early."""
+    exits: tuple[float, ...] = ()
+    """Validation top-1 of every exit, in percent."""
+    error: str = ""
+    """Error of a failed trial, in one sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepResults:
-    """What a sweep did."""
+    """Results of a sweep, with what is needed to rank them."""
 
     name: str
     """Name of the sweep."""
     objectives: tuple[str, ...]
-    """Names of the values of a trial."""
+    """Names of the objectives."""
     directions: tuple[Direction, ...]
-    """Whether less or more of each is better."""
+    """Direction of each objective."""
     budgets: tuple[float, ...]
-    """Mean mult-adds per image to find the best configs for, rising; empty: no budgets, every trial
-    was measured at its own last exit's cost."""
-    results: tuple[TrialResult, ...]
+    """Budgets to find the best configs for, in mean mult-adds per image, ascending; empty: each trial
+    was measured at the cost of its own last exit."""
+    trials: tuple[TrialResult, ...]
     """All trials, in any order."""
     rejected: Mapping[str, int]
-    """Samples that no worker was taken for, by reason."""
+    """Number of candidates rejected before training, by the bound that rejected them."""
     seconds: float
-    """Time that the sweep took, that of all its starts together."""
+    """Time of all invocations of the sweep, in seconds."""
     devices: float
-    """CPUs or GPUs that a trial holds."""
+    """Number of CPUs or GPUs per trial."""
     device: str
-    """Which of the two."""
+    """CPU or GPU."""
     published: str = ""
-    """Data set whose published RANet is drawn as well, if there is one."""
+    """Data set whose published RANet curve is plotted as well; empty: none."""
 
     @cached_property
     def measured(self) -> tuple[TrialResult, ...]:
-        """Trials to compare; one that failed is none, however far it came: it would fail again."""
-        return tuple(each for each in self.results if each.values and each.state != "failed")
+        """Trials to compare. Failed trials are excluded, because they would fail again."""
+        return tuple(each for each in self.trials if each.values and each.state != "failed")
 
     @cached_property
     def ranking(self) -> tuple[TrialResult, ...]:
-        """Measured trials, best first; of several objectives those on the front come first."""
+        """Measured trials, best first; with several objectives the Pareto front comes first."""
         by_value = sorted(
             self.measured,
             key=lambda result: (self._loss(result), result.cost[-1], result.number),
@@ -52,23 +91,23 @@ class SweepResults:
 
     @cached_property
     def front(self) -> frozenset[int]:
-        """Numbers of the trials that no other beats in all objectives."""
-        places = pareto_front([result.values for result in self.measured], self.directions)
-        return frozenset(self.measured[place].number for place in places)
+        """Numbers of the trials on the Pareto front."""
+        indices = pareto_front([result.values for result in self.measured], self.directions)
+        return frozenset(self.measured[index].number for index in indices)
 
     def best(self, budget: float) -> TrialResult | None:
-        """Return the most accurate trial within a budget, of equal ones the cheapest."""
-        able = [result for result in self.measured if budget in result.budgets]
+        """Return the most accurate trial within a budget; the cheapest one among equals."""
+        candidates = [result for result in self.measured if budget in result.budgets]
         return max(
-            able,
+            candidates,
             key=lambda each: (accuracy_at(each, budget), -each.cost[-1], -each.number),
             default=None,
         )
 
     def points(self) -> list[tuple[float, float, TrialResult]]:
-        """Return cost, accuracy and trial of every measurement, those of cheap networks first.
+        """Return cost, accuracy and trial of every measurement, cheapest networks first.
 
-        Within a larger budget a network costs its all.
+        The cost is the budget, or the cost of the last exit if that is lower.
         """
         return [
             (min(budget, float(result.cost[-1])), top1, result)
@@ -77,22 +116,23 @@ class SweepResults:
         ]
 
     def varied(self, result: TrialResult) -> dict[str, Any]:
-        """Return those settings of a trial that are not the same in all, by short name."""
-        names = list(dict.fromkeys(name for each in self.results for name in each.settings))
+        """Return the parameters of a trial that differ between trials, by short name."""
+        names = list(dict.fromkeys(name for each in self.trials for name in each.params))
         short = [
             name if name.startswith(WEIGHTS) else name.rpartition(".")[2] for name in names
         ]  # "family" alone says nothing
         return {
-            last if short.count(last) == 1 else name: _frozen(result.settings[name])
+            last if short.count(last) == 1 else name: _frozen(result.params[name])
             for name, last in zip(names, short, strict=True)
-            if name in result.settings
-            and len({_frozen(each.settings.get(name)) for each in self.results}) > 1
+            if name in result.params
+            and len({_frozen(each.params.get(name)) for each in self.trials}) > 1
         }
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the values of each varied setting, by short name, in the order of the ranking.
+        """Return the values of each varied parameter, by short name, in the order of the ranking.
 
-        Lists of real numbers are taken apart, entries counted from 1; None where a trial has none.
+        Lists of real numbers are split into one column per entry, counted from 1. The value is None
+        for a trial without the parameter.
         """
         rows = [self.varied(result) for result in self.ranking]
         columns: dict[str, list[Any]] = {}
@@ -114,19 +154,19 @@ class SweepResults:
 
 
 def accuracy_at(result: TrialResult, budget: float) -> float:
-    """Return the top-1 in percent of a trial at one of its budgets."""
+    """Return the top-1 accuracy in percent of a trial at one of its budgets."""
     return result.accuracies[result.budgets.index(budget)]
 
 
-def shown(value: Any) -> str:
-    """Write a setting briefly."""
+def format_value(value: Any) -> str:
+    """Format a parameter briefly."""
     if isinstance(value, tuple):
-        return "-".join(map(shown, value))
+        return "-".join(map(format_value, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def millions(count: float) -> str:
-    """Write a large number to three digits."""
+    """Format a large number in millions or billions, to three digits."""
     return f"{count / 1e6:.3g} M" if count < 999.5e6 else f"{count / 1e9:.3g} G"
 
 

@@ -1,4 +1,4 @@
-"""Draws of a sweep: proposed by Optuna, refused before they cost anything, never the same twice."""
+"""Sample hyperparameters with Optuna; reject invalid ones before training; never repeat one."""
 
 import json
 import logging
@@ -16,81 +16,81 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
+from tuning.config import Dimension, RejectedError
 from tuning.objective import Objective
-from tuning.space import Dimension, RejectedError
-from tuning.trial_result import TrialResult
+from tuning.results import TrialResult
 
 logger = logging.getLogger(__name__)
 
 MAX_CANDIDATES = 300
-"""Draws for one trial, after which the space counts as exhausted."""
+"""Candidates sampled for one trial, after which the space counts as exhausted."""
 MAX_PROPOSED = 30
-"""The first of them are proposed by the search; what it proposes may be taken already or refused
-again and again, so the others are left to chance."""
-_ASKED = ("window.", "objective.")
-"""What bounds of networks begin with; all others refuse what is no network."""
+"""Candidates for one trial that the configured sampler proposes; the others are random, because
+its proposals may all be rejected or have been tried already."""
+_COST_BOUNDS = ("cost_limits.", "objective.")
+"""Prefixes of the bounds that reject valid networks; other bounds reject invalid ones."""
 MAX_CHECKED_AHEAD = 20
-"""Trials for which samples are looked for before a sweep starts."""
+"""Maximum number of trials for which candidates are searched before a sweep starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A draw that can be trained."""
+    """Sampled hyperparameters that can be trained."""
 
     run: Any
-    """The run that it means, as yet without a name of its own."""
-    draw: Mapping[str, Any]
+    """The run to train, without a name of its own yet."""
+    params: Mapping[str, Any]
     """Values by the names of the space."""
     settings: Mapping[str, Any]
-    """What they change in the run that all trials start from."""
+    """Settings in which `run` differs from the run that all trials start from."""
     cost: tuple[int, ...]
     """Cumulative mult-adds of every exit."""
 
     @property
     def key(self) -> str:
-        """The settings as text: equal for two draws that mean the same."""
+        """The settings as text: equal for two candidates that train the same."""
         return json.dumps(self.settings, sort_keys=True)
 
 
 class SpaceExhaustedError(ValueError):
-    """The space holds no further sample to train; the message says what is in the way."""
+    """No further candidate was found; the message names the bounds that reject most."""
 
 
 class Sampler:
-    """Samples of a space, and what became of them."""
+    """Sampler of candidates, and the Optuna study with the results of their trials."""
 
     def __init__(
         self,
         space: Mapping[str, Dimension],
         *,
-        search: Literal["tpe", "random"],
+        method: Literal["tpe", "random"],
         objective: Objective,
         num_trials: int,
         seed: int,
         check: Callable[[Mapping[str, Any]], Candidate],
     ) -> None:
-        """Make an empty study.
+        """Create an empty study.
 
         Args:
             space: distributions by dotted name.
-            search: who proposes.
-            objective: what is reported, and which way is better.
-            num_trials: trials in all; a part of them is left to chance, to learn from.
-            seed: seed of the draws.
-            check: gives what a draw means, or raises `RejectedError`.
+            method: Optuna's sampler.
+            objective: metrics that are reported, and their directions.
+            num_trials: total number of trials; TPE samples the first part of them at random.
+            seed: random seed.
+            check: returns the candidate of some parameters, or raises `RejectedError`.
         """
         self.rejected: Counter[str] = Counter()
-        """Draws that were refused, by the bound that did it."""
+        """Number of rejected candidates by the bound that rejected them."""
         self._space = dict(space)
         self._distributions = _distributions(space)
         self._check = check
         self._taken: set[str] = set()
-        self._given: dict[int, optuna.Trial] = {}
-        self._sentences: dict[str, str] = {}
+        self._pending: dict[int, optuna.Trial] = {}
+        self._reasons: dict[str, str] = {}
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._chance = optuna.samplers.RandomSampler(seed=seed)
-        self._proposer: optuna.samplers.BaseSampler = self._chance
-        if search == "tpe":
+        self._random = optuna.samplers.RandomSampler(seed=seed)
+        self._proposer: optuna.samplers.BaseSampler = self._random
+        if method == "tpe":
             self._proposer = optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=min(10, max(4, num_trials // 4))
             )
@@ -99,143 +99,150 @@ class Sampler:
         )
 
     def check_ahead(self, num_trials: int) -> None:
-        """Find different samples for so many trials, without giving them out.
+        """Check that the space has enough candidates, without using any of them.
+
+        Args:
+            num_trials: number of different candidates to find, at most `MAX_CHECKED_AHEAD`.
 
         Raises:
-            SpaceExhaustedError: there are not as many; the message names the bound that rejects most.
+            SpaceExhaustedError: the space has fewer candidates.
         """
         taken, rejected = set(self._taken), self.rejected.copy()
         try:
             for _ in range(min(num_trials, MAX_CHECKED_AHEAD)):
-                candidate, trial = self._draw(propose=False)
+                candidate, trial = self._sample(propose=False)
                 self._taken.add(candidate.key)
                 self._study.tell(trial, state=TrialState.FAIL)
         finally:
             self._taken, self.rejected = taken, rejected
 
     def reseed(self) -> None:
-        """Draw other samples than those that the same seed gave an earlier start."""
-        for sampler in (self._chance, self._proposer):
+        """Continue with random numbers that previous invocations with this seed did not use."""
+        for sampler in (self._random, self._proposer):
             sampler.reseed_rng()
 
     def next(self) -> tuple[Candidate, int]:
-        """Draw a new sample; give it with the number by which `tell` knows it.
+        """Sample a new candidate.
+
+        Returns:
+            The candidate and its number for `tell`.
 
         Raises:
-            SpaceExhaustedError: none was found.
+            SpaceExhaustedError: no candidate was found.
         """
-        candidate, trial = self._draw(propose=True)
-        return candidate, self._give(candidate, trial)
+        candidate, trial = self._sample(propose=True)
+        return candidate, self._register(candidate, trial)
 
-    def again(self, draw: Mapping[str, Any]) -> tuple[Candidate, int]:
-        """Give out a sample of an earlier start, whose trial goes on.
+    def resume(self, params: Mapping[str, Any]) -> tuple[Candidate, int]:
+        """Return the candidate of a trial that a previous invocation left unfinished.
 
         Raises:
-            RejectedError: it cannot be trained any more.
+            RejectedError: the candidate can no longer be trained.
         """
-        candidate = self._check(draw)
-        params = self._params(draw)
-        assert params is not None, "a sweep that goes on has the space that it had"
-        self._study.enqueue_trial(params)
-        return candidate, self._give(candidate, self._study.ask(self._distributions))
+        candidate = self._check(params)
+        optuna_params = self._to_optuna(params)
+        assert optuna_params is not None, "a resumed sweep has the same space"
+        self._study.enqueue_trial(optuna_params)
+        return candidate, self._register(candidate, self._study.ask(self._distributions))
 
     def tell(
         self, number: int, state: TrialState, values: Sequence[float] = (), epochs: int = 0
     ) -> None:
-        """Say what became of a sample.
+        """Report the end of a candidate's trial.
 
         Args:
-            number: as `next` gave it.
-            state: COMPLETE, PRUNED where it was given up early, FAIL.
-            values: objectives, those so far of a pruned one; empty for a failed one.
+            number: number of the candidate, as returned by `next`.
+            state: COMPLETE, PRUNED for a trial that was stopped early, or FAIL.
+            values: objectives; the latest ones of a pruned trial; empty for a failed one.
             epochs: epochs trained.
         """
-        single = len(self._study.directions) == 1
-        trial = self._given.pop(number)
+        is_single = len(self._study.directions) == 1
+        trial = self._pending.pop(number)
         if state == TrialState.COMPLETE:
             self._study.tell(trial, list(values))
             return
-        if state == TrialState.PRUNED and single and values:
-            trial.report(values[0], epochs)  # ranked by how far it came, then by this value
+        if state == TrialState.PRUNED and is_single and values:
+            trial.report(values[0], epochs)  # TPE ranks pruned trials by epochs, then by value
         self._study.tell(trial, state=state)
 
     def learn(self, result: TrialResult) -> bool:
-        """Take over a trial that has ended already; say whether its sample lies in the space."""
-        params = self._params(result.settings)
-        if params is None:
+        """Add an ended trial to the study; return whether its parameters lie in the space."""
+        optuna_params = self._to_optuna(result.params)
+        if optuna_params is None:
             return False
         try:
-            self._taken.add(self._check(result.settings).key)
+            self._taken.add(self._check(result.params).key)
         except RejectedError:
             return False
         if result.state == "failed" or not result.values:
             return True
-        single = len(self._study.directions) == 1
-        pruned = result.state == "stopped" and single
+        is_single = len(self._study.directions) == 1
+        is_pruned = result.state == "stopped" and is_single
         self._study.add_trial(
             optuna.trial.create_trial(
-                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-                values=None if pruned else list(result.values),
-                params=params,
+                state=TrialState.PRUNED if is_pruned else TrialState.COMPLETE,
+                values=None if is_pruned else list(result.values),
+                params=optuna_params,
                 distributions=self._distributions,
-                intermediate_values={result.epochs: result.values[0]} if pruned else None,
+                intermediate_values={result.epochs: result.values[0]} if is_pruned else None,
             )
         )
         return True
 
     def reasons(self) -> str:
-        """Say what rejected how many draws, most first, and the fullest reason of the first."""
+        """Summarize the rejections: counts by bound, and the most frequent bound's message."""
         if not self.rejected:
-            return "nothing was refused, but all that was drawn had been drawn before"
+            return "no candidate was rejected, but all had been tried before"
         counts = ", ".join(f"{bound} {count}" for bound, count in self.rejected.most_common())
         most = self.rejected.most_common(1)[0][0]
-        reasons = f"refused by {counts}; most by {most}: {self._sentences[most]}"
-        asked = [name for name, _ in self.rejected.most_common() if name.startswith(_ASKED)]
-        if asked and asked[0] != most and not self._taken:
-            reasons += f"; of the networks, all by {' and '.join(asked)}: "
-            reasons += self._sentences[asked[0]]
+        reasons = f"rejected by {counts}; most by {most}: {self._reasons[most]}"
+        bounds = [name for name, _ in self.rejected.most_common() if name.startswith(_COST_BOUNDS)]
+        if bounds and bounds[0] != most and not self._taken:
+            reasons += f"; of the valid networks, all by {' and '.join(bounds)}: "
+            reasons += self._reasons[bounds[0]]
         return reasons
 
-    def _give(self, candidate: Candidate, trial: optuna.Trial) -> int:
+    def _register(self, candidate: Candidate, trial: optuna.Trial) -> int:
         self._taken.add(candidate.key)
-        self._given[trial.number] = trial
+        self._pending[trial.number] = trial
         return trial.number
 
-    def _draw(self, *, propose: bool) -> tuple[Candidate, optuna.Trial]:
-        known = len(self._taken)
+    def _sample(self, *, propose: bool) -> tuple[Candidate, optuna.Trial]:
+        num_known = len(self._taken)
         for attempt in range(MAX_CANDIDATES):
-            proposed = propose and attempt < MAX_PROPOSED
-            self._study.sampler = self._proposer if proposed else self._chance
+            is_proposed = propose and attempt < MAX_PROPOSED
+            self._study.sampler = self._proposer if is_proposed else self._random
             trial = self._study.ask(self._distributions)
             try:
-                candidate = self._check(self._values(trial.params))
+                candidate = self._check(self._from_optuna(trial.params))
             except RejectedError as error:
                 self.rejected[error.bound] += 1
-                self._sentences[error.bound] = str(error)
+                self._reasons[error.bound] = str(error)
             else:
                 if candidate.key not in self._taken:
                     return candidate, trial
             self._study.tell(trial, state=TrialState.FAIL)
         raise SpaceExhaustedError(
-            f"space gave {known} different samples that can be trained, and in {MAX_CANDIDATES} more "
-            f"draws no other: widen it or the window, or lower num_trials; {self.reasons()}"
+            f"space has only {num_known} different candidates that can be trained, and "
+            f"{MAX_CANDIDATES} more samples gave no other: widen space or cost_limits, or lower "
+            f"num_trials; {self.reasons()}"
         )
 
-    def _values(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a draw by the names of the space; real numbers to three digits."""
-        draw: dict[str, Any] = {}
-        for name, dimension in self._space.items():
-            values = [_value(dimension, params[key]) for key in _keys(name, dimension)]
-            draw[name] = values[0] if dimension.length is None else values
-        return draw
-
-    def _params(self, draw: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return what Optuna calls a draw; nothing where the space does not hold it."""
-        if set(draw) != set(self._space):
-            return None
+    def _from_optuna(self, optuna_params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return parameters by the names of the space; real numbers to three digits."""
         params: dict[str, Any] = {}
         for name, dimension in self._space.items():
-            values = [draw[name]] if dimension.length is None else draw[name]
+            values = [_value(dimension, optuna_params[key]) for key in _keys(name, dimension)]
+            params[name] = values[0] if dimension.length is None else values
+        return params
+
+    def _to_optuna(self, params: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return Optuna's parameters; None if the space does not contain `params`."""
+        if set(params) != set(self._space):
+            return None
+        optuna_params: dict[str, Any] = {}
+        for name, dimension in self._space.items():
+            values = [params[name]] if dimension.length is None else params[name]
             keys = _keys(name, dimension)
             if not isinstance(values, list) or len(values) != len(keys):
                 return None
@@ -244,7 +251,7 @@ class Sampler:
                     choices = [json.dumps(choice) for choice in dimension.choice]
                     if json.dumps(value) not in choices:
                         return None
-                    params[key] = choices.index(json.dumps(value))
+                    optuna_params[key] = choices.index(json.dumps(value))
                 else:
                     distribution = self._distributions[key]
                     assert isinstance(distribution, FloatDistribution | IntDistribution)
@@ -252,8 +259,8 @@ class Sampler:
                         distribution.low <= value <= distribution.high
                     ):
                         return None
-                    params[key] = value
-        return params
+                    optuna_params[key] = value
+        return optuna_params
 
 
 def _keys(name: str, dimension: Dimension) -> list[str]:
@@ -266,7 +273,7 @@ def _distributions(space: Mapping[str, Dimension]) -> dict[str, BaseDistribution
     distributions: dict[str, BaseDistribution] = {}
     for name, dimension in space.items():
         if dimension.choice:
-            # By their places: Optuna knows no lists and mappings.
+            # By index, because Optuna accepts neither lists nor mappings as choices.
             distribution = CategoricalDistribution(range(len(dimension.choice)))
         elif dimension.integers is not None:
             distribution = IntDistribution(*dimension.integers)
@@ -280,11 +287,11 @@ def _distributions(space: Mapping[str, Dimension]) -> dict[str, BaseDistribution
     return distributions
 
 
-def _value(dimension: Dimension, param: Any) -> Any:
+def _value(dimension: Dimension, optuna_param: Any) -> Any:
     if dimension.choice:
-        return json.loads(json.dumps(dimension.choice[param]))
+        return json.loads(json.dumps(dimension.choice[optuna_param]))
     if dimension.integers is not None:
-        return int(param)
+        return int(optuna_param)
     bounds = dimension.uniform or dimension.log_uniform
     assert bounds is not None
-    return min(max(float(f"{param:.3g}"), bounds[0]), bounds[1])
+    return min(max(float(f"{optuna_param:.3g}"), bounds[0]), bounds[1])

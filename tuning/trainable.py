@@ -1,4 +1,4 @@
-"""One trial of a sweep: a whole training on Ray, in a process beside the sweep's driver."""
+"""Ray Tune trainable of a trial: one training, run from the driver's node."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,58 +9,58 @@ from ray.train import Checkpoint, UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from cluster.execution.reporter import metrics_in
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking.record import TrackedRun
 from ranet.protocols import Snapshot
 from tuning.objective import EPOCH
 
 METRICS = "metrics"
-"""In what a trial reports to Tune: the metrics of an epoch."""
+"""Key of the metrics of an epoch in a trial's reports to Tune."""
 BEST = "best"
-"""In its last report: the metrics of the epoch whose weights a training would register."""
+"""Key of the best epoch's metrics in a trial's last report: its weights would be registered."""
 
 Train: TypeAlias = Callable[[Any, TrackedRun, Sequence[UserCallback], Any], Snapshot]
-"""Trains a run; called with the run, its MLflow run, callbacks for Ray's controller and the watch
-that the trials of a sweep share. Gives the last snapshot."""
+"""Function that trains a run and returns its last snapshot. Arguments: the run, its MLflow run,
+callbacks for Ray Train's controller, and the heartbeats that the trials of a sweep share."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a trial is to do."""
+    """Run of a trial, and its MLflow run."""
 
     run: Any
     record: TrackedRun
 
 
 class EpochReports(TuneReportCallback):
-    """Hands the metrics of every whole epoch to Tune."""
+    """Report the metrics of every whole epoch to Tune."""
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        """Leave out checkpoints within an epoch, which measure nothing."""
-        for told in metrics_in(metrics[0]):
-            if "step" not in told:
-                super().after_report(run_context, [report(told)], None)
+        """Report all but checkpoints within an epoch, which have no metrics of an epoch."""
+        for reported in metrics_in(metrics[0]):
+            if "step" not in reported:
+                super().after_report(run_context, [report(reported)], None)
 
 
 def report(metrics: dict[str, float]) -> dict[str, Any]:
-    """Return what Tune is told of an epoch: all of it, and at the top what the scheduler reads."""
+    """Return a report to Tune: the epoch's metrics, and the scheduler's at the top level."""
     objectives = {name: value for name, value in metrics.items() if name.startswith("objective/")}
     return {EPOCH: metrics[EPOCH], **objectives, METRICS: metrics}
 
 
 def make_trainable(train: Train, watch: Any) -> Callable[[dict[str, Any]], None]:
-    """Return the function that Tune calls with `task`, a Task.
+    """Return the function that Tune calls with the config `{"task": Task}`.
 
     Args:
-        train: trains a run.
-        watch: where the workers of all trials give signs of life.
+        train: function that trains a run.
+        watch: heartbeats of the workers of all trials.
     """
 
     def trial(config: dict[str, Any]) -> None:
         task: Task = config["task"]
         snapshot = train(task.run, task.record, [EpochReports()], watch)
-        # Nothing is lost even where the controller, which sends metrics, was killed.
+        # The controller that logs metrics may have been killed before the last ones were sent.
         task.record.log_history(snapshot["history"])
         best = snapshot["history"][snapshot["best"]["epoch"] - 1]
         tune.report(report(snapshot["history"][-1]) | {BEST: best})

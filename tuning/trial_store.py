@@ -1,4 +1,4 @@
-"""The trials of a sweep in MLflow: the only memory of what was tried, and how it ended."""
+"""Store of a sweep's trials, kept as MLflow child runs."""
 
 import json
 import logging
@@ -10,16 +10,16 @@ from typing import Any, Literal
 
 from mlflow.entities import Run
 
-from cluster.tracking import runs as tracking
-from cluster.tracking.runs import TrackedRun
+from cluster.tracking import runs
+from cluster.tracking.record import TrackedRun
 from ranet.protocols import Metrics
+from tuning.results import TrialResult
 from tuning.sampler import Candidate
-from tuning.trial_result import TrialResult
 
 logger = logging.getLogger(__name__)
 
 _NUMBER = "sweep.number"
-_DRAW = "sweep.draw"
+_PARAMS = "sweep.params"
 _RESULT = "sweep.result"
 _REJECTED = "sweep.rejected"
 _SECONDS = "sweep.seconds"
@@ -28,43 +28,43 @@ _END: Mapping[str, Literal["FINISHED", "KILLED", "FAILED"]] = {
     "stopped": "KILLED",
     "failed": "FAILED",
 }
-"""MLflow's word for each end; the tag sweep.result tells a stopped trial from a killed one."""
+"""MLflow status of each state; only a trial that was stopped early has a tag sweep.result."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A trial of an earlier start that had not come to its end."""
+    """Unfinished trial of a previous invocation."""
 
     number: int
-    draw: Mapping[str, Any]
+    params: Mapping[str, Any]
     run: Run
 
 
 @dataclass(frozen=True)
 class TrialConfig:
-    """A candidate under its own name."""
+    """Run of a trial, with what MLflow keeps of it."""
 
     run: Any
-    """What is trained."""
+    """The run to train, under the name of its trial."""
     settings: Mapping[str, str]
-    """Its settings by dotted name."""
+    """Settings of the run by dotted name."""
     config_text: str
-    """The whole configuration."""
+    """Configuration of the run as YAML."""
     parameters: int
-    """Weights of the network."""
-    memory: int
+    """Number of parameters of the network."""
+    memory_bytes: int
     """Estimated bytes of a training step on one worker."""
 
 
 class TrialStore:
-    """Opens a child run for each trial, and closes it in its true state.
+    """Store of the trials of a sweep: opens an MLflow child run per trial, and closes it.
 
-    A context: on leaving, trials that are still open were cut short, and are marked as killed.
-    What MLflow need not answer at once is sent from a thread.
+    The store is a context manager: trials that are open on leaving it were interrupted, and are
+    marked as killed. Requests without an awaited response are sent by a thread.
 
     Args:
-        parent: the sweep's run.
-        describe: gives a candidate the name of its trial.
+        parent: MLflow run of the sweep.
+        describe: returns the run of a candidate under a name.
     """
 
     def __init__(
@@ -75,16 +75,18 @@ class TrialStore:
         self._open: dict[int, tuple[TrackedRun, Candidate, TrialConfig]] = {}
         self._sender = ThreadPoolExecutor(1, "mlflow-trials")
         self.results: list[TrialResult] = []
-        """The trials that have ended, those of earlier starts first."""
+        """Results of ended trials, those of previous invocations first."""
         self.unfinished: list[Unfinished] = []
-        """Those that an earlier start left behind."""
+        """Unfinished trials of previous invocations."""
         self.rejected: dict[str, int] = {}
-        """Draws that earlier starts refused, by the bound that did it."""
+        """Number of candidates rejected by previous invocations, by bound."""
         self._began = time.monotonic()
         if parent.resumed:
             self.results, self.unfinished = read_trials(parent.uri, parent.run_id)
-            for result in self.results:  # a kill may have come between result and state
-                tracking.close_child(replace(parent, run_id=result.run_id), _END[result.state])
+            for (
+                result
+            ) in self.results:  # the driver may have been killed between writing result and status
+                runs.close_child(replace(parent, run_id=result.run_id), _END[result.state])
             tags = parent.client.get_run(parent.run_id).data.tags
             self.rejected = json.loads(tags.get(_REJECTED, "{}"))
             self._began -= float(tags.get(_SECONDS, "0"))
@@ -94,110 +96,115 @@ class TrialStore:
 
     def __exit__(self, *error: object) -> None:
         for record, _, _ in self._open.values():
-            self._send(tracking.close_child, record, "KILLED")
+            self._send(runs.close_child, record, "KILLED")
         self.note_seconds()
         self._sender.shutdown(wait=True)
 
     @property
     def uri(self) -> str:
-        """Address of MLflow."""
+        """MLflow tracking URI."""
         return self._parent.uri
 
     @property
     def seconds(self) -> float:
-        """Time that the sweep has taken so far, that of earlier starts included."""
+        """Time of the sweep so far in seconds, including previous invocations."""
         return time.monotonic() - self._began
 
     @property
     def num_opened(self) -> int:
-        """Highest number of a trial so far."""
+        """Highest number of a trial so far; 0 without trials."""
         numbers = [each.number for each in (*self.results, *self.unfinished)]
         return max((*numbers, *self._open), default=0)
 
     def open(
         self, number: int, candidate: Candidate, before: Unfinished | None = None
     ) -> tuple[TrackedRun, Any]:
-        """Open the run of a trial, or that of an earlier start again.
+        """Open the MLflow run of a new trial, or reopen an unfinished one.
+
+        Args:
+            number: number of the trial.
+            candidate: candidate to train.
+            before: the trial of a previous invocation to resume; None for a new trial.
 
         Returns:
-            The run in MLflow, and what is to be trained.
+            The MLflow run, and the run to train.
         """
         name = f"{self._parent.name}-{self._parent.attempt}-{number:04d}"
         described = self._describe(candidate, name)
         if before is not None:
-            record = tracking.reopen_child(self._parent, before.run, parameters=described.settings)
+            record = runs.reopen_child(self._parent, before.run, parameters=described.settings)
         else:
-            record = tracking.open_child(
+            record = runs.open_child(
                 self._parent,
                 name,
                 parameters=described.settings,
-                tags={_NUMBER: str(number), _DRAW: json.dumps(candidate.draw)},
+                tags={_NUMBER: str(number), _PARAMS: json.dumps(candidate.params)},
             )
         self._open[number] = record, candidate, described
         self._send(record.client.log_text, record.run_id, described.config_text, "config.yaml")
         return record, described.run
 
     def note_rejected(self, counts: Mapping[str, int]) -> None:
-        """Keep how many draws were refused so far, by this start and the earlier ones."""
+        """Save the number of rejected candidates of all invocations, by bound."""
         self._send(
             self._parent.client.set_tag, self._parent.run_id, _REJECTED, json.dumps(dict(counts))
         )
 
     def note_seconds(self) -> None:
-        """Keep how long the sweep has taken so far, for the next start to count on."""
+        """Save the time of the sweep so far, for the next invocation to continue from."""
         self._send(
             self._parent.client.set_tag, self._parent.run_id, _SECONDS, f"{self.seconds:.1f}"
         )
 
     def close(self, result: TrialResult, history: Sequence[Metrics] = ()) -> None:
-        """Write down how a trial ended.
+        """Save the result of a trial and close its MLflow run.
 
         Args:
-            result: of `number`, without what this book knows: its run and what it cost.
-            history: metrics of its epochs as far as they are known here; MLflow may lack the last
-                ones of a trial that was stopped.
+            result: result of the trial; the store fills in its run and costs.
+            history: metrics of the epochs that the driver knows; the last ones of a stopped trial
+                may be missing in MLflow.
         """
         record, candidate, described = self._open.pop(result.number)
         result = replace(
             result,
             run_id=record.run_id,
-            settings=candidate.draw,
+            params=candidate.params,
             cost=candidate.cost,
             parameters=described.parameters,
-            memory=described.memory,
+            memory_bytes=described.memory_bytes,
         )
         self.results.append(result)
         self._send(record.log_history, history)
         self._send(record.client.set_tag, record.run_id, _RESULT, json.dumps(asdict(result)))
-        self._send(tracking.close_child, record, _END[result.state])
+        self._send(runs.close_child, record, _END[result.state])
 
-    def give_up(self, number: int) -> None:
-        """Mark a trial as failed by no fault of its own: the next start goes on with it."""
+    def close_lost(self, number: int) -> None:
+        """Close the run of a trial lost with the cluster; the next invocation resumes the trial."""
         record, _, _ = self._open.pop(number)
-        self._send(tracking.close_child, record, "FAILED")
+        self._send(runs.close_child, record, "FAILED")
 
     def _send(self, action: Callable[..., Any], *arguments: Any) -> None:
         def send() -> None:
             try:
                 action(*arguments)
             except Exception as error:
-                logger.warning("MLflow did not take what is known of a trial: %s", error)
+                logger.warning("could not log the state of a trial to MLflow: %s", error)
 
         self._sender.submit(send)
 
 
 def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinished]]:
-    """Read the trials of a sweep: those that have ended, and the others, by number.
+    """Read the trials of a sweep, ended and unfinished ones, each by number.
 
-    Where MLflow went away while a trial was opened it was opened again: the last one counts.
+    If MLflow failed while a trial was opened, the trial has several child runs: the last one counts.
 
     Args:
-        uri: address of MLflow.
-        run_id: the sweep's run.
+        uri: MLflow tracking URI.
+        run_id: ID of the sweep's MLflow run.
     """
     ended: dict[int, TrialResult] = {}
     others: dict[int, Unfinished] = {}
-    for run in tracking.children(uri, run_id):
+    for run in runs.children(uri, run_id):
         tags = run.data.tags
         number = int(tags[_NUMBER])
         if _RESULT in tags:
@@ -205,6 +212,6 @@ def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinish
             lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
             ended[number] = TrialResult(**(values | lists))
         else:
-            others[number] = Unfinished(number, json.loads(tags[_DRAW]), run)
+            others[number] = Unfinished(number, json.loads(tags[_PARAMS]), run)
     left = sorted(others.keys() - ended.keys())
     return [ended[number] for number in sorted(ended)], [others[number] for number in left]

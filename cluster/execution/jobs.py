@@ -14,6 +14,8 @@ from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.errors import RanetError
+
 CODE_BYTES = 20_000_000
 """How much may travel, packed: more is data that got in between the code."""
 SILENCE_SECONDS = 30.0
@@ -31,7 +33,7 @@ _SECRET_SETTING = re.compile(
 _USER_IN_ADDRESS = re.compile(r"://[^/\s@]*@")
 
 
-class JobError(RuntimeError):
+class JobError(RanetError):
     """A job that was not submitted, or cannot be followed; the message says why."""
 
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from ray.train import Checkpoint, UserCallback
 
-from cluster.execution.reporter import checkpoint_uri, metrics_in
-from cluster.tracking.runs import MetricWriter, TrackedRun
+from cluster.execution.reporter import metrics_in
+from cluster.storage.checkpoints import checkpoint_uri
+from cluster.tracking.record import MetricWriter, TrackedRun
 
 FLUSH_SECONDS = 10.0
 """How long a run that ends or fails waits for MLflow to take its metrics."""

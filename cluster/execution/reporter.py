@@ -1,8 +1,5 @@
 """What a Ray Train worker reports, and how it finds it again."""
 
-import hashlib
-import io
-import json
 import logging
 import os
 import tempfile
@@ -12,30 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import ray.train
-import torch
 from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConsistencyMode
 from ray.train.collective import broadcast_from_rank_zero
 
 from cluster.monitoring.prometheus import WorkerMetrics
+from cluster.storage.checkpoints import (
+    SNAPSHOT,
+    DamagedCheckpointError,
+    checkpoint_uri,
+    load_checkpoint,
+    write_checkpoint,
+)
 from cluster.storage.filesystem import upload
 from ranet.protocols import Metrics, Snapshot
 
 logger = logging.getLogger(__name__)
 
-SNAPSHOT = "snapshot.pt"
-CHECKSUMS = "sha256.json"
-"""File of a checkpoint that holds the checksums of the others."""
 SECONDS_BETWEEN_QUESTIONS = 5.0
 """About how often workers ask whether a node will be taken; Ray itself looks as often."""
 LIST_SECONDS = 60.0
 """How long a worker waits for Ray's list of checkpoints."""
 
 _EARLIER = "earlier"
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint that is not as it was written; the message names it."""
 
 
 class RayReporter:
@@ -137,54 +133,6 @@ def metrics_in(report: Mapping[str, Any]) -> list[Metrics]:
     return [*report[_EARLIER], own]
 
 
-def checkpoint_uri(checkpoint: Checkpoint) -> str:
-    """Return where a checkpoint lies: a path, or an address such as s3://bucket/runs/...."""
-    filesystem = checkpoint.filesystem
-    assert filesystem is not None, "Ray gives every reported checkpoint its filesystem"
-    kind = filesystem.type_name
-    return checkpoint.path if kind == "local" else f"{kind}://{checkpoint.path}"
-
-
-def write_checkpoint(folder: Path, files: Mapping[str, Any]) -> None:
-    """Write states to files, and last of all what `load_checkpoint` holds them against."""
-    checksums = {}
-    for name, state in files.items():
-        written = io.BytesIO()
-        torch.save(state, written)  # to a full disk, it would not say what is wrong
-        (folder / name).write_bytes(written.getbuffer())
-        checksums[name] = hashlib.sha256(written.getbuffer()).hexdigest()
-    (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
-
-
-def load_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the files of a checkpoint by name and onto the CPU.
-
-    Raises:
-        DamagedCheckpointError: a file is missing, or is not what was written.
-    """
-    place = checkpoint_uri(checkpoint)
-    files = {}
-    try:
-        with checkpoint.as_directory() as folder:
-            for name, checksum in json.loads((Path(folder) / CHECKSUMS).read_text()).items():
-                content = (Path(folder) / name).read_bytes()
-                if hashlib.sha256(content).hexdigest() != checksum:
-                    raise DamagedCheckpointError(
-                        f"the checkpoint {place} is damaged: {name}, of {len(content)} bytes, is "
-                        "not what was written"
-                    )
-                files[name] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise DamagedCheckpointError(
-            f"the checkpoint {place} is damaged: {Path(error.filename or place).name} is missing"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DamagedCheckpointError(
-            f"the checkpoint {place} is damaged: {CHECKSUMS} cannot be read ({error})"
-        ) from error
-    return files
-
-
 def load_newest() -> dict[str, Any]:
     """Read the newest whole checkpoint of this worker's run; nothing where there is none yet.
 
@@ -221,5 +169,5 @@ def _newest_whole(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
             logger.warning("%s; going on from the one before", error)
     raise DamagedCheckpointError(
         f"no checkpoint of this run is whole, the newest is {checkpoint_uri(newest)}; start the run "
-        "anew with --fresh=true, and keep more than cluster.keep_checkpoints next time"
+        "anew with --new-attempt, and keep more than cluster.keep_checkpoints next time"
     )

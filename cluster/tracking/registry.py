@@ -13,7 +13,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.pyfunc import PyFuncModel
 
 from cluster.errors import TrackingError
-from cluster.tracking.runs import FAILURES, explain, make_client, masked, tracking_uri
+from cluster.tracking.client import FAILURES, explain, make_client, masked, tracking_uri
 
 logger = logging.getLogger(__name__)
 

@@ -1,8 +1,7 @@
-"""The model as MLflow keeps it: a RANet with its threshold sets, answering within a budget.
+"""Code of the registered model: a RANet with thresholds for a grid of budgets.
 
-MLflow copies this file and the package `ranet` into every model it logs, and runs the file where
-the model is loaded. There it needs torch, numpy, pandas and MLflow: neither Ray, nor FFCV, nor
-the rest of this project.
+MLflow copies this file and the package `ranet` into every logged model, and executes the file when
+the model is loaded. Loading needs only torch, numpy, pandas and MLflow.
 """
 
 import json
@@ -23,17 +22,17 @@ from ranet import Cascade, ModelConfig, RANet, mult_adds
 from ranet.model.preprocessing import Normalize
 
 _CHUNK_IMAGES = 256
-"""Images classified at a time, so that memory does not grow with the batch of the caller."""
+"""Images per forward pass, so that memory does not grow with the size of the request."""
 
 
 class BudgetedClassifier(PythonModel):
-    """Classifies images with no more mult-adds an image, on average, than a budget allows."""
+    """MLflow model that classifies images within a budget of mean mult-adds."""
 
     def load_context(self, context: Any) -> None:
-        """Build the network and read its weights and threshold sets.
+        """Build the network and load its weights and thresholds.
 
         Args:
-            context: paths of the artifacts `settings` (JSON) and `tensors` (torch file).
+            context: Paths of the artifacts `settings` (JSON) and `tensors` (torch file).
         """
         self.settings: dict[str, Any] = json.loads(
             Path(context.artifacts["settings"]).read_text(encoding="utf-8")
@@ -52,23 +51,27 @@ class BudgetedClassifier(PythonModel):
             self.device
         )
         costs = mult_adds(config)
-        self.smallest_budget = costs[0] / costs[-1]
+        self.min_budget_fraction = costs[0] / costs[-1]
 
     def predict(  # pyright: ignore[reportIncompatibleMethodOverride]: the base has no type
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """Classify images (batch, 3, height, width), uint8; one row per image, in their order.
+        """Classify images (batch, 3, height, width), uint8.
 
         Args:
-            context: unused; MLflow's signature.
-            model_input: the images.
-            params: `budget`, a share of the last exit's mult-adds; 1 where it is not given.
+            context: Unused; part of MLflow's interface.
+            model_input: Images.
+            params: `budget_fraction`: mean mult-adds per image as a fraction of the last exit's
+                mult-adds; default 1.
+
+        Returns:
+            Table with one row per image, in the order of the images.
 
         Raises:
-            MlflowException: the budget is below the first exit's share, or above 1.
+            MlflowException: The budget fraction is below the first exit's, or above 1.
         """
-        budget = (params or {}).get("budget")
-        thresholds = self._thresholds_within(1.0 if budget is None else budget)
+        fraction = (params or {}).get("budget_fraction")
+        thresholds = self._thresholds_within(1.0 if fraction is None else fraction)
         cascade = Cascade(self.model, thresholds, self.settings["answer"])
         images = torch.from_numpy(np.ascontiguousarray(model_input))
         parts = [
@@ -85,17 +88,17 @@ class BudgetedClassifier(PythonModel):
             }
         )
 
-    def _thresholds_within(self, budget: float) -> torch.Tensor:
-        """The thresholds of the largest budget not above this one."""
-        if not self.smallest_budget <= budget <= 1:
-            # Rounded up, so that the number in the message is itself accepted.
-            smallest = math.ceil(self.smallest_budget * 1e4) / 1e4
+    def _thresholds_within(self, fraction: float) -> torch.Tensor:
+        """Return the thresholds of the largest stored budget fraction within the request."""
+        if not self.min_budget_fraction <= fraction <= 1:
+            # Rounded up, so that the number in the message is accepted.
+            smallest = math.ceil(self.min_budget_fraction * 1e4) / 1e4
             raise MlflowException(
-                f"budget must be from {smallest} (every image leaves at the first exit) to 1 "
-                f"(the mult-adds of the last exit), got {budget}",
+                f"budget_fraction must be from {smallest} (every image leaves at the first exit) to 1 "
+                f"(the mult-adds of the last exit), got {fraction}",
                 error_code=INVALID_PARAMETER_VALUE,
             )
-        return self.thresholds[bisect_right(self.settings["budgets"], budget) - 1]
+        return self.thresholds[bisect_right(self.settings["budget_fractions"], fraction) - 1]
 
 
 set_model(BudgetedClassifier())

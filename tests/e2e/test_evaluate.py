@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
 from pipelines.data import open_batches, prepare
-from pipelines.evaluation.report import register_model
+from pipelines.model_packaging.package import register_model
 from pipelines.run import config_text
 from ranet.evaluation.exit_outputs import anytime_accuracy, collect_exit_outputs
 from ranet.model.preprocessing import Normalize
@@ -87,10 +87,10 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     assert "are not those that were held out when the model was trained" in done.stderr
 
 
-def test_without_a_model_the_script_says_how_it_is_used():
+def test_missing_model_uri_is_a_wrong_command_line():
     done = subprocess.run(
-        [sys.executable, str(SCRIPT), "--config", "tiny.yaml"],
+        [sys.executable, str(SCRIPT), "--name=tiny"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("usage: evaluate.py MODEL_URI --config FILE")
+    assert done.stderr == "error: model_uri is required; see --help\n"

@@ -11,7 +11,10 @@ import boto3
 import pytest
 import requests
 
-from cluster.local.cluster import BUCKET, LocalCluster, can_isolate, describe
+from cluster.local.__main__ import describe
+from cluster.local.cluster import LocalCluster
+from cluster.local.network import can_isolate
+from cluster.local.services import BUCKET
 from pipelines.run import read_run
 from tests.support.jobs import from_a_page
 from tests.support.training import PROJECT
@@ -20,7 +23,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
 
 
 def command(folder, *arguments):
-    return [sys.executable, "-m", "cluster.local.cluster", "--folder", str(folder), *arguments]
+    return [sys.executable, "-m", "cluster.local", "--folder", str(folder), *arguments]
 
 
 def test_a_killed_host_is_gone_at_once_and_comes_back_as_a_new_node(cluster):

@@ -17,10 +17,12 @@ from mlflow import MlflowClient
 from ray.job_submission import JobStatus
 
 from cluster.errors import TrackingError
-from cluster.local.cluster import BUCKET, LocalCluster, free_ports
+from cluster.local.cluster import LocalCluster
+from cluster.local.network import free_ports
+from cluster.local.services import BUCKET
 from cluster.mlflow_server import add_user
 from cluster.mlflow_server import main as server_command
-from cluster.tracking import runs as tracking
+from cluster.tracking import client, runs
 from tests.support.jobs import IMAGES, Job, from_a_page
 from tests.support.planted_secrets import files, findings, objects
 from tests.support.postgres import Postgres, binaries, postgres_server
@@ -139,19 +141,19 @@ def user(server: Server, monkeypatch: pytest.MonkeyPatch):
 
 def start_a_run(name: str) -> None:
     settings = {f"train.setting{k}": "x" * 500 for k in range(100)}
-    with tracking.start(name, settings=settings, parameters={}, tags={}, config_text=""):
+    with runs.open_run(name, settings=settings, parameters={}, tags={}, config_text=""):
         pass
 
 
 def test_who_is_not_let_in_is_told_so_at_the_door(server, user, passwords):
     with pytest.raises(TrackingError, match="refuses calls without a user; set MLFLOW_TRACK"):
-        tracking.check_reachable()
+        client.check_reachable()
     user("ada", "wrong-password-Zq84")
     with pytest.raises(TrackingError, match=r"refuses user ada with this password") as told:
-        tracking.check_reachable()
+        client.check_reachable()
     assert "Zq84" not in str(told.value)
     user("reader", passwords["reader"])
-    tracking.check_reachable()
+    client.check_reachable()
     with pytest.raises(TrackingError, match="user reader may not do this; ask its administrator"):
         start_a_run("not-allowed")
     with pytest.raises(SystemExit, match="did not make user friend: user reader may not do this"):
@@ -172,7 +174,7 @@ def test_a_name_that_the_server_does_not_know_itself_by_is_named(server, user, m
     as_number = int(ipaddress.ip_address(server.address))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{as_number}:{server.port}")
     with pytest.raises(TrackingError, match=r"add the name and port .* MLFLOW_SERVER_ALL"):
-        tracking.check_reachable()
+        client.check_reachable()
 
 
 def test_pages_of_its_own_names_are_answered_and_those_of_others_are_not(server, passwords):
@@ -233,7 +235,7 @@ def test_two_hosts_train_while_the_server_restarts_and_a_reader_pulls_the_model(
     files_of_a_run = ("snapshot.pt", "scores.pt", "config.yaml", "MLmodel", "job-driver", "worker-")
     assert not findings(planted, written(cluster, server, job), files_of_a_run)
     model = mlflow.pyfunc.load_model("models:/small@champion")
-    answers = model.predict(np.zeros((2, 3, 16, 16), np.uint8), params={"budget": 1.0})
+    answers = model.predict(np.zeros((2, 3, 16, 16), np.uint8), params={"budget_fraction": 1.0})
     assert len(answers) == 2
     with pytest.raises(mlflow.MlflowException, match="Permission denied"):
         MlflowClient().set_registered_model_alias("small", "champion", "1")

@@ -11,7 +11,8 @@ import pytest
 import requests
 import yaml
 
-from cluster.local.cluster import LocalCluster, free_ports
+from cluster.local.cluster import LocalCluster
+from cluster.local.network import free_ports
 from tests.support.jobs import Job
 from tests.support.training import PROJECT
 

@@ -19,7 +19,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from cluster.tracking import registry
-from pipelines.evaluation.report import RegisteredVersion
+from pipelines.model_packaging.package import RegisteredVersion
 from tests.support.paths import PROJECT
 from tests.support.registered import COSTS, register_tiny, trained_network
 
@@ -77,7 +77,11 @@ def test_the_script_classifies_files_as_the_network_does(
     version: RegisteredVersion, environment: dict[str, str], digits: list[Path]
 ):
     done = predict(
-        environment, f"models:/{version.name}@champion", *map(str, digits), "--budget", "0.5"
+        environment,
+        f"models:/{version.name}@champion",
+        *map(str, digits),
+        "--budget-fraction",
+        "0.5",
     )
     assert done.returncode == 0, done.stderr
     header, *lines = done.stdout.splitlines()
@@ -85,7 +89,9 @@ def test_the_script_classifies_files_as_the_network_does(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", environment["MLFLOW_TRACKING_URI"])
         model = registry.load(f"models:/{version.name}/{version.version}")
-    answers = model.predict(trained_network().test_images[:4].numpy(), params={"budget": 0.5})
+    answers = model.predict(
+        trained_network().test_images[:4].numpy(), params={"budget_fraction": 0.5}
+    )
     for file, line, row in zip(digits, lines, [*range(4), 0], strict=True):
         name, label, confidence, number, *_ = line.split()
         assert name == str(file)
@@ -99,7 +105,7 @@ def test_the_script_classifies_files_as_the_network_does(
     [
         ("missing.png", [], "missing.png"),
         ("text.png", [], "text.png is not a readable image"),
-        ("digit0.png", ["--budget", "0.2"], "budget must be from 0.4091"),
+        ("digit0.png", ["--budget-fraction", "0.2"], "budget_fraction must be from 0.4091"),
     ],
 )
 def test_what_cannot_be_classified_is_one_sentence(
@@ -167,7 +173,7 @@ def post(server: str, content: Any) -> requests.Response:
 
 def test_the_server_answers_within_the_budget(server: str):
     images = trained_network().test_images[:3].tolist()
-    response = post(server, {"inputs": images, "params": {"budget": 0.4091}})
+    response = post(server, {"inputs": images, "params": {"budget_fraction": 0.4091}})
     assert response.status_code == 200, response.text
     rows = response.json()["predictions"]
     assert [row["exit"] for row in rows] == [1, 1, 1]
@@ -181,8 +187,14 @@ def test_the_server_answers_400_to_bad_input(server: str):
     image = np.zeros((1, 3, 16, 16), int)
     for content, message in (
         ({"inputs": image[..., :8].tolist()}, "does not match expected shape"),
-        ({"inputs": image.tolist(), "params": {"budget": 0.1}}, "budget must be from 0.4091"),
-        ({"inputs": image.tolist(), "params": {"budget": "half"}}, "Can not safely convert"),
+        (
+            {"inputs": image.tolist(), "params": {"budget_fraction": 0.1}},
+            "budget_fraction must be from 0.4091",
+        ),
+        (
+            {"inputs": image.tolist(), "params": {"budget_fraction": "half"}},
+            "Can not safely convert",
+        ),
         ({"inputs": (image + 256).tolist()}, "256"),
         ({"images": image.tolist()}, "inputs"),
     ):

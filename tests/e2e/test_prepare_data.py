@@ -17,7 +17,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster.config import ClusterConfig
-from cluster.storage.download import Cache
+from cluster.storage.cache import Cache
 from cluster.storage.s3 import ObjectStore
 from pipelines.data import DataConfig, prepare, staged_data
 from pipelines.data.config import AugmentConfig
@@ -63,7 +63,7 @@ def test_the_script_prepares_lists_what_it_left_out_and_checks_what_is_there(tmp
     arguments = (f"--data.source_dir={root}", f"--data.prepared_dir={folder}", "--skip-unreadable")
     status, output, errors = run(ray_folder, *arguments)
     assert status == 0, errors
-    assert "1 unreadable, left out:" in output
+    assert "1 unreadable, skipped:" in output
     assert f"{root}/val/cat/bad.jpg is not a readable image" in output
     with (folder / "val.beton").open("r+b") as file:
         file.seek(-1, os.SEEK_END)

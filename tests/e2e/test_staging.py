@@ -19,8 +19,9 @@ import pytest
 import ray
 import requests
 
-from cluster.local.cluster import free_ports
-from cluster.storage.download import PART_BYTES, Cache, RemoteFile, staged
+from cluster.local.network import free_ports
+from cluster.storage.cache import Cache, staged
+from cluster.storage.download import PART_BYTES, RemoteFile
 from cluster.storage.s3 import ObjectStore
 from pipelines.data import prepare
 from tests.support.image_files import folder_config, image_folder

@@ -7,9 +7,8 @@ from threading import Thread
 
 import pytest
 
-from cluster.execution.trainer import resolve_storage
 from cluster.storage import filesystem as storage
-from cluster.storage.filesystem import RetryingS3FileSystem, open_storage, upload
+from cluster.storage.filesystem import RetryingS3FileSystem, open_storage, resolve_storage, upload
 from tests.support.s3 import ADMIN, User, s3_server
 
 pytestmark = pytest.mark.e2e

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.execution.jobs import JobError, check_code
-from cluster.local.cluster import BUCKET
+from cluster.local.services import BUCKET
 from tests.support.training import CONFIG, PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -59,7 +59,7 @@ def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
 def test_the_status_is_that_of_the_job(cluster, folder):
     good = submit(cluster, folder, "--", "python", "job.py", "0", "0")
     assert (good.returncode, good.stdout.count("ended")) == (0, 1), good.stderr
-    assert "MB of code to send" in good.stderr
+    assert "MB of code to upload" in good.stderr
     bad = submit(cluster, folder, "--", "python", "job.py", "0", "3")
     assert bad.returncode == 1
     assert "FAILED" in bad.stderr
@@ -73,7 +73,7 @@ def test_a_detached_job_is_come_back_to_and_stopped_is_no_success(cluster, folde
         left.send_signal(signal.SIGINT)
         _, told = left.communicate(timeout=60)
         assert left.returncode == 130
-        assert "the job goes on" in told
+        assert "the job continues" in told
     with following(cluster, folder, job) as again:
         stop = [Path(sys.executable).with_name("ray"), "job", "stop", "--no-wait", job]
         subprocess.run(stop, env=environment(cluster), check=True, capture_output=True, timeout=60)
@@ -122,7 +122,7 @@ def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(clu
     assert "error: variable AWS_SECRET_ACCESS_KEY looks like a secret" in shown.stderr
     unset = submit(cluster, folder, "--env", "NOT_THERE", "--", "python", "job.py")
     assert unset.returncode == 2
-    assert "--env NOT_THERE: there is no such variable" in unset.stderr
+    assert "--env NOT_THERE: no such variable in this environment" in unset.stderr
     unsent = {**environment(cluster), "MLFLOW_TRACKING_URI": "http://ada:zq@127.0.0.1:9"}
     missing = subprocess.run([*SUBMIT, "--follow", "raysubmit_none"], env=unsent,
                              capture_output=True, text=True, timeout=60)  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.local.cluster import free_ports
+from cluster.local.network import free_ports
 from tests.support.ray_folders import kill_family
 from tests.support.training import CONFIG, PROJECT, client, runs, steps, training
 

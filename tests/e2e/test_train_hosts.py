@@ -9,7 +9,8 @@ from threading import Thread
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster.local.cluster import BUCKET, can_isolate
+from cluster.local.network import can_isolate
+from cluster.local.services import BUCKET
 from tests.support.jobs import IMAGES, Job, check_copies, check_nothing_is_held
 from tests.support.training import client, place_in, runs, training
 

@@ -1,4 +1,4 @@
-"""A sweep over whole runs: stopped, killed, started again, on one machine and on several hosts."""
+"""Sweeps over whole runs: stopped, killed and resumed, on one and on several hosts."""
 
 import json
 import signal
@@ -11,11 +11,12 @@ import ray
 from ray.job_submission import JobStatus
 from ray.util import placement_group, placement_group_table
 
+from cluster.cli import parse_settings
 from cluster.config import ClusterConfig
 from cluster.execution.resources import capacity_for, worker_resources
 from pipelines.data import prepare
 from pipelines.data.config import DataConfig
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from tests.support.jobs import IMAGES, STORAGE, Job, check_copies, check_nothing_is_held
 from tests.support.training import client, runs, steps, training
 
@@ -23,16 +24,16 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 SWEEP = """
 name: small-sweep
-run: {config}
-settings: {settings}
+base_config: {config}
+overrides: {settings}
 space:
-  model.scales: {{choice: [[1, 2], [2, 1]]}} # the second is no network
+  model.scales: {{choice: [[1, 2], [2, 1]]}} # the second is not a valid network
   model.growth_rate: {{choice: [4, 6, 40]}} # the last is too large
   train.optim.lr: {{choice: [{lrs}]}}
   train.loss.curriculum: {{uniform: [-1.0, 1.0]}}
-window: {{mult_adds: [0, 4.0e+6]}}
-objective: {{names: {objectives}}}
-stopping: {{method: {stopping}, first_epoch: 1, factor: 2}}
+cost_limits: {{mult_adds: [0, 4.0e+6]}}
+objective: {{metrics: {objectives}}}
+early_stopping: {{method: {stopping}, first_epoch: 1, factor: 2}}
 num_trials: {trials}
 """
 
@@ -50,7 +51,7 @@ def write_sweep(
 
 
 def children(database) -> dict[int, Any]:
-    """Runs of the trials, by number."""
+    """Return the MLflow runs of the trials by number."""
     return {int(r.data.tags["sweep.number"]): r for r in runs(database) if is_trial(r)}
 
 
@@ -59,13 +60,13 @@ def is_trial(run) -> bool:
 
 
 def ended(database) -> dict[int, dict]:
-    """What MLflow has of each trial that came to its end."""
+    """Return the results of ended trials in MLflow by number."""
     tags = {number: run.data.tags for number, run in children(database).items()}
     return {n: json.loads(t["sweep.result"]) for n, t in tags.items() if "sweep.result" in t}
 
 
-def cut_short(database) -> set[int]:
-    """Trials that have trained, and have not come to their end."""
+def interrupted(database) -> set[int]:
+    """Return the numbers of trials that have trained but not ended."""
     reached = {n for n, run in children(database).items() if steps(database, run.info.run_id)}
     return reached - ended(database).keys()
 
@@ -76,8 +77,8 @@ def check_every_epoch_once(database) -> None:
         assert steps(database, run_id) == list(range(1, result["epochs"] + 1)), number
 
 
-def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_trained(tmp_path):
-    # Of two learning rates one diverges.
+def test_killed_and_stopped_sweep_resumes_and_yields_a_trainable_config(tmp_path):
+    # One of the two learning rates diverges.
     write_sweep(tmp_path, lrs="0.1, 1.0e+30", stopping="asha", trials=3)
     database = client(tmp_path)
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
@@ -98,7 +99,9 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
     assert parent.info.status == "FINISHED"
     results = ended(database)
     assert sorted(results) == [1, 2, 3]
-    assert {number: results[number] for number in before} == before  # none of them ran again
+    assert {
+        number: results[number] for number in before
+    } == before  # ended trials did not run again
     of_state = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
     for number, run in children(database).items():
         result = results[number]
@@ -114,7 +117,7 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
             }  # fmt: skip
     check_every_epoch_once(database)
     rejected = json.loads(parent.data.tags["sweep.rejected"])
-    assert set(rejected) <= {"model.scales", "window.mult_adds"}
+    assert set(rejected) <= {"model.scales", "cost_limits.mult_adds"}
     assert sum(rejected.values()) > 0
     assert "Traceback" not in output
 
@@ -130,26 +133,26 @@ def test_a_sweep_that_was_killed_and_stopped_goes_on_to_a_config_that_can_be_tra
 
 CASES = """
 name: cases
-run: config.yaml
-settings: {{cluster.num_workers: 2, train.epochs: 2, data.prepared_dir: {folder}}}
+base_config: config.yaml
+overrides: {{cluster.num_workers: 2, train.epochs: 2, data.prepared_dir: {folder}}}
 space:
   case:
     choice:
-    - {{train.optim.lr: 1.0e-7}} # learns nothing
+    - {{train.optim.lr: 1.0e-7}} # too small to learn
     - {{train.optim.lr: 0.1}}
     - {{model.stem_channels: 1000000}} # 65 GB for a batch
-search: random # with this seed the second comes first: what is worse is known by then
+sampler: random # this seed samples the second first, so that worse trials are stopped
 seed: 0
-stopping: {{method: asha, first_epoch: 1, factor: 2}}
+early_stopping: {{method: asha, first_epoch: 1, factor: 2}}
 num_trials: 3
 """
 
 
-def test_trials_of_two_workers_are_stopped_and_outlived_and_none_reads_test(tmp_path):
+def test_sweep_of_two_workers_survives_bad_trials_and_never_reads_test(tmp_path):
     folder = tmp_path / "digits"
     prepare(DataConfig(source="digits", prepared_dir=str(folder)), 16)
     test = folder / "test.beton"
-    test.write_bytes(bytes(test.stat().st_size))  # nobody can read that
+    test.write_bytes(bytes(test.stat().st_size))  # unreadable
     (tmp_path / "sweep.yaml").write_text(CASES.format(folder=folder))
     with training(tmp_path, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait() == 0, sweep.output()
@@ -158,7 +161,7 @@ def test_trials_of_two_workers_are_stopped_and_outlived_and_none_reads_test(tmp_
     database = client(tmp_path)
     ends = {}
     for run in children(database).values():
-        [case] = json.loads(run.data.tags["sweep.draw"]).values()
+        [case] = json.loads(run.data.tags["sweep.params"]).values()
         result = json.loads(run.data.tags["sweep.result"])
         assert run.data.params["cluster.num_workers"] == "2"
         ends[str(case)] = result["state"], run.info.status, steps(database, run.info.run_id)
@@ -170,15 +173,17 @@ def test_trials_of_two_workers_are_stopped_and_outlived_and_none_reads_test(tmp_
         "{'model.stem_channels': 1000000}": ("failed", "FAILED", []),
     }
     ended_at = {number: run.info.end_time for number, run in children(database).items()}
-    assert ended_at[3] - ended_at[2] < 120_000  # Ray would keep a killed trial's place for 180 s
+    assert (
+        ended_at[3] - ended_at[2] < 120_000
+    )  # Ray would hold the resources of a killed trial for 180 s
     assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("device", ["gpu", "cpu"])
-def test_more_workers_than_the_machine_has_are_refused_before_images_are_prepared(tmp_path, device):
+def test_more_workers_than_the_machine_has_raise_an_error_before_preparation(tmp_path, device):
     write_sweep(tmp_path)
     asked = {"cluster.device": device, "cluster.num_workers": 64, "train.epochs": 1}
-    settings = f"--settings={json.dumps(asked)}"
+    settings = f"--overrides={json.dumps(asked)}"
     with training(tmp_path, settings, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait() == 1
         last = sweep.output().splitlines()[-1]
@@ -190,7 +195,7 @@ def test_more_workers_than_the_machine_has_are_refused_before_images_are_prepare
 
 @pytest.fixture
 def declared_gpu(ray_folder: str) -> Iterator[None]:
-    """Ray with a GPU that it counts; nobody asks CUDA for it."""
+    """Ray with one declared GPU, which no process uses."""
     ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False, _temp_dir=ray_folder)
     yield
     ray.shutdown()
@@ -208,7 +213,7 @@ def test_two_small_trials_share_a_gpu_and_a_third_waits():
 
 
 def kill_driver(cluster) -> None:
-    """SIGKILL for a submitted sweep's own process, and no other."""
+    """Kill the driver process of a submitted sweep, and no other process."""
     [driver] = [
         process for process in cluster.processes("head")
         if process.cmdline()[1:2] == ["pipelines/tune.py"]
@@ -216,12 +221,10 @@ def kill_driver(cluster) -> None:
     driver.kill()
 
 
-def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submit(
-    cluster, tmp_path
-):
+def test_submitted_sweep_survives_a_lost_host_and_is_resumed_by_the_same_command(cluster, tmp_path):
     places = {"cluster.storage_path": STORAGE, "data.prepared_dir": IMAGES}
     file = write_sweep(
-        tmp_path, objectives="[accuracy, latency]", trials=3, **{"train.epochs": 8}, **places
+        tmp_path, objectives="[accuracy, latency_ms]", trials=3, **{"train.epochs": 8}, **places
     )
 
     def submit() -> Job:
@@ -239,8 +242,8 @@ def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submi
     reached = epochs()
     job.wait_until(lambda: "was lost" in job.output() or ended(database))
     cluster.start("host2")
-    job.wait_until(lambda: ended(database) and cut_short(database))
-    before, cut = ended(database), cut_short(database)
+    job.wait_until(lambda: ended(database) and interrupted(database))
+    before, cut = ended(database), interrupted(database)
     kill_driver(cluster)
     assert job.wait() is JobStatus.FAILED
     check_nothing_is_held(cluster)
@@ -255,7 +258,7 @@ def test_a_submitted_sweep_outlives_a_lost_host_and_is_resumed_by_the_same_submi
         assert time.monotonic() < deadline
         time.sleep(0.2)
     for number in cut:
-        assert f"trial {number} goes on" in again.output()
+        assert f"trial {number} resumed" in again.output()
     assert "going on after" in again.output()
     before = ended(database)
 

@@ -10,7 +10,8 @@ import requests
 from mlflow import MlflowClient
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.local.cluster import BUCKET, LocalCluster
+from cluster.local.cluster import LocalCluster
+from cluster.local.services import BUCKET
 from tests.support.training import CONFIG, PROJECT, runs, steps
 
 STORAGE = f"s3://{BUCKET}/runs"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg2
 
-from cluster.local.cluster import free_ports
+from cluster.local.network import free_ports
 
 START_SECONDS = 60.0
 

@@ -9,12 +9,8 @@ from mlflow import MlflowClient
 
 from cluster.config import RegistryConfig
 from pipelines.data import DataConfig, DatasetInfo
-from pipelines.evaluation.report import (
-    Evaluation,
-    RegisteredVersion,
-    evaluate_outputs,
-    register_model,
-)
+from pipelines.evaluation.budgets import Evaluation, evaluate_outputs
+from pipelines.model_packaging.package import RegisteredVersion, register_model
 from pipelines.run import EvaluationConfig, Run
 from ranet import ModelConfig, OptimConfig, RANet, TrainConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs

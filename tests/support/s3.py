@@ -16,7 +16,8 @@ import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from cluster.local.cluster import S3_PORTS, free_ports, remove_sockets, s3_command
+from cluster.local.network import free_ports
+from cluster.local.services import S3_PORTS, remove_sockets, s3_command
 
 REGION = "us-east-1"
 START_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""The files around the code agree with each other."""
+"""Consistency of project files: dependencies, configs, setup scripts and safe loading."""
 
 import ast
 import os
@@ -16,11 +16,13 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from ray.train import Checkpoint
 
-from cluster.execution.reporter import SNAPSHOT, load_checkpoint, write_checkpoint
-from pipelines.run import Run, parse_settings, read_settings
+from cluster.cli import parse_settings, read_settings
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint, write_checkpoint
+from pipelines.run import Run
 from pipelines.sweep_candidates import check_candidate
+from tuning.config import Sweep
 from tuning.sampler import Sampler
-from tuning.space import Sweep, as_arguments
+from tuning.space import as_arguments
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,7 +37,7 @@ def pinned_versions() -> dict[str, str]:
     return pins
 
 
-def test_every_dependency_is_pinned_to_a_version_it_allows():
+def test_dependency_pins_satisfy_their_requirements():
     pins = pinned_versions()
     extras = PROJECT["optional-dependencies"]
     for text in [*PROJECT["dependencies"], *extras["train"], *extras["dev"]]:
@@ -43,50 +45,50 @@ def test_every_dependency_is_pinned_to_a_version_it_allows():
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
-def test_the_model_alone_needs_torch_alone():
+def test_base_installation_requires_only_torch():
     assert PROJECT["dependencies"] == ["torch"]
 
 
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_sweep_draws_runs_that_can_be_trained(path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_sweep_config_samples_trainable_runs(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     sweep = read_settings(Sweep, ["--config", str(path)])
-    base = parse_settings(Run, ["--config", sweep.run, *as_arguments(sweep.settings)])
-    draws = Sampler(
-        sweep.space, search=sweep.search, objective=sweep.objective, seed=1,
+    base = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
+    sampler = Sampler(
+        sweep.space, method=sweep.sampler, objective=sweep.objective, seed=1,
         num_trials=sweep.num_trials, check=partial(check_candidate, sweep, base),
     )  # fmt: skip
     for _ in range(4):
-        candidate, _ = draws.next()
-        assert candidate.draw.keys() == sweep.space.keys()
+        candidate, _ = sampler.next()
+        assert candidate.params.keys() == sweep.space.keys()
 
 
-def test_a_port_in_use_is_named_with_the_way_out():
+def test_port_in_use_is_named_with_the_option_to_change_it():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        outcome = subprocess.run(
+        done = subprocess.run(
             ["make", "--assume-old=setup", "ui", f"PORT={port}"],
             cwd=ROOT,
             capture_output=True,
             text=True,
         )
-    assert outcome.returncode != 0
-    assert f"error: port {port} is in use; choose another: make ui PORT=" in outcome.stderr
+    assert done.returncode != 0
+    assert f"error: port {port} is in use; choose another: make ui PORT=" in done.stderr
 
 
-def test_an_unusable_python_is_refused_by_name():
-    outcome = subprocess.run(
-        [ROOT / "cluster" / "setup.sh"],
+def test_unusable_python_is_rejected_by_name():
+    done = subprocess.run(
+        [ROOT / "cluster" / "provisioning" / "setup.sh"],
         env={**os.environ, "PYTHON": "/no/such/python"},
         capture_output=True,
         text=True,
     )
-    assert outcome.returncode == 1
-    assert "PYTHON is /no/such/python" in outcome.stderr
+    assert done.returncode == 1
+    assert "PYTHON is /no/such/python" in done.stderr
 
 
 def test_system_packages_that_cannot_be_installed_are_named(tmp_path: Path):
@@ -95,17 +97,17 @@ def test_system_packages_that_cannot_be_installed_are_named(tmp_path: Path):
         if real is None:
             pytest.skip(f"no {tool}: not a Debian or Ubuntu machine")
         (tmp_path / tool).symlink_to(real)
-    outcome = subprocess.run(
-        ["bash", ROOT / "cluster" / "packages.sh", "no-such-package"],
+    done = subprocess.run(
+        ["bash", ROOT / "cluster" / "provisioning" / "packages.sh", "no-such-package"],
         env={"PATH": str(tmp_path)},
         capture_output=True,
         text=True,
     )
-    assert outcome.returncode == 1
-    assert "no-such-package" in outcome.stderr
+    assert done.returncode == 1
+    assert "no-such-package" in done.stderr
 
 
-def test_files_are_read_without_unpickling_but_for_what_docs_security_names():
+def test_files_are_loaded_without_unpickling_except_where_docs_security_says():
     safely = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", False)}
     unpickling = set()
     for package in ("ranet", "cluster", "pipelines", "tuning"):
@@ -131,10 +133,10 @@ class _Malicious:
         return Path.touch, (self.file,)
 
 
-def test_a_checkpoint_with_code_in_it_is_refused_and_the_code_not_run(tmp_path: Path):
+def test_checkpoint_with_code_is_rejected_and_the_code_not_executed(tmp_path: Path):
     write_checkpoint(tmp_path, {SNAPSHOT: {"model": _Malicious(tmp_path / "ran")}})
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         load_checkpoint(Checkpoint.from_directory(str(tmp_path)))
     assert not (tmp_path / "ran").exists()
     pickle.loads(pickle.dumps(_Malicious(tmp_path / "ran")))
-    assert (tmp_path / "ran").exists(), "it would have run"
+    assert (tmp_path / "ran").exists(), "the code runs when it is unpickled"

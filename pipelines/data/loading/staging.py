@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from cluster.storage.download import Cache, RemoteFile, staged
+from cluster.storage.cache import Cache, staged
+from cluster.storage.download import RemoteFile
 from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig
 from pipelines.data.format.metadata import read_remote_metadata

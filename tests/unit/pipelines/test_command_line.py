@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
+from cluster.cli import PACKAGES, configure_logging, main_guard
 from cluster.errors import RunError
-from pipelines.run import PACKAGES, configure_logging, main_guard
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ from pipelines.run import PACKAGES, configure_logging, main_guard
         (ValueError("data.source_dir is wrong"), 1, "error: data.source_dir is wrong\n"),
         (RunError("worker 1 failed: it"), 1, "error: worker 1 failed: it\n"),
         (FileNotFoundError(2, "No such file", "x"), 1, "error: [Errno 2] No such file: 'x'\n"),
-        (KeyboardInterrupt(), 130, "stopped; start it again under the same name to go on\n"),
+        (KeyboardInterrupt(), 130, "interrupted; run it again under the same name to resume\n"),
     ],
 )
 def test_an_error_of_the_user_ends_with_one_sentence(error, status, sentence, capsys):
@@ -30,7 +30,7 @@ def test_sigterm_ends_as_ctrl_c_does(capsys):
     with pytest.raises(SystemExit) as ending, main_guard():
         signal.raise_signal(signal.SIGTERM)
     assert ending.value.code == 130
-    assert capsys.readouterr().err.startswith("stopped;")
+    assert capsys.readouterr().err.startswith("interrupted;")
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -1,4 +1,4 @@
-"""The recipes for ImageNet, a few steps of each on real photographs."""
+"""ImageNet configs: a few training steps of each on real photographs."""
 
 import math
 import tarfile
@@ -21,7 +21,7 @@ from tests.support.tiny import Recorder
 
 CONFIGS = PROJECT / "configs"
 IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
-"""Labels of its ten classes among the thousand."""
+"""ImageNet labels of the ten classes of Imagenette."""
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def photographs(shared_data, tmp_path_factory) -> Path:
     return folder / "imagenette224-mini"
 
 
-def test_the_papers_learning_rate_falls_after_30_and_60_epochs():
+def test_paper_learning_rate_decays_after_30_and_60_epochs():
     config = read_run(["--config", str(CONFIGS / "imagenet_paper.yaml")]).train
     rates = [learning_rate(config, 10 * epoch, 10) for epoch in (0, 29, 30, 59, 60, 89)]
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
-def test_the_commented_lines_make_the_recipe_one_for_a_cluster(name, tmp_path):
+def test_uncommented_lines_configure_the_config_for_a_cluster(name, tmp_path):
     text = (CONFIGS / f"{name}.yaml").read_text().replace("  folder: data/imagenet #", "#")
     config = tmp_path / "config.yaml"
     config.write_text(text.replace("  # ", "  ").replace("BUCKET", "team"))
@@ -59,12 +59,12 @@ def test_the_commented_lines_make_the_recipe_one_for_a_cluster(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
-def test_the_recipe_for_imagenet_trains_on_photographs(name, photographs, tmp_path):
+def test_imagenet_config_trains_on_photographs(name, photographs, tmp_path):
     run = read_run(["--config", str(CONFIGS / f"{name}.yaml")])
     assert run.model == PRESETS["imagenet_paper"]
     assert run.model.num_classes == 1000
     sizes = run.train.progressive_sizes or (224,)
-    # Narrowed, three steps an epoch, and an epoch for each size of the images.
+    # A narrow network, three steps per epoch, and one epoch per image size.
     model = replace(run.model, stem_channels=16, growth_rate=8, layers_per_block=2)
     data = replace(
         run.data,

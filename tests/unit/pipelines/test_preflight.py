@@ -7,9 +7,10 @@ import pytest
 import torch
 import yaml
 
+from cluster.cli import parse_settings
 from pipelines.data import prepare
 from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from pipelines.train import track
 from ranet import RANet, mult_adds
 from ranet.training.state import TrainState
@@ -58,7 +59,7 @@ def test_a_run_on_rented_gpus_is_priced_and_what_is_unknown_is_called_so(at_home
     lines = dict(told.lines)
     assert told.starts
     assert lines["to rent"] == "g6.12xlarge (spot), by ray_cluster.yaml"
-    assert lines["images/s"].startswith("unknown: rates.yaml has no rate of this network")
+    assert lines["images/s"].startswith("unknown: throughput.yaml has no rate of this network")
     assert lines["time"].startswith("were it 100 images/s a worker: 0.00 h")
     assert lines["price"].startswith("$3.88 an hour with 8 workers and the head")
 
@@ -164,7 +165,7 @@ def test_a_name_that_is_unfinished_with_other_settings_would_not_start(at_home, 
     told = preflight(read("digits", tmp_path, "--train.epochs=3"))
     [sentence] = told.lacks
     assert "is unfinished and its settings have changed: train.epochs: 10 -> 3" in sentence
-    assert preflight(read("digits", tmp_path, "--train.epochs=3", "--fresh=true")).starts
+    assert preflight(read("digits", tmp_path, "--train.epochs=3"), new_attempt=True).starts
 
 
 @pytest.mark.parametrize(("checkpoint_steps", "number"), [(0, 11), (8, 31), (95, 3), (60, 4)])

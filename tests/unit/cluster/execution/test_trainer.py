@@ -5,8 +5,8 @@ import os
 import pytest
 
 from cluster.errors import TrackingError
-from cluster.execution.trainer import resolve_storage
-from cluster.tracking.runs import check_reachable
+from cluster.storage.filesystem import resolve_storage
+from cluster.tracking.client import check_reachable
 
 
 @pytest.fixture

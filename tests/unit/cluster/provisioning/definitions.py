@@ -2,9 +2,11 @@
 
 import yaml
 
-from pipelines.run import Run, parse_settings
+from cluster.cli import parse_settings
+from pipelines.run import Run
 from tests.unit.test_project import ROOT
-from tuning.space import Sweep, as_arguments
+from tuning.config import Sweep
+from tuning.space import as_arguments
 
 IMAGENET_BYTES = 1_331_167 * 58_000
 """What nodes copy of ImageNet: JPEG 90 of 421 px is 43 KB (docs/results.md), here scaled to the
@@ -24,7 +26,9 @@ def read_config(name):
 def read_sweep(name):
     """The run that the trials of a sweep start from."""
     sweep = parse_settings(Sweep, ["--config", str(ROOT / "configs" / f"{name}.yaml")])
-    return parse_settings(Run, ["--config", str(ROOT / sweep.run), *as_arguments(sweep.settings)])
+    return parse_settings(
+        Run, ["--config", str(ROOT / sweep.base_config), *as_arguments(sweep.overrides)]
+    )
 
 
 def groups_of(spec):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from cluster.cli import parse_settings
 from cluster.provisioning.cluster_file import read_cluster_spec
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from tests.unit.cluster.provisioning.definitions import IMAGENET_BYTES, read_config, read_sweep
 from tests.unit.test_project import ROOT
 

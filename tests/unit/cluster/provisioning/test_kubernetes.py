@@ -9,8 +9,9 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
 
+from cluster.cli import parse_settings
 from cluster.provisioning.instance_types import INSTANCE_TYPES
-from pipelines.run import Run, parse_settings
+from pipelines.run import Run
 from tests.unit.cluster.provisioning.definitions import IMAGENET_BYTES, groups_of, kuberay
 from tests.unit.test_project import ROOT
 

@@ -1,0 +1,302 @@
+"""Command line of all scripts: parser, error texts, logging and exit status."""
+
+import argparse
+import difflib
+import logging
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonargparse import (
+    ActionConfigFile,
+    ArgumentError,
+    ArgumentParser,
+    DefaultHelpFormatter,
+    Namespace,
+    set_parsing_settings,
+)
+
+from cluster.errors import EXPECTED_ERRORS
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("ranet", "cluster", "tuning", "pipelines")
+
+RENAMED = {
+    # settings of a run
+    "data.root": "data.source_dir",
+    "data.folder": "data.prepared_dir",
+    "data.stored_size": "data.max_side",
+    "data.storage": "data.image_format",
+    "data.order": "data.shuffle",
+    "data.crop": "data.augment.crop",
+    "data.flip": "data.augment.flip",
+    "train.micro_batch": "train.micro_batch_size",
+    "train.checkpoint_steps": "train.checkpoint_every_steps",
+    "train.image_sizes": "train.progressive_sizes",
+    "train.exit_loss_weights": "train.loss.exit_weights",
+    "train.exit_loss_shift": "train.loss.curriculum",
+    "train.label_smoothing": "train.loss.label_smoothing",
+    "train.ema_decay": "train.ema.decay",
+    "cluster.cache_folder": "cluster.cache_dir",
+    "cluster.cache_bytes": "cluster.cache_max_bytes",
+    "cluster.max_failures": "cluster.max_consecutive_failures",
+    "cluster.resize_seconds": "cluster.elastic_check_seconds",
+    "cluster.storage": "cluster.storage_path",
+    "registry.budgets": "evaluation.budget_fractions",
+    "registry.model": "registry.model_name",
+    # settings of a sweep
+    "run": "base_config",
+    "settings": "overrides",
+    "window": "cost_limits",
+    "window.mult_adds": "cost_limits.mult_adds",
+    "window.first_exit": "cost_limits.first_exit_mult_adds",
+    "window.parameters": "cost_limits.parameters",
+    "window.memory": "cost_limits.memory_bytes",
+    "cost_limits.first_exit": "cost_limits.first_exit_mult_adds",
+    "cost_limits.memory": "cost_limits.memory_bytes",
+    "stopping": "early_stopping",
+    "stopping.method": "early_stopping.method",
+    "stopping.first_epoch": "early_stopping.first_epoch",
+    "stopping.factor": "early_stopping.factor",
+    "stopping.brackets": "early_stopping.brackets",
+    "search": "sampler",
+    "objective.names": "objective.metrics",
+    "objective.budgets": "objective.budgets_mult_adds",
+    "objective.area_range": "objective.auc_range_mult_adds",
+    # options of an invocation
+    "fresh": "--new-attempt",
+    "dry_run": "--dry-run",
+}
+"""New name by old name of a setting; used only for the error that names the new one."""
+
+_Settings = TypeVar("_Settings")
+
+
+class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help with types and defaults, and with the description as it is written."""
+
+
+class CommandLine(ArgumentParser):
+    """Command line of a script: settings, options of the invocation, and positionals.
+
+    Settings come from a YAML file and from options. Options of the invocation and positionals are
+    declared with `add_argument`; they are no settings, and config files must not contain them.
+    """
+
+    def __init__(
+        self, description: str | None = None, settings: type | None = None, **kwargs: Any
+    ) -> None:
+        # The docstrings below the fields are their help texts.
+        set_parsing_settings(docstring_parse_attribute_docstrings=True)
+        if description is not None:
+            kwargs["formatter_class"] = _HelpFormatter
+        if settings is not None:
+            kwargs.setdefault(
+                "usage", "%(prog)s [--config FILE] [OPTION] [--section.field=value ...]"
+            )
+        super().__init__(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
+        self.settings_type = settings
+        if settings is not None:
+            self.add_argument("--config", action=ActionConfigFile, help="YAML file of settings")
+            self.add_class_arguments(
+                settings, as_group=False, as_positional=False, sub_configs=True
+            )
+
+    def read(
+        self,
+        argv: Sequence[str] | None = None,
+        check: Callable[[Namespace], None] = lambda options: None,
+    ) -> Namespace:
+        """Parse the command line, or print one line and exit with status 2.
+
+        Args:
+            argv: Command line without the name of the script; None: that of this process.
+            check: Further check of the parsed options; raises ValueError.
+
+        Returns:
+            Options and positionals, and the settings as `settings`.
+        """
+        try:
+            options = self.parse(sys.argv[1:] if argv is None else argv)
+            check(options)
+        except ValueError as error:
+            sys.stderr.write(f"error: {error}\n")
+            raise SystemExit(2) from None
+        return options
+
+    def parse(self, arguments: Sequence[str]) -> Namespace:
+        """Parse arguments as `read` does.
+
+        Raises:
+            ValueError: An argument is wrong; the message is one sentence.
+        """
+        if self.settings_type is not None:
+            self._check_config_files(arguments)
+        try:
+            options = self.parse_args(list(arguments))
+            if self.settings_type is None:
+                return options
+            # Dataclasses check their values here.
+            values = self.instantiate(options)
+            names = [entry.name for entry in fields(self.settings_type)]
+            settings = self.settings_type(**{name: values.pop(name) for name in names})
+        except (ArgumentError, ValueError) as error:
+            raise ValueError(self._explain(str(error))) from None
+        values["settings"] = settings
+        return values
+
+    def dump(self, cfg: Namespace, **kwargs: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the settings as YAML, for `--print_config`, without options of the invocation."""
+        settings = cfg.clone()
+        for name in self._option_names():
+            settings.pop(name, None)
+        return super().dump(settings, **{**kwargs, "skip_validation": True})
+
+    def _option_names(self) -> dict[str, str]:
+        """Return how options of the invocation and positionals are written, by name."""
+        if self.settings_type is None:
+            settings = set()
+        else:
+            settings = {name.split(".")[0] for name in setting_names(self.settings_type)}
+        return {
+            action.dest: next(iter(action.option_strings), action.dest)
+            for action in self._actions
+            if action.dest.split(".")[0] not in {*settings, "config", "print_config", "help"}
+        }
+
+    def _check_config_files(self, arguments: Sequence[str]) -> None:
+        """Check the sections of config files, some of which jsonargparse would ignore."""
+        assert self.settings_type is not None
+        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+            option, _, path = argument.partition("=")
+            file = Path(path or following)
+            if option == "--config" and file.is_file():
+                try:
+                    content = yaml.safe_load(file.read_bytes())
+                except yaml.YAMLError as error:
+                    sentence = " ".join(str(error).split())
+                    raise ValueError(f"{file} is not YAML: {sentence}") from error
+                _check_section(self.settings_type, content, str(file))
+                for name, written in self._option_names().items():
+                    if name in content:
+                        raise ValueError(
+                            f"{file} contains {name}, which is no setting: it belongs on the "
+                            f"command line ({written})"
+                        )
+
+    def _explain(self, message: str) -> str:
+        """Rewrite an error of jsonargparse as one line that names the setting and its rule."""
+        message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
+        message = re.sub(r"Expected a <class '(\w+)'>\. Got value:", r"must be \1, got", message)
+        message = re.sub(
+            r"Expected a typing\.Literal\[(.*?)\]\. Got value:", r"must be one of \1, got", message
+        )
+        if missing := re.match(r"the following arguments are required: (.*)", message):
+            return f"{missing[1]} is required; see --help"
+        unknown = re.match(
+            r"(?:Group '(?P<group>\S+)' does not accept option|Option) '(?P<key>\S+)'"
+            r"|unrecognized arguments: --(?P<option>[^\s=]+)",
+            message,
+        )
+        if unknown is None:
+            return message
+        group = f"{unknown['group']}." if unknown["group"] else ""
+        return self._explain_unknown(unknown["option"] or f"{group}{unknown['key']}")
+
+    def _explain_unknown(self, name: str) -> str:
+        settings = setting_names(self.settings_type) if self.settings_type is not None else []
+        options = [text for action in self._actions for text in action.option_strings]
+        known = {*settings, *options}
+        if RENAMED.get(name.replace("-", "_")) in known:
+            return f"{name} was renamed to {RENAMED[name.replace('-', '_')]}"
+        similar = difflib.get_close_matches(name, settings, n=1) or difflib.get_close_matches(
+            f"--{name}", options, n=1
+        )
+        hint = f"did you mean {similar[0]}?" if similar else "see --help"
+        if self.settings_type is None:
+            return f"--{name} is not an option; {hint}"
+        return f"{name} is not a setting; {hint}"
+
+
+def read_settings(kind: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
+    """Parse settings from the command line, or print one line and exit with status 2."""
+    return CommandLine(settings=kind).read(argv).settings
+
+
+def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings:
+    """Parse settings from command-line arguments.
+
+    Raises:
+        ValueError: An argument is wrong; the message is one sentence.
+    """
+    return CommandLine(settings=kind).parse(arguments).settings
+
+
+def setting_names(kind: type, prefix: str = "") -> list[str]:
+    """Return the dotted names of all settings of a dataclass and of its sections."""
+    names: list[str] = []
+    for entry in fields(kind):
+        names.append(f"{prefix}{entry.name}")
+        if is_dataclass(entry.type):
+            assert isinstance(entry.type, type)
+            names += setting_names(entry.type, f"{prefix}{entry.name}.")
+    return names
+
+
+def configure_logging(*, only_errors: bool = False) -> None:
+    """Log this project at INFO level and libraries at WARNING level, to stderr.
+
+    Args:
+        only_errors: Log only errors, of this project and of libraries.
+    """
+    logging.basicConfig(
+        level=logging.ERROR if only_errors else logging.WARNING,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        force=True,
+    )
+    for package in PACKAGES:
+        logging.getLogger(package).setLevel(logging.ERROR if only_errors else logging.INFO)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+@contextmanager
+def main_guard(
+    interrupted: str = "interrupted; run it again under the same name to resume",
+) -> Iterator[None]:
+    """Turn expected errors of a script into one sentence and an exit status.
+
+    The status is 1 after an expected error and 130 after Ctrl-C or SIGTERM, which stops a Ray job.
+    Unexpected errors keep their traceback.
+
+    Args:
+        interrupted: Message after Ctrl-C or SIGTERM.
+    """
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except EXPECTED_ERRORS as error:
+        logger.debug("traceback", exc_info=error)
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{interrupted}\n")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _check_section(kind: type, settings: Any, where: str) -> None:
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where} must contain settings, as in name: value; got {settings!r:.100}")
+    for entry in fields(kind):
+        if is_dataclass(entry.type) and entry.name in settings:
+            assert isinstance(entry.type, type)
+            _check_section(entry.type, settings[entry.name], f"{where}: {entry.name}")

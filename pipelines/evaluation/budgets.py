@@ -1,0 +1,147 @@
+"""Accuracy of every exit and of every budget, with fitted thresholds."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ranet.evaluation.exit_outputs import (
+    ExitOutputs,
+    SplitOutputs,
+    anytime_accuracy,
+    select_ensemble,
+)
+from ranet.inference.ensemble import ExitEnsemble
+from ranet.inference.threshold_search import fit_budgets, score_budget
+
+_MIN_BUDGETS = 40
+
+
+@dataclass(frozen=True)
+class ExitAccuracy:
+    """Anytime prediction: accuracy of one exit on all images, in percent."""
+
+    mult_adds: int
+    val_top1: float
+    val_top5: float
+    test_top1: float
+    test_top5: float
+
+
+@dataclass(frozen=True)
+class BudgetAccuracy:
+    """Budgeted batch classification: thresholds and accuracy (percent) of one budget."""
+
+    budget_fraction: float
+    """Mean mult-adds per image, as a fraction of the last exit's mult-adds."""
+    thresholds: tuple[float, ...]
+    """Confidence thresholds by exit, fitted on the validation images."""
+    val_top1: float
+    test_top1: float
+    test_mult_adds: float
+    """Mean mult-adds of the test images."""
+    exit_shares: tuple[float, ...]
+    """Percentage of the test images that leave at each exit."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of every exit and of every budget that is stored with the model."""
+
+    exits: tuple[ExitAccuracy, ...]
+    curve: tuple[BudgetAccuracy, ...]
+    """All budgets of `budget_grid`, in ascending order."""
+    reported: tuple[BudgetAccuracy, ...]
+    """Budgets of evaluation.budget_fractions."""
+    answer: ExitEnsemble
+    """Ensemble of exits, chosen on the validation images."""
+
+    @property
+    def val_top1(self) -> float:
+        """Validation top-1 in percent, averaged over the reported budgets."""
+        return sum(row.val_top1 for row in self.reported) / len(self.reported)
+
+
+def check_budgets(costs: tuple[int, ...], budget_fractions: tuple[float, ...]) -> None:
+    """Reject budgets below the cost of the first exit.
+
+    Args:
+        costs: Cumulative mult-adds of every exit.
+        budget_fractions: Fractions of the last exit's mult-adds.
+
+    Raises:
+        ValueError: The smallest fraction is below the first exit's.
+    """
+    smallest = math.ceil(100 * costs[0] / costs[-1]) / 100
+    if min(budget_fractions) < smallest:
+        raise ValueError(
+            f"evaluation.budget_fractions must be {smallest} or more, got {budget_fractions}: "
+            f"the first exit of this network costs {costs[0]:,} of {costs[-1]:,} mult-adds"
+        )
+
+
+def budget_grid(costs: tuple[int, ...]) -> tuple[float, ...]:
+    """Budget fractions from the first exit's to 1, whose thresholds are stored with a model.
+
+    The step is 0.01, or the largest smaller power of ten that gives at least 40 budgets. A network
+    with a single exit has the single budget fraction 1.
+    """
+    first = costs[0] / costs[-1]
+    if first == 1:
+        return (1.0,)
+    steps = 100
+    while steps * (1 - first) < _MIN_BUDGETS:
+        steps *= 10
+    return (first, *(k / steps for k in range(1, steps + 1) if k / steps > first))
+
+
+def evaluate_outputs(
+    costs: tuple[int, ...],
+    val: SplitOutputs,
+    test: SplitOutputs,
+    budget_fractions: tuple[float, ...],
+) -> Evaluation:
+    """Fit thresholds on the validation images; measure budgets and exits on the test images.
+
+    Args:
+        costs: Cumulative mult-adds of every exit.
+        val: Exit outputs of the validation images.
+        test: Exit outputs of the test images.
+        budget_fractions: Fractions of the last exit's mult-adds to report, in steps of 0.01.
+    """
+    check_budgets(costs, budget_fractions)
+    grid = budget_grid(costs)
+    wanted = {round(fraction, 2) for fraction in budget_fractions}
+    # In mult-adds; rounding must not push the smallest budget below the first exit.
+    budgets = {fraction: max(costs[0], fraction * costs[-1]) for fraction in grid}
+    answer = select_ensemble(val, costs, [budgets[k] for k in grid if k in wanted])
+    on_val, on_test = val.by(answer), test.by(answer)
+    thresholds = fit_budgets(on_val.confidences, on_val.correct, costs, list(budgets.values()))
+    curve = tuple(
+        _measure_budget(fraction, row, costs, on_val, on_test)
+        for fraction, row in zip(grid, thresholds, strict=True)
+    )
+    accuracies = torch.stack((*anytime_accuracy(on_val), *anytime_accuracy(on_test)), dim=1)
+    exits = tuple(
+        ExitAccuracy(cost, *row) for cost, row in zip(costs, accuracies.tolist(), strict=True)
+    )
+    reported = tuple(row for row in curve if row.budget_fraction in wanted)
+    return Evaluation(exits=exits, curve=curve, reported=reported, answer=answer)
+
+
+def _measure_budget(
+    fraction: float, thresholds: Tensor, costs: tuple[int, ...], val: ExitOutputs, test: ExitOutputs
+) -> BudgetAccuracy:
+    on_val, on_test = (
+        score_budget(outputs.confidences, outputs.correct, costs, thresholds)
+        for outputs in (val, test)
+    )
+    return BudgetAccuracy(
+        budget_fraction=fraction,
+        thresholds=tuple(thresholds.tolist()),
+        val_top1=on_val.top1,
+        test_top1=on_test.top1,
+        test_mult_adds=on_test.mean_cost,
+        exit_shares=tuple(100 * share for share in on_test.shares),
+    )

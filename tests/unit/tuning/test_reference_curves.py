@@ -1,0 +1,25 @@
+"""Published accuracy curves."""
+
+from pipelines.data import DatasetInfo
+from pipelines.data.sources.factory import read_class_index
+from pipelines.tune import classes_in
+from tuning.reference_curves import RANET_CURVES, reference_curve_for
+
+
+def test_published_curve_is_chosen_by_the_class_names():
+    animals = ("bird", "cat", "deer", "dog", "frog", "horse")
+    cifar10 = ("airplane", "automobile", *animals, "ship", "truck")
+    hundred = ("apple", "aquarium_fish", *map(str, range(98)))
+    imagenet = read_class_index("configs/imagenet_classes.txt")
+    found = [reference_curve_for(names) for names in (cifar10, hundred, imagenet)]
+    assert found == ["cifar10", "cifar100", "imagenet"] == list(RANET_CURVES)
+    digits = tuple("0123456789")
+    stl10 = ("airplane", "car", "monkey", "bird", "cat", "deer", "dog", "horse", "ship", "truck")
+    assert {
+        reference_curve_for(names) for names in (digits, stl10, imagenet[:100], cifar10[:9])
+    } == {""}
+    info = DatasetInfo(
+        folder="", class_names=cifar10, num_samples={}, sha256={}, skipped={},
+        samples_per_class={"train": (5,) * 9 + (0,)},
+    )  # fmt: skip
+    assert classes_in(info) == cifar10[:9]
