@@ -89,7 +89,7 @@ class Member:
         self.snapshot = reporter.snapshot
         self.trained.append(self.free)
 
-    def candidate(self, sweep: Sweep, run: Run) -> Candidate:
+    def candidate(self, sweep: Sweep, run: Run) -> Candidate[Run]:
         """Return what is trained."""
         found = check_candidate(sweep, run, {"exit_weights.family": "free", FREE: self.free})
         return replace(

@@ -45,7 +45,7 @@ def main() -> None:
             hashlib.sha256(source.read_bytes()).hexdigest(),
         )
         with ObjectStore() as store:
-            store.upload(source, remote.address)
+            store.upload(source, remote.uri)
         if arguments.stream:
             line = Line(server, arguments.stream * 1e6, shared=False)
             os.environ["AWS_ENDPOINT_URL"] = line.endpoint
@@ -86,7 +86,7 @@ def stage(remote: RemoteFile, folder: Path) -> None:
 
 def single_stream(remote: RemoteFile, folder: Path) -> None:
     """One request for the whole object, hashed as it comes."""
-    bucket, key = remote.address.removeprefix("s3://").split("/", 1)
+    bucket, key = remote.uri.removeprefix("s3://").split("/", 1)
     s3 = client("s3")
     body = s3.get_object(Bucket=bucket, Key=key)["Body"]
     digest = hashlib.sha256()

@@ -240,7 +240,11 @@ class Judged(LogReporter):
 
 
 def train(
-    candidate: Candidate, objective: Objective, scheduler: TrialScheduler, *, test: bool = False
+    candidate: Candidate[Run],
+    objective: Objective,
+    scheduler: TrialScheduler,
+    *,
+    test: bool = False,
 ) -> Entry:
     """Train a draw as a trial is trained, and score it.
 
@@ -273,7 +277,10 @@ def train(
 
 
 def fit_trial(
-    candidate: Candidate, objective: Objective, reporter: Reporter, resume: Snapshot | None = None
+    candidate: Candidate[Run],
+    objective: Objective,
+    reporter: Reporter,
+    resume: Snapshot | None = None,
 ) -> Snapshot:
     """Train a new network by the settings of a draw, measured after every epoch."""
     run = candidate.run
@@ -294,7 +301,9 @@ def best_epoch(snapshot: Snapshot) -> Metrics:
     return snapshot["history"][snapshot["best"]["epoch"] - 1]
 
 
-def score_test(candidate: Candidate, snapshot: Snapshot, budgets: Sequence[float]) -> list[float]:
+def score_test(
+    candidate: Candidate[Run], snapshot: Snapshot, budgets: Sequence[float]
+) -> list[float]:
     """Accuracies of the best weights in percent, thresholds fitted on the validation images."""
     run, cost = candidate.run, candidate.cost
     model = RANet(run.model)

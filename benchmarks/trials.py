@@ -28,15 +28,15 @@ from cluster.execution.connection import connected
 from cluster.tracking import runs
 from cluster.tracking.record import TrackedRun
 from pipelines.run import EvaluationConfig, Run
-from pipelines.sweep_candidates import describe
+from pipelines.sweep_candidates import trial_config
 from pipelines.train import prepare_images, train_trial
 from pipelines.tune import common_run, make_sampler
 from ranet.protocols import Snapshot
 from tuning.config import EarlyStopping, Sweep
 from tuning.objective import SECONDS, Objective
-from tuning.results import TrialResult
+from tuning.results import TrialEnd
 from tuning.sampler import Candidate
-from tuning.search import search
+from tuning.search import SearchConfig, search
 from tuning.trial_store import TrialStore, Unfinished
 
 STAGES = {
@@ -96,8 +96,10 @@ def measure(folder: Path, num_trials: int, epochs: int, cpus: int) -> list[dict[
     ):
         search(
             sampler, store, partial(timed_train, notes, sweep.objective),
-            cluster=run.cluster, objective=sweep.objective, early_stopping=sweep.early_stopping,
-            num_trials=num_trials, num_epochs=epochs,
+            SearchConfig(
+                cluster=run.cluster, objective=sweep.objective,
+                early_stopping=sweep.early_stopping, num_trials=num_trials, num_epochs=epochs,
+            ),
         )  # fmt: skip
     noted = [json.loads(file.read_text()) for file in sorted(notes.glob("*-*.json"))]
     found: dict[str, dict[str, float]] = {}
@@ -112,27 +114,29 @@ def note(notes: Path, trial: str, **moments: float) -> None:
     (notes / name).write_text(json.dumps((trial, moments)))
 
 
-class TimedStore(TrialStore):
+class TimedStore(TrialStore[Run]):
     """Notes when trials are opened and closed."""
 
     def __init__(self, parent: TrackedRun, notes: Path) -> None:
         """Take what `measure` has."""
-        super().__init__(parent, describe)
+        super().__init__(parent, trial_config)
         self._notes = notes
 
     def open(
-        self, number: int, candidate: Candidate, before: Unfinished | None = None
-    ) -> tuple[TrackedRun, Any]:
+        self, number: int, candidate: Candidate[Run], before: Unfinished | None = None
+    ) -> tuple[TrackedRun, Run]:
         """Open the run of a trial."""
         asked = time.time()
         record, run = super().open(number, candidate, before)
         note(self._notes, record.name, asked=asked, opened=time.time())
         return record, run
 
-    def close(self, result: TrialResult, history: Sequence[Mapping[str, float]] = ()) -> None:
+    def close(
+        self, number: int, end: TrialEnd, history: Sequence[Mapping[str, float]] = ()
+    ) -> None:
         """Close it."""
-        name = self._open[result.number][0].name
-        super().close(result, [dict(metrics) for metrics in history])
+        name = self._open[number][0].name
+        super().close(number, end, [dict(metrics) for metrics in history])
         note(self._notes, name, closed=time.time())
 
 

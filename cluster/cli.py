@@ -80,7 +80,7 @@ _Settings = TypeVar("_Settings")
 
 
 class _HelpFormatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Help with types and defaults, and with the description as it is written."""
+    """Help with types, defaults and the unwrapped description."""
 
 
 class CommandLine(ArgumentParser):
@@ -114,7 +114,7 @@ class CommandLine(ArgumentParser):
         argv: Sequence[str] | None = None,
         check: Callable[[Namespace], None] = lambda options: None,
     ) -> Namespace:
-        """Parse the command line, or print one line and exit with status 2.
+        """Parse the command line, or exit with status 2.
 
         Args:
             argv: Command line without the name of the script; None: that of this process.
@@ -153,7 +153,7 @@ class CommandLine(ArgumentParser):
         return values
 
     def dump(self, cfg: Namespace, **kwargs: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Return the settings as YAML, for `--print_config`, without options of the invocation."""
+        """Return the settings as YAML, without options of the invocation."""
         settings = cfg.clone()
         for name in self._option_names():
             settings.pop(name, None)
@@ -172,7 +172,7 @@ class CommandLine(ArgumentParser):
         }
 
     def _check_config_files(self, arguments: Sequence[str]) -> None:
-        """Check the sections of config files, some of which jsonargparse would ignore."""
+        """Check sections of config files that jsonargparse would ignore."""
         assert self.settings_type is not None
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
             option, _, path = argument.partition("=")
@@ -192,7 +192,7 @@ class CommandLine(ArgumentParser):
                         )
 
     def _explain(self, message: str) -> str:
-        """Rewrite an error of jsonargparse as one line that names the setting and its rule."""
+        """Rewrite an error of jsonargparse as one clear line."""
         message = re.sub(r'^Parser key "([^"]+)":', r"\1:", " ".join(message.split()))
         message = re.sub(r"Expected a <class '(\w+)'>\. Got value:", r"must be \1, got", message)
         message = re.sub(
@@ -226,7 +226,7 @@ class CommandLine(ArgumentParser):
 
 
 def read_settings(kind: type[_Settings], argv: Sequence[str] | None = None) -> _Settings:
-    """Parse settings from the command line, or print one line and exit with status 2."""
+    """Parse settings from the command line, or exit with status 2."""
     return CommandLine(settings=kind).read(argv).settings
 
 

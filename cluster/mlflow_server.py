@@ -1,7 +1,7 @@
 """A team's MLflow server: runs in PostgreSQL, artifacts in S3, users with passwords.
 
     python -m cluster.mlflow_server serve               # `make mlflow-server`: until Ctrl-C
-    python -m cluster.mlflow_server add-user ada --may write
+    python -m cluster.mlflow_server add-user ada --permission write
 
 Clients reach artifacts through the server: only the server needs keys for S3. It is told
 everything by its environment, so that no secret is in a file or on a command line: PGHOST,
@@ -9,7 +9,6 @@ PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass), MLFLOW_ARTIFACTS_DESTINATION,
 MLFLOW_SERVER_ALLOWED_HOSTS, MLFLOW_AUTH_ADMIN_PASSWORD, and for S3 what boto3 knows.
 """
 
-import argparse
 import os
 import secrets
 import sys
@@ -20,6 +19,7 @@ import psycopg2
 from mlflow import MlflowException
 from mlflow.server import get_app_client
 
+from cluster.cli import CommandLine, main_guard
 from cluster.errors import TrackingError
 from cluster.storage.s3 import ObjectStore, check_uri
 from cluster.tracking.client import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
@@ -129,7 +129,7 @@ def check_store(destination: str) -> None:
     Raises:
         OSError: S3 does not take it, with the reason.
     """
-    with ObjectStore(patience_seconds=S3_SECONDS) as store:
+    with ObjectStore(retry_timeout_seconds=S3_SECONDS) as store:
         store.check_writable(destination.rstrip("/"))
 
 
@@ -159,31 +159,38 @@ def add_user(name: str, *, may_write: bool) -> str:
     return password
 
 
+def command_line() -> CommandLine:
+    """Declare the subcommands."""
+    parser = CommandLine(__doc__, prog="python -m cluster.mlflow_server")
+    commands = parser.add_subcommands(dest="command", required=True)
+    server = CommandLine("Run the server until Ctrl-C.")
+    server.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    server.add_argument("--port", type=int, default=5000, help="port to listen on")
+    server.add_argument("--workers", type=int, default=4, help="number of server processes")
+    commands.add_subcommand("serve", server, help="run the server until Ctrl-C")
+    user = CommandLine("Create a user and print the password, once.")
+    user.add_argument("name", help="name of the user")
+    user.add_argument(
+        "--permission",
+        choices=("read", "write"),
+        default="read",
+        help="read: pull models and read runs; write: train and register as well",
+    )
+    commands.add_subcommand("add-user", user, help="create a user and print the password, once")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve, or create a user."""
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.mlflow_server",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    server = commands.add_parser("serve", help="run the server until Ctrl-C")
-    server.add_argument("--host", default="127.0.0.1", help="address to listen on")
-    server.add_argument("--port", type=int, default=5000)
-    server.add_argument("--workers", type=int, default=4, help="processes that answer")
-    user = commands.add_parser("add-user", help="create a user and show its password, once")
-    user.add_argument("name")
-    user.add_argument("--may", choices=("read", "write"), default="read")
-    options = parser.parse_args(argv)
-    try:
+    options = command_line().read(argv)
+    arguments = options[options.command]
+    with main_guard("interrupted"):
         if options.command == "serve":
-            serve(options.host, options.port, options.workers)
-        password = add_user(options.name, may_write=options.may == "write")
-    except (TrackingError, ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+            serve(arguments.host, arguments.port, arguments.workers)
+        password = add_user(arguments.name, may_write=arguments.permission == "write")
     sys.stdout.write(
-        f"# {options.name}'s ~/.mlflow/credentials, for nobody else to read (chmod 600)\n"
-        f"[mlflow]\nmlflow_tracking_username = {options.name}\n"
+        f"# ~/.mlflow/credentials of {arguments.name}, readable by that user only (chmod 600)\n"
+        f"[mlflow]\nmlflow_tracking_username = {arguments.name}\n"
         f"mlflow_tracking_password = {password}\n"
     )
 

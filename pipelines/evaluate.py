@@ -17,14 +17,14 @@ from cluster.execution.connection import connected
 from cluster.execution.trainer import launch
 from cluster.storage.checkpoints import load_checkpoint
 from cluster.storage.filesystem import resolve_storage
-from cluster.tracking import client, registry, runs
-from cluster.tracking.provenance import provenance_tags
+from cluster.tracking import client, registry
 from pipelines.data import prepare
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
-from pipelines.run import Run, config_text, flatten, identity
+from pipelines.run import Run
 from pipelines.scoring import evaluate_worker
+from pipelines.start import resolve, track
 from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
@@ -41,15 +41,9 @@ def main() -> None:
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)
         name = f"{run.name}-evaluation"
-        with runs.open_run(
-            name,
-            settings={"evaluated": model_uri, **identity(run)},
-            parameters=flatten(run),
-            tags=provenance_tags(),
-            config_text=config_text(run),
-            new_attempt=True,
-        ) as record:
-            outputs = evaluate_weights(run, classifier.weights, record.storage_name)
+        extra = {"evaluated": model_uri}
+        with track(run, name=name, extra=extra, new_attempt=True) as record:
+            outputs = evaluate_weights(resolve(run), classifier.weights, record.storage_name)
             evaluation = evaluate_outputs(
                 mult_adds(run.model),
                 outputs["val"],
@@ -76,7 +70,7 @@ def command_line() -> CommandLine:
 
 
 def with_model(run: Run, classifier: Any) -> Run:
-    """Prepare the images of a run and insert the network and normalization of a loaded model.
+    """Prepare the images and insert the model's network and normalization.
 
     Raises:
         ValueError: The images differ from the images that the model was trained with.
@@ -99,8 +93,6 @@ def with_model(run: Run, classifier: Any) -> Run:
         )
     data = replace(
         run.data,
-        prepared_dir=info.folder,
-        decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
         mean=tuple(settings["mean"]),
         std=tuple(settings["std"]),
     )
@@ -110,7 +102,7 @@ def with_model(run: Run, classifier: Any) -> Run:
 def evaluate_weights(
     run: Run, weights: dict[str, Tensor], storage_name: str
 ) -> dict[str, SplitOutputs]:
-    """Run the network on the workers of a run; return exit outputs of `val` and `test`."""
+    """Collect exit outputs of `val` and `test` on the workers."""
     with connected(run.cluster):
         checkpoint = launch(
             evaluate_worker,

@@ -44,7 +44,7 @@ def command_line() -> CommandLine:
 
 
 def read_image(path: Path, size: int) -> np.ndarray:
-    """Read an image file with the preprocessing of evaluation: (3, size, size), uint8.
+    """Read an image file as evaluation does: (3, size, size), uint8.
 
     An image of exactly that size is used unchanged; otherwise its central square is resized.
     """

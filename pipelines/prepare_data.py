@@ -1,4 +1,4 @@
-"""Prepare the images of a run: write the FFCV files of all splits.
+"""Prepare the images of a run: write FFCV files of all splits.
 
     python pipelines/prepare_data.py --config configs/cifar10.yaml [--data.source_dir=FOLDER ...]
 
@@ -49,7 +49,7 @@ def command_line() -> CommandLine:
 
 
 def describe(info: DatasetInfo) -> str:
-    """Describe the number of images of each split and list the skipped images."""
+    """Describe the images of each split and list the skipped ones."""
     lines = [f"{info.folder}: {len(info.class_names)} classes"]
     for split, count in info.num_samples.items():
         lines.append(f"  {split:5}  {count:>9,} images")

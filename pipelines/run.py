@@ -87,7 +87,7 @@ class Run:
 
 
 def read_run(argv: Sequence[str] | None = None) -> Run:
-    """Parse a run from `--config FILE` and `--section.field=value`, or exit with status 2.
+    """Parse a run from the command line, or exit with status 2.
 
     Args:
         argv: Command line without the name of the script; None: the command line of this process.

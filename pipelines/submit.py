@@ -22,7 +22,7 @@ STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
 
 def main() -> None:
-    """Submit a job or follow a submitted one; exit with the status of the job."""
+    """Submit or follow a job and exit with its status."""
     options = command_line().read(check=check_options)
     logging.disable(logging.WARNING)  # Ray logs each step of packaging the code
     address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
@@ -86,7 +86,7 @@ def passed_variables(options: Namespace) -> dict[str, str]:
 
 
 def send(client: JobSubmissionClient, options: Namespace) -> str:
-    """Upload the code of this folder and start the command as a job."""
+    """Upload the code of this folder and start the job."""
     folder = Path.cwd()
     print(f"{check_code(folder) / 1e6:.2f} MB of code to upload", file=sys.stderr)
     job_id = submit(client, shlex.join(options.command), folder, passed_variables(options))

@@ -26,7 +26,7 @@ _WEIGHTS = "train.loss.exit_weights"
 
 
 def check_space(sweep: Sweep, base: Run) -> None:
-    """Check that a space sets only properties of the network and its training.
+    """Check that a space sets only network and training settings.
 
     Args:
         sweep: the sweep with the space.
@@ -51,7 +51,7 @@ def check_space(sweep: Sweep, base: Run) -> None:
             )
 
 
-def check_candidate(sweep: Sweep, base: Run, params: Mapping[str, Any]) -> Candidate:
+def check_candidate(sweep: Sweep, base: Run, params: Mapping[str, Any]) -> Candidate[Run]:
     """Build and check the candidate of some parameters.
 
     Cheap checks come first: network constraints, cost limits, then the full configuration parser.
@@ -92,7 +92,7 @@ def check_candidate(sweep: Sweep, base: Run, params: Mapping[str, Any]) -> Candi
     return Candidate(run=run, params=params, settings=changed, cost=cost)
 
 
-def describe(candidate: Candidate, name: str) -> TrialConfig:
+def trial_config(candidate: Candidate[Run], name: str) -> TrialConfig[Run]:
     """Return the run of a candidate under the name of its trial."""
     run = replace(candidate.run, name=name)
     size = _footprint(run)
@@ -105,7 +105,7 @@ def describe(candidate: Candidate, name: str) -> TrialConfig:
     )
 
 
-def best_config(candidate: Candidate, name: str, budget: float | None) -> str:
+def best_config(candidate: Candidate[Run], name: str, budget: float | None) -> str:
     """Return the YAML config of a candidate for `pipelines/train.py`.
 
     Args:
@@ -129,7 +129,7 @@ def _parse(base: Run, settings: Mapping[str, Any]) -> Run:
 
 
 def _bound(error: ValueError) -> str:
-    """Return the name of the setting at the start of an error message."""
+    """Return the setting named at the start of an error."""
     return str(error).split()[0].rstrip(":")
 
 

@@ -1,4 +1,4 @@
-"""Train a RANet with Ray Train, evaluate it and register it in MLflow.
+"""Train a RANet with Ray Train, then evaluate and register it.
 
     python pipelines/train.py --config configs/digits.yaml [--train.optim.lr=0.1 ...] [--dry-run]
     ray job submit --working-dir . -- python pipelines/train.py --config configs/cifar10.yaml
@@ -10,8 +10,6 @@ starts a local cluster.
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +27,8 @@ from cluster.storage.checkpoints import SNAPSHOT, checkpoint_uri, load_checkpoin
 from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri
 from cluster.tracking import client, runs
-from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo, prepare
-from pipelines.data.config import prepared_path
 from pipelines.data.preflight import check_classes
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.examples import save_examples
@@ -40,7 +36,8 @@ from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
-from pipelines.run import Run, config_text, flatten, identity
+from pipelines.run import Run, identity
+from pipelines.start import resolve, track
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -61,7 +58,7 @@ def main() -> None:
         runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
         info = prepare_images(run)
         with track(run, new_attempt=new_attempt) as record:
-            trained = train(run, record)
+            trained = train(resolve(run), record)
             print(evaluate_and_register(run, record, trained, info))
 
 
@@ -83,7 +80,7 @@ def command_line() -> CommandLine:
 
 
 def prepare_images(run: Run) -> DatasetInfo:
-    """Prepare the images and reject invalid settings before an MLflow run is opened."""
+    """Prepare the images and reject settings that do not fit them."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
     info = prepare(run.data, run.model.image_size, spread=partial(parallel_map, run.cluster))
@@ -91,26 +88,14 @@ def prepare_images(run: Run) -> DatasetInfo:
     return info
 
 
-def track(run: Run, *, new_attempt: bool = False) -> AbstractContextManager[TrackedRun]:
-    """Open the MLflow run of this name: resume the last attempt or start a new one."""
-    return runs.open_run(
-        run.name,
-        settings=identity(run),
-        parameters=flatten(run),
-        tags=provenance_tags(),
-        config_text=config_text(run),
-        new_attempt=new_attempt,
-    )
-
-
 def train(run: Run, record: TrackedRun) -> TrainOutput:
     """Train on Ray, resuming from the latest checkpoint of the attempt.
 
     Args:
-        run: The run; its images must be prepared.
+        run: The resolved run; its images must be prepared.
         record: MLflow run that metrics and checkpoints are logged to.
     """
-    checkpoint = _launch(train_worker, {"run": _located(run)}, run, record)
+    checkpoint = _launch(train_worker, {"run": run}, run, record)
     trained = read_trained(checkpoint)
     # Ray's controller logs metrics while training. If it was killed, some may be missing in MLflow.
     record.log_history(trained.snapshot["history"])
@@ -128,11 +113,11 @@ def train_trial(
     callbacks: Sequence[UserCallback],
     watch: Any,
 ) -> Snapshot:
-    """Train a trial of a sweep, resuming from its latest checkpoint; test images are never read.
+    """Train a trial of a sweep; test images are never read.
 
     Args:
         objective: Objective that is measured after every epoch.
-        run: Run of the trial; its images must be prepared.
+        run: Resolved run of the trial; its images must be prepared.
         record: MLflow run of the trial, which metrics and checkpoints are logged to.
         callbacks: Called in Ray's controller process after every epoch.
         watch: Heartbeats of the workers of all trials.
@@ -140,7 +125,7 @@ def train_trial(
     Returns:
         The snapshot after the last epoch.
     """
-    task = {"run": _located(run), "objective": objective}
+    task = {"run": run, "objective": objective}
     checkpoint = _launch(trial_worker, task, run, record, callbacks, watch)
     return load_checkpoint(checkpoint)[SNAPSHOT]
 
@@ -153,7 +138,7 @@ def _launch(
     callbacks: Sequence[UserCallback] = (),
     watch: Any = None,
 ) -> Checkpoint:
-    """Launch a worker function; its metrics and checkpoints are logged to the record."""
+    """Launch a worker function and log its metrics and checkpoints."""
     with connected(run.cluster):
         return launch(
             worker,
@@ -206,16 +191,6 @@ def evaluate_and_register(
         f"models:/{version.name}/{version.version} {example} --budget-fraction 0.5",
     ]
     return "\n".join(lines)
-
-
-def _located(run: Run) -> Run:
-    """Return the run with absolute paths and the number of decoding threads set."""
-    data = replace(
-        run.data,
-        prepared_dir=prepared_path(run.data, run.model.image_size),
-        decode_threads=run.data.decode_threads or run.cluster.cpus_per_worker,
-    )
-    return replace(run, data=data)
 
 
 def _keep_best_and_last(record: TrackedRun, trained: TrainOutput, checkpoint: Checkpoint) -> None:

@@ -1,4 +1,4 @@
-"""Search the settings of a run for the best network within a budget.
+"""Search the settings of a run for the best networks.
 
     python pipelines/tune.py --config configs/sweeps/digits.yaml [--num_trials=8 ...]
     ray job submit --working-dir . -- python pipelines/tune.py --config configs/sweeps/digits.yaml
@@ -8,7 +8,6 @@ results are configs for pipelines/train.py.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -20,22 +19,21 @@ from cluster.cli import CommandLine, configure_logging, main_guard, parse_settin
 from cluster.errors import RunError
 from cluster.execution.connection import connected
 from cluster.execution.resources import check_capacity, wants_gpu
-from cluster.storage.filesystem import resolve_storage
 from cluster.tracking import client, runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data import DatasetInfo
-from pipelines.data.config import prepared_path
 from pipelines.run import EvaluationConfig, Run, identity
-from pipelines.sweep_candidates import best_config, check_candidate, check_space, describe
+from pipelines.start import resolve
+from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
 from tuning.reference_curves import reference_curve_for
 from tuning.report import write_report
 from tuning.results import SweepResults, TrialResult
 from tuning.sampler import Sampler
-from tuning.search import search
-from tuning.space import as_arguments
+from tuning.search import SearchConfig, search
+from tuning.space import as_arguments, flatten_choices
 from tuning.trial_store import TrialStore, read_trials
 
 _OBJECTIVE = "sweep.objective"
@@ -73,17 +71,13 @@ def command_line() -> CommandLine:
 
 
 def common_run(sweep: Sweep) -> Run:
-    """Read the run that all trials start from, with paths valid on every node."""
+    """Read the run that all trials start from, and resolve it."""
     run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
-    return replace(
-        run,
-        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
-        cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
-    )
+    return resolve(run)
 
 
-def make_sampler(sweep: Sweep, run: Run) -> Sampler:
+def make_sampler(sweep: Sweep, run: Run) -> Sampler[Run]:
     """Create the sampler of a sweep, warm-started with the trials of other sweeps.
 
     Raises:
@@ -146,7 +140,7 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
 
 
 def run_trials(
-    sweep: Sweep, run: Run, sampler: Sampler, published: str, new_attempt: bool = False
+    sweep: Sweep, run: Run, sampler: Sampler[Run], published: str, new_attempt: bool = False
 ) -> None:
     """Run the trials of a sweep, then write the report and the best configs.
 
@@ -170,24 +164,28 @@ def run_trials(
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         new_attempt=new_attempt,
     ) as record:
-        with TrialStore(record, describe) as store:
-            trials = search(
+        with TrialStore(record, trial_config) as store:
+            summary = search(
                 sampler,
                 store,
                 partial(train_trial, sweep.objective),
-                cluster=cluster,
-                objective=sweep.objective,
-                early_stopping=sweep.early_stopping,
-                num_trials=sweep.num_trials,
-                num_epochs=run.train.epochs,
+                SearchConfig(
+                    cluster=cluster,
+                    objective=sweep.objective,
+                    early_stopping=sweep.early_stopping,
+                    num_trials=sweep.num_trials,
+                    num_epochs=run.train.epochs,
+                ),
             )
         results = SweepResults(
             name=sweep.name,
             objectives=sweep.objective.metrics,
             directions=sweep.objective.directions,
             budgets=sweep.objective.budgets_mult_adds,
-            trials=tuple(flattened(result) for result in store.results),
-            rejected=trials.rejected,
+            trials=tuple(
+                replace(result, params=flatten_choices(result.params)) for result in store.results
+            ),
+            rejected=summary.rejected,
             seconds=store.seconds,
             devices=cluster.max_workers
             * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
@@ -195,9 +193,9 @@ def run_trials(
             published=published,
         )
         report(results, sweep, run, record)
-        if trials.lost:
+        if summary.lost:
             raise RunError(
-                f"{len(trials.lost)} trials were lost, the last one: {trials.lost[-1]}; "
+                f"{len(summary.lost)} trials were lost, the last one: {summary.lost[-1]}; "
                 f"run the sweep {sweep.name} again to resume them"
             )
         if not results.ranking:
@@ -207,7 +205,7 @@ def run_trials(
 
 
 def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:
-    """Write tables, plots and configs to a folder and to MLflow, and print the summary."""
+    """Write tables, plots and configs, and print the summary."""
     params_of = {each.number: each.params for each in read_trials(record.uri, record.run_id)[0]}
 
     def config_of(result: TrialResult, name: str, budget: float | None) -> str:
@@ -222,16 +220,8 @@ def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
         print(f"train it:   python pipelines/train.py --config {file}")
 
 
-def flattened(result: TrialResult) -> TrialResult:
-    """Return a trial whose mapping choices are split into single settings."""
-    settings: dict[str, Any] = {}
-    for name, value in result.params.items():
-        settings |= value if isinstance(value, Mapping) else {name: value}
-    return replace(result, settings=settings)
-
-
 def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:
-    """Return the settings that must be equal to compare the accuracies of two sweeps."""
+    """Return the settings that make two sweeps' accuracies comparable."""
     names = {"name", "cluster.storage_path"}
     shared = {key: value for key, value in identity(run).items() if key not in names}
     return shared | {_OBJECTIVE: json.dumps(asdict(sweep.objective))}

@@ -56,7 +56,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def trial_worker(config: dict[str, Any]) -> None:
-    """Train a trial and measure the objective after every epoch; test images are never read.
+    """Train a trial and measure the objective after every epoch.
 
     Args:
         config: `run`, a Run with absolute paths, and `objective`, the objective of the sweep.
@@ -135,10 +135,12 @@ def exit_outputs_in(files: Mapping[str, Any]) -> dict[str, SplitOutputs]:
 
 @contextmanager
 def with_local_data(run: Run) -> Iterator[Run]:
-    """Yield the run with its images on this node's disk; images in S3 are downloaded once."""
+    """Yield the run with its images on this node's disk."""
     cache = Cache(Path(run.cluster.cache_dir).expanduser(), run.cluster.cache_max_bytes)
     with staged_data(run.data, cache) as data:
-        yield replace(run, data=data)
+        # One decoding thread per CPU of this worker, not per CPU of the node.
+        threads = data.decode_threads or run.cluster.cpus_per_worker
+        yield replace(run, data=replace(data, decode_threads=threads))
 
 
 def set_up(run: Run) -> torch.device:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ranet.architecture import make_network_spec
+from ranet.checks import check_choices, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +66,14 @@ class ModelConfig:
                 )
             if min(factors) < 1:
                 raise ValueError(f"model.{name} must all be 1 or more, got {factors}")
-        for name in ("growth_rate", "stem_channels", "num_blocks", "image_size", "num_classes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be 1 or more, got {getattr(self, name)}")
+        positive = ("growth_rate", "stem_channels", "num_blocks", "image_size", "num_classes")
+        check_range(self, "model", **dict.fromkeys(positive, (1, None)))
+        check_choices(self, "model")
         if self.layers_per_block < 2:
             raise ValueError(
                 f"model.layers_per_block must be 2 or more, got {self.layers_per_block}: "
                 "a block hands the input of its last layer to the sub-network above"
             )
-        if self.layer_mode not in ("even", "linear"):
-            raise ValueError(f"model.layer_mode must be even or linear, got {self.layer_mode!r}")
-        if self.stem not in ("small", "large"):
-            raise ValueError(f"model.stem must be small or large, got {self.stem!r}")
         if self.extra_blocks < 1 and len(self.scales) > 1:
             raise ValueError(
                 f"model.extra_blocks must be 1 or more, got {self.extra_blocks}: "
@@ -124,20 +121,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "milestones", tuple(self.milestones))
+        check_choices(self, "train.optim")
+        check_range(self, "train.optim", weight_decay=(0, None), warmup_epochs=(0, None))
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise ValueError(f"train.optim.lr must be above 0, got {self.lr}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"train.optim.momentum must be in [0, 1), got {self.momentum}")
         if self.nesterov and self.momentum == 0:
             raise ValueError("train.optim.nesterov needs train.optim.momentum above 0, got 0")
-        if not (self.weight_decay >= 0 and math.isfinite(self.weight_decay)):
-            raise ValueError(f"train.optim.weight_decay must be 0 or more, got {self.weight_decay}")
-        if self.decay not in ("all", "weights"):
-            raise ValueError(f"train.optim.decay must be all or weights, got {self.decay!r}")
-        if self.schedule not in ("multistep", "cosine"):
-            raise ValueError(
-                f"train.optim.schedule must be multistep or cosine, got {self.schedule!r}"
-            )
         if any(not 0 < share < 1 for share in self.milestones) or self.milestones != tuple(
             sorted(self.milestones)
         ):
@@ -147,10 +138,6 @@ class OptimConfig:
             )
         if not 0 < self.gamma <= 1:
             raise ValueError(f"train.optim.gamma must be in (0, 1], got {self.gamma}")
-        if not (self.warmup_epochs >= 0 and math.isfinite(self.warmup_epochs)):
-            raise ValueError(
-                f"train.optim.warmup_epochs must be 0 or more, got {self.warmup_epochs}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +155,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exit_weights", tuple(self.exit_weights))
+        check_range(self, "train.loss", curriculum=(-1, 1))
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(
                 f"train.loss.label_smoothing must be in [0, 1), got {self.label_smoothing}"
@@ -177,10 +165,6 @@ class LossConfig:
         ):
             raise ValueError(
                 f"train.loss.exit_weights must be 0 or more and not all 0, got {self.exit_weights}"
-            )
-        if not -1 <= self.curriculum <= 1:
-            raise ValueError(
-                f"train.loss.curriculum must lie between -1 and 1, got {self.curriculum}"
             )
 
 
@@ -235,25 +219,20 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "progressive_sizes", tuple(self.progressive_sizes))
-        for name in ("micro_batch_size", "checkpoint_every_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
-        if self.epochs < 1:
-            raise ValueError(f"train.epochs must be 1 or more, got {self.epochs}")
-        if self.batch_size < 1:
-            raise ValueError(f"train.batch_size must be 1 or more, got {self.batch_size}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"train.seed must be 0 to 2^63 - 1, got {self.seed}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ValueError(f"train.precision must be float32 or bfloat16, got {self.precision!r}")
+        check_choices(self, "train")
+        check_range(
+            self,
+            "train",
+            epochs=(1, None),
+            batch_size=(1, None),
+            micro_batch_size=(0, None),
+            checkpoint_every_steps=(0, None),
+            seed=(0, 2**63 - 1),
+        )
         if min(self.progressive_sizes, default=1) < 1 or len(self.progressive_sizes) > self.epochs:
             raise ValueError(
                 f"train.progressive_sizes must be 1 or more pixels, at most one size an epoch "
                 f"({self.epochs}), got {self.progressive_sizes}"
-            )
-        if self.select_by not in ("last_exit", "mean_exit"):
-            raise ValueError(
-                f"train.select_by must be last_exit or mean_exit, got {self.select_by!r}"
             )
         if self.optim.warmup_epochs >= self.epochs:
             raise ValueError(

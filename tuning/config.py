@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.config import check_name
+from ranet.checks import check_choices, check_range
 from tuning.objective import Objective
 
 
@@ -120,13 +121,8 @@ class EarlyStopping:
     ASHA."""
 
     def __post_init__(self) -> None:
-        if self.method not in ("asha", "none"):
-            raise ValueError(f"early_stopping.method must be asha or none, got {self.method!r}")
-        for name in ("first_epoch", "brackets"):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"early_stopping.{name} must be 1 or more, got {getattr(self, name)}"
-                )
+        check_choices(self, "early_stopping")
+        check_range(self, "early_stopping", first_epoch=(1, None), brackets=(1, None))
         if not self.factor > 1:
             raise ValueError(f"early_stopping.factor must be above 1, got {self.factor}")
 
@@ -168,8 +164,8 @@ class Sweep:
             check_name(name, "each name in warm_start")
         if not self.space:
             raise ValueError("space must name at least one setting to search over, got none")
-        if self.sampler not in ("tpe", "random"):
-            raise ValueError(f"sampler must be tpe or random, got {self.sampler!r}")
+        check_choices(self, "")
+        check_range(self, "", num_trials=(1, None), seed=(0, None))
         if len(self.objective.metrics) > 1 and self.early_stopping.method != "none":
             raise ValueError(
                 "early_stopping.method must be none with several objectives, got "
@@ -177,7 +173,3 @@ class Sweep:
                 "unfinished trials cannot be ranked by several objectives; "
                 "add --early_stopping.method=none"
             )
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials must be 1 or more, got {self.num_trials}")
-        if self.seed < 0:
-            raise ValueError(f"seed must be 0 or more, got {self.seed}")

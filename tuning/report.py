@@ -1,10 +1,12 @@
 """Report of a sweep: summary, ranking, plots and the best configs as files."""
 
-import csv
 import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pandas as pd
 
 from tuning.pareto import gaps
 from tuning.plots import MIN_TRIALS_FOR_IMPORTANCES, plot_front, plot_importances, plot_parallel
@@ -122,26 +124,29 @@ def _table(results: SweepResults) -> list[str]:
     if not results.ranking:
         return ["no trial was measured"]
     several = len(results.objectives) > 1
-    headings = ["rank", "trial", "state", "epochs", "last exit", "parameters"]
-    headings += [_with_unit(name, name) for name in results.objectives]
-    headings += [f"% at {millions(budget)}" for budget in results.budgets]
-    rows = []
-    on_front = results.front
-    for rank, result in enumerate(results.ranking[:_ROWS_SHOWN], start=1):
-        mark = "*" if several and result.number in on_front else ""
-        row = [f"{rank}{mark}", str(result.number), result.state, str(result.epochs)]
-        row += [millions(result.cost[-1]), millions(result.parameters)]
-        row += [_number(value) for value in result.values]
-        row += [
+    shown = results.ranking[:_ROWS_SHOWN]
+    columns = {
+        "rank": [
+            f"{rank}{'*' if several and result.number in results.front else ''}"
+            for rank, result in enumerate(shown, start=1)
+        ],
+        "trial": [str(result.number) for result in shown],
+        "state": [result.state for result in shown],
+        "epochs": [str(result.epochs) for result in shown],
+        "last exit": [millions(result.cost[-1]) for result in shown],
+        "parameters": [millions(result.parameters) for result in shown],
+    }
+    for k, name in enumerate(results.objectives):
+        columns[_with_unit(name, name)] = [_number(result.values[k]) for result in shown]
+    for budget in results.budgets:
+        columns[f"% at {millions(budget)}"] = [
             f"{accuracy_at(result, budget):.2f}" if budget in result.budgets else "-"
-            for budget in results.budgets
+            for result in shown
         ]
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in (headings, *rows)
-    ]
+    # pandas separates columns by one space, but headings contain spaces: add a second one.
+    ranks = pd.DataFrame({"rank": columns.pop("rank")})
+    others = pd.DataFrame(columns).add_prefix(" ").map(lambda cell: f" {cell}")
+    lines = ranks.join(others).to_string(index=False).splitlines()
     if len(results.ranking) > _ROWS_SHOWN:
         lines.append(f"and {len(results.ranking) - _ROWS_SHOWN} more, in ranking.csv")
     if several:
@@ -196,28 +201,35 @@ def _front_lines(results: SweepResults) -> list[str]:
 
 def write_ranking(file: Path, results: SweepResults) -> None:
     """Write all trials as CSV: measured ones by rank, then the others."""
-    names = sorted({name for result in results.trials for name in result.params})
     ranked = results.ranking
-    rest = [result for result in results.trials if result not in ranked]
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([
-            "rank", "trial", "trial_id", "run_id", "state", "epochs", "seconds", "mult_adds",
-            "parameters", "memory_bytes", *results.objectives,
-            *(f"top1_at_{budget:g}" for budget in results.budgets), *names, "error",
-        ])  # fmt: skip
-        for rank, result in enumerate((*ranked, *rest), start=1):
-            writer.writerow([
-                rank if result in ranked else "", result.number, result.trial_id, result.run_id,
-                result.state, result.epochs, f"{result.seconds:.1f}", result.cost[-1],
-                result.parameters, result.memory_bytes,
-                *(result.values or [""] * len(results.objectives)),
-                *(accuracy_at(result, budget) if budget in result.budgets else ""
-                  for budget in results.budgets),
-                *(json.dumps(result.params[name]) if name in result.params else ""
-                  for name in names),
-                result.error,
-            ])  # fmt: skip
+    rows = [_ranking_row(results, result, str(k)) for k, result in enumerate(ranked, start=1)]
+    rows += [_ranking_row(results, each, "") for each in results.trials if each not in ranked]
+    pd.DataFrame(rows).to_csv(file, index=False)
+
+
+def _ranking_row(results: SweepResults, result: TrialResult, rank: str) -> dict[str, Any]:
+    names = sorted({name for each in results.trials for name in each.params})
+    values = result.values or ("",) * len(results.objectives)
+    row: dict[str, Any] = {
+        "rank": rank,
+        "trial": result.number,
+        "trial_id": result.trial_id,
+        "run_id": result.run_id,
+        "state": result.state,
+        "epochs": result.epochs,
+        "seconds": f"{result.seconds:.1f}",
+        "mult_adds": result.cost[-1],
+        "parameters": result.parameters,
+        "memory_bytes": result.memory_bytes,
+    }
+    for name, value in zip(results.objectives, values, strict=True):
+        row.setdefault(name, value)  # the objective mult_adds has a column already
+    for budget in results.budgets:
+        is_measured = budget in result.budgets
+        row[f"top1_at_{budget:g}"] = accuracy_at(result, budget) if is_measured else ""
+    for name in names:
+        row[name] = json.dumps(result.params[name]) if name in result.params else ""
+    return row | {"error": result.error}
 
 
 def _number(value: float) -> str:

@@ -13,29 +13,17 @@ State = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialResult:
-    """Result of one trial: its parameters, its costs and its metrics."""
+class TrialEnd:
+    """End of a trial, as the driver observed it."""
 
-    number: int
-    """Number of the trial in the order of sampling, from 1."""
     trial_id: str
     """Name of the trial in Ray Tune."""
-    run_id: str
-    """ID of the trial's MLflow run."""
-    params: Mapping[str, Any]
-    """Sampled values by the names of the space."""
     state: State
     """State in which the trial ended."""
     epochs: int
     """Epochs trained, including those before a restart."""
     seconds: float
     """Time that the workers of the trial worked, in seconds."""
-    cost: tuple[int, ...]
-    """Cumulative mult-adds of every exit."""
-    parameters: int
-    """Number of parameters of the network."""
-    memory_bytes: int
-    """Estimated bytes of a training step on one worker."""
     values: tuple[float, ...] = ()
     """Objectives, in the order of the sweep; empty if no epoch was measured."""
     budgets: tuple[float, ...] = ()
@@ -47,6 +35,24 @@ class TrialResult:
     """Validation top-1 of every exit, in percent."""
     error: str = ""
     """Error of a failed trial, in one sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialResult(TrialEnd):
+    """Result of one trial: its end, its parameters and its costs."""
+
+    number: int
+    """Number of the trial in the order of sampling, from 1."""
+    run_id: str
+    """ID of the trial's MLflow run."""
+    params: Mapping[str, Any]
+    """Sampled values by the names of the space."""
+    cost: tuple[int, ...]
+    """Cumulative mult-adds of every exit."""
+    parameters: int
+    """Number of parameters of the network."""
+    memory_bytes: int
+    """Estimated bytes of a training step on one worker."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import optuna
 from optuna.distributions import (
@@ -22,6 +22,9 @@ from tuning.results import TrialResult
 
 logger = logging.getLogger(__name__)
 
+RunT = TypeVar("RunT")
+"""Configuration of a run; a sweep passes it from the candidate to the training function."""
+
 MAX_CANDIDATES = 300
 """Candidates sampled for one trial, after which the space counts as exhausted."""
 MAX_PROPOSED = 30
@@ -34,10 +37,10 @@ MAX_CHECKED_AHEAD = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class Candidate(Generic[RunT]):
     """Sampled hyperparameters that can be trained."""
 
-    run: Any
+    run: RunT
     """The run to train, without a name of its own yet."""
     params: Mapping[str, Any]
     """Values by the names of the space."""
@@ -56,7 +59,7 @@ class SpaceExhaustedError(ValueError):
     """No further candidate was found; the message names the bounds that reject most."""
 
 
-class Sampler:
+class Sampler(Generic[RunT]):
     """Sampler of candidates, and the Optuna study with the results of their trials."""
 
     def __init__(
@@ -67,7 +70,7 @@ class Sampler:
         objective: Objective,
         num_trials: int,
         seed: int,
-        check: Callable[[Mapping[str, Any]], Candidate],
+        check: Callable[[Mapping[str, Any]], Candidate[RunT]],
     ) -> None:
         """Create an empty study.
 
@@ -121,7 +124,7 @@ class Sampler:
         for sampler in (self._random, self._proposer):
             sampler.reseed_rng()
 
-    def next(self) -> tuple[Candidate, int]:
+    def next(self) -> tuple[Candidate[RunT], int]:
         """Sample a new candidate.
 
         Returns:
@@ -133,7 +136,7 @@ class Sampler:
         candidate, trial = self._sample(propose=True)
         return candidate, self._register(candidate, trial)
 
-    def resume(self, params: Mapping[str, Any]) -> tuple[Candidate, int]:
+    def resume(self, params: Mapping[str, Any]) -> tuple[Candidate[RunT], int]:
         """Return the candidate of a trial that a previous invocation left unfinished.
 
         Raises:
@@ -202,12 +205,12 @@ class Sampler:
             reasons += self._reasons[bounds[0]]
         return reasons
 
-    def _register(self, candidate: Candidate, trial: optuna.Trial) -> int:
+    def _register(self, candidate: Candidate[RunT], trial: optuna.Trial) -> int:
         self._taken.add(candidate.key)
         self._pending[trial.number] = trial
         return trial.number
 
-    def _sample(self, *, propose: bool) -> tuple[Candidate, optuna.Trial]:
+    def _sample(self, *, propose: bool) -> tuple[Candidate[RunT], optuna.Trial]:
         num_known = len(self._taken)
         for attempt in range(MAX_CANDIDATES):
             is_proposed = propose and attempt < MAX_PROPOSED

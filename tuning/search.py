@@ -1,9 +1,10 @@
-"""Runs the trials of a sweep by Ray Tune, as many at a time as the cluster has room for."""
+"""Run the trials of a sweep with Ray Tune, as many in parallel as the cluster has capacity for."""
 
 import logging
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,25 +19,64 @@ from cluster.errors import RunError, TrackingError
 from cluster.execution.heartbeat import start_heartbeats
 from tuning.config import EarlyStopping
 from tuning.objective import EPOCH, Objective, objective_metric
-from tuning.sampler import Sampler
+from tuning.sampler import RunT, Sampler
 from tuning.searcher import SweepSearcher
 from tuning.trainable import Train, make_trainable
+from tuning.trial_lifecycle import TrialLifecycle
 from tuning.trial_store import TrialStore
 
 _TRIAL_BYTES = 500e6
 
 
-class _Ends(tune.Callback):
-    """Tells `SweepSearcher` how each trial ended, and the scheduler what earlier starts measured."""
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """Number of trials, their resources, their objective and when to stop them."""
 
-    def __init__(self, trials: SweepSearcher, scheduler: TrialScheduler, metric: str) -> None:
+    cluster: ClusterConfig
+    """Resources of each trial."""
+    objective: Objective
+    """Objective of the sweep."""
+    early_stopping: EarlyStopping
+    """Early stopping of trials."""
+    num_trials: int
+    """Total number of trials, including those of previous invocations."""
+    num_epochs: int
+    """Epochs of a trial that is not stopped early."""
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """Rejections and losses of a search; the store has the results of its trials."""
+
+    rejected: dict[str, int]
+    """Number of rejected candidates of all invocations, by bound."""
+    lost: list[Exception]
+    """Errors of trials lost with the cluster, which the next invocation resumes."""
+
+
+class _TrialCallback(tune.Callback):
+    """Tune callback that follows each trial from its start to its end.
+
+    The sequence at the end of a trial:
+
+    1. Tune tells the scheduler, which may have stopped the trial early.
+    2. Tune calls the searcher's `on_trial_complete`. That call has no exception, so that the
+       searcher could not tell a failed trial from a lost one; it does nothing.
+    3. Tune calls `on_trial_complete` or `on_trial_error` of this callback. By then Tune has
+       written the exception to the trial's error file. `TrialLifecycle.ended` saves the result in
+       the store and reports it to the sampler.
+    4. Tune ends the trial's process, and asks the searcher for the next trial.
+    """
+
+    def __init__(self, trials: TrialLifecycle[Any], scheduler: TrialScheduler, metric: str) -> None:
         self._trials, self._scheduler, self._metric = trials, scheduler, metric
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        replay(self._scheduler, trial, self._metric, self._trials.before(trial.trial_id))
+        measured = self._trials.measured_before(trial.trial_id)
+        replay(self._scheduler, trial, self._metric, measured)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
@@ -51,70 +91,62 @@ class _Ends(tune.Callback):
 
 
 def search(
-    sampler: Sampler,
-    store: TrialStore,
-    train: Train,
-    *,
-    cluster: ClusterConfig,
-    objective: Objective,
-    early_stopping: EarlyStopping,
-    num_trials: int,
-    num_epochs: int,
-) -> SweepSearcher:
-    """Run the trials that are left to their ends; `store.results` has them all then.
+    sampler: Sampler[RunT], store: TrialStore[RunT], train: Train[RunT], config: SearchConfig
+) -> SearchSummary:
+    """Run the remaining trials of a sweep; afterwards `store.results` has all results.
 
     Args:
-        sampler: where samples come from.
-        store: where trials are written down, and what earlier starts wrote.
-        train: trains a run.
-        cluster: what each trial asks of Ray.
-        objective: what is compared.
-        early_stopping: when a trial is given up early.
-        num_trials: trials in all.
-        num_epochs: epochs of a trial that is not stopped.
+        sampler: sampler of the candidates.
+        store: store of the trials, with those of previous invocations.
+        train: function that trains a run.
+        config: trials, resources, objective and early stopping.
     """
-    # Ctrl-C must end the sweep, not be taken for its result.
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # MLflow has all that they would write
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # trials read relative paths
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the other output ignores verbose=0
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # we say what went wrong
+    _configure_tune()
     watch = start_heartbeats()
-    trials = SweepSearcher(
-        sampler, store, cluster=cluster, objective=objective,
-        num_trials=num_trials, num_epochs=num_epochs, watch=watch,
-    )  # fmt: skip
-    metric = objective_metric(objective.metrics[0])
-    mode = "min" if objective.directions[0] == "minimize" else "max"
-    scheduler = make_scheduler(early_stopping, metric, mode, num_epochs)
-    for trial_id, measured in trials.earlier().items():
-        earlier = SimpleNamespace(trial_id=trial_id)
-        scheduler.on_trial_add(None, earlier)  # pyright: ignore[reportArgumentType]
-        replay(scheduler, earlier, metric, measured)
-    if trials.is_done:
-        return trials
-    with tempfile.TemporaryDirectory() as folder:
-        tune.Tuner(
-            _beside_driver(make_trainable(train, watch)),
-            tune_config=tune.TuneConfig(
-                search_alg=trials,
-                scheduler=scheduler,
-                num_samples=num_trials - len(store.results),
-                trial_dirname_creator=_folder,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=folder, verbose=0,
-                callbacks=[_Ends(trials, scheduler, metric)],
-            ),
-        ).fit()  # fmt: skip
-    return trials
+    trials = TrialLifecycle(sampler, store, objective=config.objective, watch=watch)
+    searcher = SweepSearcher(
+        sampler, store, trials, cluster=config.cluster, num_trials=config.num_trials
+    )
+    # The scheduler compares new trials with those of previous invocations.
+    metric = objective_metric(config.objective.metrics[0])
+    mode = "min" if config.objective.directions[0] == "minimize" else "max"
+    scheduler = make_scheduler(config.early_stopping, metric, mode, config.num_epochs)
+    for trial_id, measured in searcher.measured_by_trial().items():
+        ended = SimpleNamespace(trial_id=trial_id)
+        scheduler.on_trial_add(None, ended)  # pyright: ignore[reportArgumentType]
+        replay(scheduler, ended, metric, measured)
+    if not searcher.is_done:
+        with tempfile.TemporaryDirectory() as folder:
+            tune.Tuner(
+                _on_driver_node(make_trainable(train, watch)),
+                tune_config=tune.TuneConfig(
+                    search_alg=searcher,
+                    scheduler=scheduler,
+                    num_samples=config.num_trials - len(store.results),
+                    trial_dirname_creator=_folder,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune", storage_path=folder, verbose=0,
+                    callbacks=[_TrialCallback(trials, scheduler, metric)],
+                ),
+            ).fit()  # fmt: skip
+    return SearchSummary(rejected=searcher.rejected, lost=trials.lost)
+
+
+def _configure_tune() -> None:
+    # Ctrl-C must end the sweep instead of ending the search normally.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"  # MLflow has what they would log
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # trials read relative paths
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores verbose=0
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # TrialLifecycle logs failures
 
 
 def make_scheduler(
     early_stopping: EarlyStopping, metric: str, mode: str, num_epochs: int
 ) -> TrialScheduler:
-    """Make Tune's scheduler; it looks at whole epochs, and never at the last one."""
+    """Create Tune's scheduler, which decides after whole epochs, but not after the last one."""
     if early_stopping.method == "none" or num_epochs <= early_stopping.first_epoch:
         return FIFOScheduler()
     return AsyncHyperBandScheduler(
@@ -130,7 +162,7 @@ def make_scheduler(
 
 
 def replay(scheduler: TrialScheduler, trial: Any, metric: str, measured: dict[int, float]) -> None:
-    """Tell a scheduler what a trial reported before this start; what it decides is not asked."""
+    """Report a trial's epochs of previous invocations to a scheduler; ignore its decisions."""
     for epoch, value in sorted(measured.items()):
         scheduler.on_trial_result(
             None,  # pyright: ignore[reportArgumentType]
@@ -140,26 +172,26 @@ def replay(scheduler: TrialScheduler, trial: Any, metric: str, measured: dict[in
 
 
 def _error_of(trial: Any) -> Exception:
-    """Read what ended a trial where Tune has just written it; to its storage it copies it later."""
+    """Load a trial's exception from the local file that Tune has just written."""
     if trial.pickled_error_file is None:
         return RuntimeError(f"Tune lost trial {trial.trial_id}")
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
 def cause_of(error: Exception) -> Exception:
-    """Return what a trial was stopped by; of an error of our own, with all that Ray says of it."""
+    """Return the expected error behind a Ray task error; any other error unchanged."""
     expected = (RunError, TrackingError, ValueError, OSError)
     if isinstance(error, RayTaskError) and isinstance(error.cause, expected):
         return error.cause
     return error
 
 
-def _beside_driver(trial: Callable[[dict[str, Any]], None]) -> Any:
-    """Keep the processes of trials on the driver's node: then a lost node costs workers alone."""
-    here = ray.get_runtime_context().get_node_id()
-    [resources] = [node["Resources"] for node in ray.nodes() if node["NodeID"] == here]
+def _on_driver_node(trial: Callable[[dict[str, Any]], None]) -> Any:
+    """Keep the processes of trials on the driver's node, so that a lost node costs only workers."""
+    driver_node = ray.get_runtime_context().get_node_id()
+    [resources] = [node["Resources"] for node in ray.nodes() if node["NodeID"] == driver_node]
     address = next(name for name in resources if name.startswith("node:") and "__" not in name)
-    # A trial only waits for its workers: any share of a CPU would be missing in a last worker.
+    # No CPU: a trial's process only waits, and any share could be what the last worker needs.
     return tune.with_resources(trial, {"memory": _TRIAL_BYTES, address: 0.001})
 
 

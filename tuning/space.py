@@ -25,6 +25,14 @@ def names_in(space: Mapping[str, Dimension]) -> set[str]:
     return names
 
 
+def flatten_choices(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace mapping choices by the settings in them."""
+    settings: dict[str, Any] = {}
+    for name, value in params.items():
+        settings |= value if isinstance(value, Mapping) else {name: value}
+    return settings
+
+
 def expand_model(params: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str, Any]:
     """Return the settings of a candidate, except the loss weights of `expand_weights`.
 
@@ -35,10 +43,11 @@ def expand_model(params: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str
     Raises:
         RejectedError: `scale_factors` has no entry for a scale.
     """
-    settings: dict[str, Any] = {}
-    for name, value in params.items():
-        settings |= value if isinstance(value, Mapping) else {name: value}
-    settings = {name: v for name, v in settings.items() if not name.startswith(f"{WEIGHTS}.")}
+    settings = {
+        name: value
+        for name, value in flatten_choices(params).items()
+        if not name.startswith(f"{WEIGHTS}.")
+    }
     if FACTORS in settings:
         factors = settings.pop(FACTORS)
         scales = tuple(settings.get("model.scales", scales))
@@ -71,9 +80,7 @@ def expand_weights(params: Mapping[str, Any], cost: tuple[int, ...]) -> list[flo
     Raises:
         RejectedError: the weights are invalid.
     """
-    settings: dict[str, Any] = {}
-    for name, value in params.items():
-        settings |= value if isinstance(value, Mapping) else {name: value}
+    settings = flatten_choices(params)
     given = {name for name in settings if name.startswith(f"{WEIGHTS}.")}
     if not given:
         return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Generic, Protocol, TypeVar
 
 from ray import tune
 from ray.train import Checkpoint, UserCallback
@@ -12,22 +12,43 @@ from cluster.execution.reporter import metrics_in
 from cluster.tracking.record import TrackedRun
 from ranet.protocols import Snapshot
 from tuning.objective import EPOCH
+from tuning.sampler import RunT
 
 METRICS = "metrics"
 """Key of the metrics of an epoch in a trial's reports to Tune."""
 BEST = "best"
 """Key of the best epoch's metrics in a trial's last report: its weights would be registered."""
 
-Train: TypeAlias = Callable[[Any, TrackedRun, Sequence[UserCallback], Any], Snapshot]
-"""Function that trains a run and returns its last snapshot. Arguments: the run, its MLflow run,
-callbacks for Ray Train's controller, and the heartbeats that the trials of a sweep share."""
+_RunT_contra = TypeVar("_RunT_contra", contravariant=True)
+
+
+class Train(Protocol[_RunT_contra]):
+    """Function that trains a run and returns its last snapshot."""
+
+    def __call__(
+        self,
+        run: _RunT_contra,
+        record: TrackedRun,
+        callbacks: Sequence[UserCallback],
+        watch: Any,
+        /,
+    ) -> Snapshot:
+        """Train a run.
+
+        Args:
+            run: the run to train.
+            record: MLflow run of the trial.
+            callbacks: callbacks for Ray Train's controller.
+            watch: heartbeats that the trials of a sweep share.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class Task:
+class Task(Generic[RunT]):
     """Run of a trial, and its MLflow run."""
 
-    run: Any
+    run: RunT
     record: TrackedRun
 
 
@@ -49,7 +70,7 @@ def report(metrics: dict[str, float]) -> dict[str, Any]:
     return {EPOCH: metrics[EPOCH], **objectives, METRICS: metrics}
 
 
-def make_trainable(train: Train, watch: Any) -> Callable[[dict[str, Any]], None]:
+def make_trainable(train: Train[RunT], watch: Any) -> Callable[[dict[str, Any]], None]:
     """Return the function that Tune calls with the config `{"task": Task}`.
 
     Args:
@@ -58,7 +79,7 @@ def make_trainable(train: Train, watch: Any) -> Callable[[dict[str, Any]], None]
     """
 
     def trial(config: dict[str, Any]) -> None:
-        task: Task = config["task"]
+        task: Task[RunT] = config["task"]
         snapshot = train(task.run, task.record, [EpochReports()], watch)
         # The controller that logs metrics may have been killed before the last ones were sent.
         task.record.log_history(snapshot["history"])

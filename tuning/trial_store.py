@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Self
 
-from mlflow.entities import Run
+from mlflow.entities import Run as MlflowRun
 
 from cluster.tracking import runs
 from cluster.tracking.record import TrackedRun
 from ranet.protocols import Metrics
-from tuning.results import TrialResult
-from tuning.sampler import Candidate
+from tuning.results import TrialEnd, TrialResult
+from tuning.sampler import Candidate, RunT
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ class Unfinished:
 
     number: int
     params: Mapping[str, Any]
-    run: Run
+    run: MlflowRun
 
 
 @dataclass(frozen=True)
-class TrialConfig:
+class TrialConfig(Generic[RunT]):
     """Run of a trial, with what MLflow keeps of it."""
 
-    run: Any
+    run: RunT
     """The run to train, under the name of its trial."""
     settings: Mapping[str, str]
     """Settings of the run by dotted name."""
@@ -56,7 +56,7 @@ class TrialConfig:
     """Estimated bytes of a training step on one worker."""
 
 
-class TrialStore:
+class TrialStore(Generic[RunT]):
     """Store of the trials of a sweep: opens an MLflow child run per trial, and closes it.
 
     The store is a context manager: trials that are open on leaving it were interrupted, and are
@@ -64,15 +64,15 @@ class TrialStore:
 
     Args:
         parent: MLflow run of the sweep.
-        describe: returns the run of a candidate under a name.
+        configure: returns the run of a candidate under a name.
     """
 
     def __init__(
-        self, parent: TrackedRun, describe: Callable[[Candidate, str], TrialConfig]
+        self, parent: TrackedRun, configure: Callable[[Candidate[RunT], str], TrialConfig[RunT]]
     ) -> None:
         self._parent = parent
-        self._describe = describe
-        self._open: dict[int, tuple[TrackedRun, Candidate, TrialConfig]] = {}
+        self._configure = configure
+        self._open: dict[int, tuple[TrackedRun, Candidate[RunT], TrialConfig[RunT]]] = {}
         self._sender = ThreadPoolExecutor(1, "mlflow-trials")
         self.results: list[TrialResult] = []
         """Results of ended trials, those of previous invocations first."""
@@ -91,7 +91,7 @@ class TrialStore:
             self.rejected = json.loads(tags.get(_REJECTED, "{}"))
             self._began -= float(tags.get(_SECONDS, "0"))
 
-    def __enter__(self) -> "TrialStore":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -117,8 +117,8 @@ class TrialStore:
         return max((*numbers, *self._open), default=0)
 
     def open(
-        self, number: int, candidate: Candidate, before: Unfinished | None = None
-    ) -> tuple[TrackedRun, Any]:
+        self, number: int, candidate: Candidate[RunT], before: Unfinished | None = None
+    ) -> tuple[TrackedRun, RunT]:
         """Open the MLflow run of a new trial, or reopen an unfinished one.
 
         Args:
@@ -130,19 +130,19 @@ class TrialStore:
             The MLflow run, and the run to train.
         """
         name = f"{self._parent.name}-{self._parent.attempt}-{number:04d}"
-        described = self._describe(candidate, name)
+        config = self._configure(candidate, name)
         if before is not None:
-            record = runs.reopen_child(self._parent, before.run, parameters=described.settings)
+            record = runs.reopen_child(self._parent, before.run, parameters=config.settings)
         else:
             record = runs.open_child(
                 self._parent,
                 name,
-                parameters=described.settings,
+                parameters=config.settings,
                 tags={_NUMBER: str(number), _PARAMS: json.dumps(candidate.params)},
             )
-        self._open[number] = record, candidate, described
-        self._send(record.client.log_text, record.run_id, described.config_text, "config.yaml")
-        return record, described.run
+        self._open[number] = record, candidate, config
+        self._send(record.client.log_text, record.run_id, config.config_text, "config.yaml")
+        return record, config.run
 
     def note_rejected(self, counts: Mapping[str, int]) -> None:
         """Save the number of rejected candidates of all invocations, by bound."""
@@ -156,22 +156,24 @@ class TrialStore:
             self._parent.client.set_tag, self._parent.run_id, _SECONDS, f"{self.seconds:.1f}"
         )
 
-    def close(self, result: TrialResult, history: Sequence[Metrics] = ()) -> None:
+    def close(self, number: int, end: TrialEnd, history: Sequence[Metrics] = ()) -> None:
         """Save the result of a trial and close its MLflow run.
 
         Args:
-            result: result of the trial; the store fills in its run and costs.
+            number: number of the trial.
+            end: end of the trial.
             history: metrics of the epochs that the driver knows; the last ones of a stopped trial
                 may be missing in MLflow.
         """
-        record, candidate, described = self._open.pop(result.number)
-        result = replace(
-            result,
+        record, candidate, config = self._open.pop(number)
+        result = TrialResult(
+            **vars(end),
+            number=number,
             run_id=record.run_id,
             params=candidate.params,
             cost=candidate.cost,
-            parameters=described.parameters,
-            memory_bytes=described.memory_bytes,
+            parameters=config.parameters,
+            memory_bytes=config.memory_bytes,
         )
         self.results.append(result)
         self._send(record.log_history, history)

@@ -15,12 +15,13 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.errors import RanetError
+from cluster.retry import Retry
 
 CODE_BYTES = 20_000_000
 """How much may travel, packed: more is data that got in between the code."""
 SILENCE_SECONDS = 30.0
 """After so long without a word of the job we ask whether it still runs."""
-PATIENCE_SECONDS = 300.0
+RETRY_TIMEOUT_SECONDS = 300.0
 """How long the cluster may be away while a job is followed."""
 REFUSED = (
     "the cluster refuses us: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
@@ -126,20 +127,20 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
     A connection that is lost is made again, and nothing is written twice.
 
     Raises:
-        JobError: there is no such job, or the cluster did not answer for PATIENCE_SECONDS.
+        JobError: there is no such job, or the cluster did not answer for RETRY_TIMEOUT_SECONDS.
     """
     written = 0
-    heard = time.monotonic()
+    retry = Retry(timeout_seconds=RETRY_TIMEOUT_SECONDS, max_pause_seconds=1.0)
     while True:
         if new := asyncio.run(_stream(client, job_id, written, write)):
-            written, heard = written + new, time.monotonic()
+            written += new
+            retry.reset()
         try:
             status = _status(client, job_id)
-            heard = time.monotonic()
         except requests.RequestException as error:
-            if time.monotonic() - heard > PATIENCE_SECONDS:
+            if not retry.wait():
                 raise JobError(
-                    f"the cluster has not answered for {PATIENCE_SECONDS:.0f} seconds "
+                    f"the cluster has not answered for {RETRY_TIMEOUT_SECONDS:.0f} seconds "
                     f"({type(error).__name__}); the job goes on if its head does: "
                     f"python pipelines/submit.py --follow {job_id}"
                 ) from error
@@ -147,7 +148,8 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
             if status.is_terminal():
                 asyncio.run(_stream(client, job_id, written, write))  # what came meanwhile
                 return status
-        time.sleep(1)
+            retry.reset()
+            time.sleep(1)
 
 
 async def _stream(

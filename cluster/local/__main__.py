@@ -1,14 +1,24 @@
 """Command line of the local cluster: `python -m cluster.local`."""
 
-import argparse
 import logging
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from cluster.cli import CommandLine, Namespace, main_guard
 from cluster.local.cluster import LocalCluster, local_cluster
 from cluster.local.network import ClusterError
 from cluster.local.services import BUCKET
+
+ACTIONS = {
+    "kill": "kill members and all their processes",
+    "start": "restart killed members; a new head needs new hosts",
+    "pause": "freeze members: connections stay open without replies",
+    "resume": "continue frozen members",
+    "preempt": "preempt hosts like spot instances: notice, then kill",
+}
+"""Subcommands that change the state of members, and their help."""
 
 
 def describe(cluster: LocalCluster) -> str:
@@ -26,73 +36,78 @@ def describe(cluster: LocalCluster) -> str:
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
         f"Prometheus make watch NODES={cluster.node_list}",
         f"in another terminal: {python} -m cluster.local kill host1 "
-        "(start, pause, resume, reclaim; s3 and mlflow too)",
+        "(start, pause, resume, preempt; s3 and mlflow too)",
         "Ctrl-C ends it all; the data of S3 and MLflow stay in " + cluster.folder,
     ]
     return "\n".join(lines)
 
 
-def _up(options: argparse.Namespace) -> None:
-    with local_cluster(
-        options.folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
-        plain=options.plain, fresh=options.fresh,
-    ) as cluster:  # fmt: skip
-        sys.stdout.write(f"{describe(cluster)}\n")
-        sys.stdout.flush()
-        signal.pause()
-
-
-def _act(options: argparse.Namespace) -> None:
-    cluster = LocalCluster.find(options.folder)
-    unknown = set(options.members) - set(cluster.members)
-    if unknown:
-        raise ClusterError(f"no member {', '.join(unknown)}; there are {' '.join(cluster.members)}")
-    if options.command == "reclaim":
-        for host in options.members:
-            cluster.reclaim(host, options.seconds)
-    else:
-        getattr(cluster, options.command)(*options.members)
+def command_line() -> CommandLine:
+    """Declare the subcommands."""
+    parser = CommandLine(__doc__, prog="python -m cluster.local")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        default=Path("outputs/cluster"),
+        help="folder of the cluster's data, logs and description",
+    )
+    commands = parser.add_subcommands(dest="command", required=True)
+    up = CommandLine("Start a cluster and run it until Ctrl-C.")
+    up.add_argument("--hosts", type=int, default=2, help="number of Ray nodes besides the head")
+    up.add_argument("--cpus", type=int, default=1, help="number of CPUs of each node, for Ray")
+    up.add_argument(
+        "--no-isolation", action="store_true", help="run members as plain processes, even as root"
+    )
+    up.add_argument(
+        "--fresh", action="store_true", help="start with empty S3 and MLflow servers and disks"
+    )
+    commands.add_subcommand("up", up, help="start a cluster and run it until Ctrl-C")
+    for name, text in ACTIONS.items():
+        command = CommandLine(f"{text[0].upper()}{text[1:]}.")
+        command.add_argument("members", nargs="+", metavar="MEMBER", help="head, host1, s3, ...")
+        if name == "preempt":
+            command.add_argument(
+                "--seconds", type=float, default=20.0, help="time between notice and kill"
+            )
+        commands.add_subcommand(name, command, help=text)
+    return parser
 
 
 def main() -> None:
-    """Run a cluster in the foreground, or do something to one that runs."""
+    """Run a cluster in the foreground, or change the state of its members."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    parser = argparse.ArgumentParser(
-        prog="python -m cluster.local",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--folder", type=Path, default=Path("outputs/cluster"),
-                        help="data, logs and description of the cluster")  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="start a cluster and run it until Ctrl-C")
-    up.add_argument("--hosts", type=int, default=2, help="Ray nodes beside the head")
-    up.add_argument("--cpus", type=int, default=1, help="CPUs that Ray counts on each")
-    up.add_argument("--plain", action="store_true", help="plain processes, even as root")
-    up.add_argument("--fresh", action="store_true", help="with empty servers and disks")
-    up.set_defaults(run=_up)
-    for name, help_ in {
-        "kill": "end members at once, with all that runs on them",
-        "start": "bring killed members back; a new head needs new hosts",
-        "pause": "freeze members: connections stay open, nobody answers",
-        "resume": "let frozen members go on",
-        "reclaim": "take hosts away as spot machines: announced, then killed",
-    }.items():
-        command = commands.add_parser(name, help=help_)
-        command.add_argument("members", nargs="+", metavar="MEMBER")
-        command.set_defaults(run=_act)
-        if name == "reclaim":
-            command.add_argument("--seconds", type=float, default=20.0, help="from notice to end")
-    options = parser.parse_args()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        options.run(options)
-    except KeyboardInterrupt:
-        pass
-    except ClusterError as error:
-        sys.exit(f"error: {error}")
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    options = command_line().read()
+    with main_guard("interrupted"):
+        arguments = options[options.command]
+        if options.command == "up":
+            run_cluster(options.folder, arguments)
+        else:
+            change_members(options.folder, options.command, arguments)
+
+
+def run_cluster(folder: Path, options: Namespace) -> None:
+    """Start a cluster, print how to use it, and run it until Ctrl-C."""
+    with local_cluster(
+        folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
+        isolated=not options.no_isolation, fresh=options.fresh,
+    ) as cluster:  # fmt: skip
+        sys.stdout.write(f"{describe(cluster)}\n")
+        sys.stdout.flush()
+        with suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+def change_members(folder: Path, command: str, options: Namespace) -> None:
+    """Apply a subcommand to members of the cluster that runs from a folder."""
+    cluster = LocalCluster.find(folder)
+    unknown = set(options.members) - set(cluster.members)
+    if unknown:
+        raise ClusterError(f"no member {', '.join(unknown)}; there are {' '.join(cluster.members)}")
+    if command == "preempt":
+        for host in options.members:
+            cluster.preempt(host, options.seconds)
+    else:
+        getattr(cluster, command)(*options.members)
 
 
 if __name__ == "__main__":

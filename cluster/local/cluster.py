@@ -7,7 +7,6 @@ mark and by process ID, so no other process of the machine is affected.
 """
 
 import contextlib
-import fcntl
 import ipaddress
 import json
 import logging
@@ -31,6 +30,7 @@ import psutil
 import requests
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from filelock import FileLock, Timeout
 
 from cluster.local.network import (
     LOOPBACK,
@@ -50,6 +50,7 @@ from cluster.local.services import (
     s3_command,
     write_s3_users,
 )
+from cluster.storage.files import atomic_write
 
 logger = logging.getLogger(__name__)
 START_SECONDS = 180.0
@@ -169,7 +170,7 @@ class LocalCluster:
                 self._wait_for(member, process, before.get(member))
 
     def kill(self, *members: str) -> None:
-        """End members at once, with all that runs on them."""
+        """Kill members and all their processes."""
         while processes := self.processes(*members):  # again, for those started meanwhile
             for process in processes:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -177,15 +178,15 @@ class LocalCluster:
             psutil.wait_procs(processes, timeout=5)
 
     def pause(self, *members: str) -> None:
-        """Freeze members: connections stay open, and nobody answers."""
+        """Pause members: connections stay open without an answer."""
         self._signal(members, signal.SIGSTOP)
 
     def resume(self, *members: str) -> None:
-        """Let frozen members go on."""
+        """Resume paused members."""
         self._signal(members, signal.SIGCONT)
 
-    def reclaim(self, host: str, seconds: float) -> None:
-        """Take a host away as a cloud does with a spot machine: announced, then killed."""
+    def preempt(self, host: str, seconds: float) -> None:
+        """Preempt a host like a spot instance: send the notice, wait, then kill it."""
         node = self.living_nodes().get(host)
         if node is None:
             raise ClusterError(f"{host} is no living node of Ray")
@@ -193,7 +194,7 @@ class LocalCluster:
         answer = subprocess.run(
             [ray, "drain-node", "--address", f"{self.address('head')}:{self.ports['gcs']}",
              "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-             "--reason-message", "spot machine reclaimed",
+             "--reason-message", "spot instance preempted",
              "--deadline-remaining-seconds", str(round(seconds))],
             env=clean_environment() | self.environment,
             capture_output=True, text=True, timeout=60, check=False,
@@ -344,7 +345,7 @@ def local_cluster(
     *,
     num_hosts: int = 2,
     cpus_per_host: int = 1,
-    plain: bool = False,
+    isolated: bool = True,
     fresh: bool = False,
 ) -> Iterator[LocalCluster]:
     """Run a cluster for this context, after ending what a killed owner of `folder` left.
@@ -353,7 +354,8 @@ def local_cluster(
         folder: its data; those of S3 and MLflow are there again at the next start.
         num_hosts: Ray nodes beside the head.
         cpus_per_host: CPUs that Ray counts on each.
-        plain: plain processes on loopback even where namespaces could be made.
+        isolated: give members network namespaces where that is possible; otherwise they are processes
+            on loopback.
         fresh: begin with empty S3 and MLflow servers, and empty disks.
 
     Raises:
@@ -370,7 +372,7 @@ def local_cluster(
             shutil.rmtree(folder / "home", ignore_errors=True)
             for file in folder.glob("mlflow.db*"):
                 file.unlink()
-        isolated = not plain and can_isolate()
+        isolated = isolated and can_isolate()
         names = (*S3_PORTS, *_USUAL_PORTS, "client")
         cluster = LocalCluster(
             folder=str(folder),
@@ -384,10 +386,9 @@ def local_cluster(
             ports=dict(zip(names, free_ports("127.0.0.1", len(names)), strict=True))
             | (_USUAL_PORTS if isolated else {}),
         )
-        draft = folder / f"{_STATE}.part"
-        draft.write_text(json.dumps(asdict(cluster), indent=2))
-        draft.chmod(0o600)  # it has the keys of Ray and of the S3 server
-        draft.replace(folder / _STATE)
+        # The file contains the keys of Ray and of the S3 server.
+        with atomic_write(folder / _STATE, mode=0o600) as part:
+            part.write_text(json.dumps(asdict(cluster), indent=2))
         try:
             cluster.create()
             yield cluster
@@ -398,12 +399,15 @@ def local_cluster(
 @contextmanager
 def _owned(folder: Path) -> Iterator[None]:
     """Be the only process that runs a cluster from this folder."""
-    with (folder / "owner.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ClusterError(f"a cluster runs from {folder} already; stop it first") from None
+    lock = FileLock(folder / "owner.lock", fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ClusterError(f"a cluster runs from {folder} already; stop it first") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def clean_environment() -> dict[str, str]:

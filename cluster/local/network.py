@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import RanetError
+
 LOOPBACK = "127.77.0.0/24"
 """Subnet of members that are plain processes."""
 
 
-class ClusterError(RuntimeError):
+class ClusterError(RanetError):
     """A request that the local cluster cannot fulfil; the message gives the reason."""
 
 

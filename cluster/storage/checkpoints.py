@@ -1,4 +1,4 @@
-"""Files of a checkpoint, with checksums."""
+"""Files of a checkpoint: written with checksums, and verified when read."""
 
 import hashlib
 import io
@@ -12,15 +12,15 @@ from ray.train import Checkpoint
 
 SNAPSHOT = "snapshot.pt"
 CHECKSUMS = "sha256.json"
-"""File of a checkpoint that holds the checksums of the others."""
+"""File with the checksums of a checkpoint's other files."""
 
 
 class DamagedCheckpointError(ValueError):
-    """A checkpoint that is not as it was written; the message names it."""
+    """Checkpoint whose files are missing or differ from their checksums."""
 
 
 def checkpoint_uri(checkpoint: Checkpoint) -> str:
-    """Return where a checkpoint lies: a path, or an address such as s3://bucket/runs/...."""
+    """Return the location of a checkpoint: a path, or a URI such as s3://bucket/runs/...."""
     filesystem = checkpoint.filesystem
     assert filesystem is not None, "Ray gives every reported checkpoint its filesystem"
     kind = filesystem.type_name
@@ -28,23 +28,23 @@ def checkpoint_uri(checkpoint: Checkpoint) -> str:
 
 
 def write_checkpoint(folder: Path, files: Mapping[str, Any]) -> None:
-    """Write states to files, and last of all what `load_checkpoint` holds them against."""
+    """Write states to files, and their checksums to `CHECKSUMS` last."""
     checksums = {}
     for name, state in files.items():
         written = io.BytesIO()
-        torch.save(state, written)  # to a full disk, it would not say what is wrong
+        torch.save(state, written)  # directly to a full disk, its error hides the cause
         (folder / name).write_bytes(written.getbuffer())
         checksums[name] = hashlib.sha256(written.getbuffer()).hexdigest()
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
 
 
 def load_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the files of a checkpoint by name and onto the CPU.
+    """Load the states of a checkpoint onto the CPU, by file name.
 
     Raises:
-        DamagedCheckpointError: a file is missing, or is not what was written.
+        DamagedCheckpointError: a file is missing or differs from its checksum.
     """
-    place = checkpoint_uri(checkpoint)
+    location = checkpoint_uri(checkpoint)
     files = {}
     try:
         with checkpoint.as_directory() as folder:
@@ -52,16 +52,16 @@ def load_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
                 content = (Path(folder) / name).read_bytes()
                 if hashlib.sha256(content).hexdigest() != checksum:
                     raise DamagedCheckpointError(
-                        f"the checkpoint {place} is damaged: {name}, of {len(content)} bytes, is "
-                        "not what was written"
+                        f"the checkpoint {location} is damaged: {name}, of {len(content)} bytes, "
+                        "differs from its checksum"
                     )
                 files[name] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DamagedCheckpointError(
-            f"the checkpoint {place} is damaged: {Path(error.filename or place).name} is missing"
+            f"the checkpoint {location} is damaged: {Path(error.filename or location).name} is missing"
         ) from error
     except json.JSONDecodeError as error:
         raise DamagedCheckpointError(
-            f"the checkpoint {place} is damaged: {CHECKSUMS} cannot be read ({error})"
+            f"the checkpoint {location} is damaged: {CHECKSUMS} cannot be read ({error})"
         ) from error
     return files

@@ -1,63 +1,74 @@
-"""Download of an S3 object in parts, which can be resumed."""
+"""Resumable download of an S3 object in parts."""
 
 import hashlib
 import json
 import logging
 import os
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from cluster.monitoring.prometheus import staged_bytes
-from cluster.storage.s3 import LOG_SECONDS, ObjectStore
+from cluster.progress import Progress
+from cluster.storage.s3 import ObjectStore
 
 logger = logging.getLogger(__name__)
+
 PART_BYTES = 8 << 20
+"""Size of a part."""
 THREADS = 8
+"""Parts that are downloaded in parallel."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """An object and what is known of it."""
+    """S3 object with its expected size and checksum."""
 
-    address: str
+    uri: str
     bytes: int
     sha256: str
 
     @property
     def name(self) -> str:
-        """Its last name, under which the copy lies."""
-        return self.address.rpartition("/")[2]
+        """File name of the object and of its local copy."""
+        return self.uri.rpartition("/")[2]
 
 
 def downloaded_bytes(folder: Path, file: RemoteFile) -> int:
+    """Return how many bytes of a file a download has written to a folder so far."""
     if (folder / file.name).is_file():
         return file.bytes
     try:
-        lines = record_path(folder / file.name).read_bytes().count(b"\n")
+        lines = parts_path(folder / file.name).read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
     return min(max(lines - 1, 0) * PART_BYTES, file.bytes)
 
 
+def parts_path(target: Path) -> Path:
+    """Return the file that lists the downloaded parts of `target`."""
+    return target.with_name(f"{target.name}.parts")
+
+
 def check_size(store: ObjectStore, file: RemoteFile) -> str:
-    found = store.read(file.address, length=1)
+    """Check that an object has the expected size, and return its ETag.
+
+    Raises:
+        ValueError: the object has another size.
+    """
+    found = store.read(file.uri, length=1)
     if found.total_bytes != file.bytes:
         raise ValueError(
-            f"{file.address} has {found.total_bytes:,} bytes, but {file.bytes:,} were written "
+            f"{file.uri} has {found.total_bytes:,} bytes, but {file.bytes:,} were written "
             "there; upload it again"
         )
     return found.etag
 
 
-def record_path(target: Path) -> Path:
-    return target.with_name(f"{target.name}.parts")
-
-
 class Download:
-    """One object on its way to `target`: a `.part` file, and a record of the parts it has."""
+    """Download of one object to `target`, through a `.part` file and a list of its parts."""
 
     def __init__(self, store: ObjectStore, file: RemoteFile, etag: str, target: Path) -> None:
         self.store = store
@@ -65,80 +76,97 @@ class Download:
         self.etag = etag
         self.target = target
         self.path = target.with_name(f"{target.name}.part")
-        self.record = record_path(target)
+        self.parts = parts_path(target)
         self.num_parts = -(-file.bytes // PART_BYTES)
         self.header = json.dumps({"etag": etag, "bytes": file.bytes, "part_bytes": PART_BYTES})
 
     def run(self) -> None:
-        """Load what is missing, hold all of it against the checksum, and put it in its place."""
-        done = self._recorded_parts()
+        """Download the missing parts, verify the checksum, and rename the file to `target`.
+
+        Raises:
+            ValueError: the object's content has another checksum.
+        """
+        done = self._listed_parts()
         found = self._fetch(done)
         if found != self.file.sha256 and done:
-            logger.warning("%s: what an earlier start left is damaged; loading anew", self.target)
-            self.record.unlink()
+            logger.warning(
+                "%s: the parts of an interrupted download are damaged; downloading from scratch",
+                self.target,
+            )
+            self.parts.unlink()
             found = self._fetch(frozenset())
         if found != self.file.sha256:
             self.path.unlink()
-            self.record.unlink()
+            self.parts.unlink()
             raise ValueError(
-                f"{self.file.address} is damaged: its SHA-256 is {found}, but "
+                f"{self.file.uri} is damaged: its SHA-256 is {found}, but "
                 f"{self.file.sha256} was written there; upload it again"
             )
         self.path.replace(self.target)
-        self.record.unlink()
+        self.parts.unlink()
 
-    def _recorded_parts(self) -> frozenset[int]:
-        """Parts that an earlier start of this same object has on disk."""
+    def _listed_parts(self) -> frozenset[int]:
+        """Return the parts on disk from an interrupted download of the same object."""
         try:
-            # What follows the last line's end is of a line that was not written whole.
-            header, *lines = self.record.read_text().split("\n")[:-1]
+            # The text after the last newline is an incomplete line.
+            header, *lines = self.parts.read_text().split("\n")[:-1]
         except (FileNotFoundError, ValueError):
             return frozenset()
         if header != self.header or not self.path.is_file():
-            self.record.unlink()
+            self.parts.unlink()
             return frozenset()
         return frozenset(map(int, lines))
 
     def _fetch(self, done: frozenset[int]) -> str:
-        """Bring the missing parts to disk; return the checksum of the whole."""
-        digest = hashlib.sha256()
-        progress = _Progress(self.file, len(done) * PART_BYTES)
-        count = staged_bytes()
-        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="stage")
+        """Download the missing parts, and return the checksum of the whole file."""
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="download")
         with self.path.open("r+b" if self.path.is_file() else "w+b") as file:
             self._reserve(file.fileno(), is_new=not done)
-            with self.record.open("a") as record:
+            with self.parts.open("a") as parts:
                 if not done:
-                    record.truncate(0)
-                    record.write(f"{self.header}\n")
-                    record.flush()
-                waiting: deque[Future[bytes]] = deque()
-                submitted = 0
+                    parts.truncate(0)
+                    parts.write(f"{self.header}\n")
+                    parts.flush()
                 try:
-                    for number in range(self.num_parts):
-                        while submitted < min(self.num_parts, number + 2 * THREADS):
-                            read = self._read_back if submitted in done else self._load_part
-                            waiting.append(pool.submit(read, submitted, file.fileno()))
-                            submitted += 1
-                        part = waiting.popleft().result()
-                        digest.update(part)
-                        if number not in done:
-                            record.write(f"{number}\n")
-                            record.flush()
-                            progress.add(len(part))
-                            count(len(part))
-                        else:
-                            os.utime(self.record)  # a sign of life for those who wait
+                    checksum = self._fetch_parts(pool, file.fileno(), parts, done)
                 except BaseException:
-                    self.store.close()  # ends the other threads' patience
+                    self.store.close()  # ends the retries of the other threads
                     raise
                 finally:
                     pool.shutdown(cancel_futures=True)
             os.fsync(file.fileno())
+        return checksum
+
+    def _fetch_parts(
+        self, pool: ThreadPoolExecutor, descriptor: int, parts: TextIO, done: frozenset[int]
+    ) -> str:
+        digest = hashlib.sha256()
+        count = staged_bytes()
+        waiting: deque[Future[bytes]] = deque()
+        submitted = 0
+        title = f"downloading {self.file.uri}"
+        with Progress(title, self.file.bytes, unit="byte", done=len(done) * PART_BYTES) as progress:
+            progress.log()
+            # The checksum needs the parts in order, so a bounded number of them waits in memory.
+            for number in range(self.num_parts):
+                while submitted < min(self.num_parts, number + 2 * THREADS):
+                    read = self._read_back if submitted in done else self._download_part
+                    waiting.append(pool.submit(read, submitted, descriptor))
+                    submitted += 1
+                part = waiting.popleft().result()
+                digest.update(part)
+                if number not in done:
+                    parts.write(f"{number}\n")
+                    parts.flush()
+                    progress.add(len(part))
+                    count(len(part))
+                else:
+                    os.utime(self.parts)  # heartbeat for the processes that wait
+            progress.log()
         return digest.hexdigest()
 
     def _reserve(self, descriptor: int, *, is_new: bool) -> None:
-        """Take the whole room at once, so that a disk is full before an hour of loading."""
+        """Reserve the disk space, so that a full disk is found before a long download."""
         try:
             os.posix_fallocate(descriptor, 0, self.file.bytes)
         except OSError:
@@ -146,39 +174,12 @@ class Download:
                 self.path.unlink()
             raise
 
-    def _load_part(self, number: int, descriptor: int) -> bytes:
+    def _download_part(self, number: int, descriptor: int) -> bytes:
         start = number * PART_BYTES
         length = min(PART_BYTES, self.file.bytes - start)
-        part = self.store.read(self.file.address, start=start, length=length, etag=self.etag).data
+        part = self.store.read(self.file.uri, start=start, length=length, etag=self.etag).data
         os.pwrite(descriptor, part, start)
         return part
 
     def _read_back(self, number: int, descriptor: int) -> bytes:
         return os.pread(descriptor, PART_BYTES, number * PART_BYTES)
-
-
-class _Progress:
-    """A line in the log now and then, with the rate and the time that is left."""
-
-    def __init__(self, file: RemoteFile, done: int) -> None:
-        self.file = file
-        self.done = done
-        self.begun_with = done
-        self.begun = self.logged = time.monotonic()
-        logger.info("loading %s: %s", file.address, self._so_far())
-
-    def add(self, size: int) -> None:
-        """Count bytes that have come."""
-        self.done += size
-        now = time.monotonic()
-        if now - self.logged > LOG_SECONDS or self.done >= self.file.bytes:
-            self.logged = now
-            rate = (self.done - self.begun_with) / max(now - self.begun, 1e-6)
-            left = max(self.file.bytes - self.done, 0) / rate
-            logger.info(
-                "loading %s: %s, %.0f MB/s, %.0f s left",
-                self.file.address, self._so_far(), rate / 1e6, left,
-            )  # fmt: skip
-
-    def _so_far(self) -> str:
-        return f"{min(self.done, self.file.bytes) / 1e9:.2f} of {self.file.bytes / 1e9:.2f} GB"

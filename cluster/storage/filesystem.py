@@ -1,4 +1,4 @@
-"""The file system of the checkpoints: S3 with the patience that a server's restart needs."""
+"""File system of the checkpoints: S3 with retries that survive a restart of the server."""
 
 import os
 import shutil
@@ -12,19 +12,19 @@ from cluster.config import in_submitted_job
 from cluster.storage.s3 import check_uri, check_writable, is_uri
 
 ATTEMPTS = 10
-"""Tries of a request, with pauses that grow to 20 seconds: about a minute, where the server is
-away. Arrow's own six seconds would end a run, as Ray writes its state there after every report."""
+"""Attempts of a request, with pauses that grow to 20 seconds: about a minute during an outage.
+Arrow's default of six seconds would end a run, as Ray writes its state after every report."""
 CONNECT_SECONDS = 5.0
 REQUEST_SECONDS = 20.0
-"""How long a try may go without an answer."""
+"""Timeout of one attempt."""
 UPLOAD_BYTES = 16 << 20
-"""Bytes of a file that are read at once to be uploaded."""
+"""Size of the blocks in which a file is read for its upload."""
 
 
 class RetryingS3FileSystem(S3FileSystem):
-    """An S3FileSystem that stays patient in other processes: Arrow does not send that along.
+    """S3FileSystem that keeps its retry strategy when pickled; Arrow's own loses it.
 
-    Address and keys come from the environment of the process, so that none of them is sent.
+    Endpoint and keys come from the environment of each process, so pickles contain none of them.
     """
 
     def __init__(self, region: str) -> None:
@@ -42,8 +42,8 @@ class RetryingS3FileSystem(S3FileSystem):
 
 
 def open_storage(storage: str) -> tuple[str, FileSystem | None]:
-    """Return path and file system of a storage; no file system where Ray finds the right one."""
-    if not storage.startswith("s3://") or "?" in storage:  # with options of its own
+    """Return path and file system of a storage path; None where Ray finds the file system."""
+    if not storage.startswith("s3://") or "?" in storage:  # a URI with options is Ray's alone
         return storage, None
     found, path = FileSystem.from_uri(storage)
     assert isinstance(found, S3FileSystem)
@@ -51,13 +51,13 @@ def open_storage(storage: str) -> tuple[str, FileSystem | None]:
 
 
 def upload(folder: Path, filesystem: FileSystem, path: str) -> None:
-    """Store the files of a folder below `path`.
+    """Upload the files of a folder to `path`.
 
-    Arrow's `copy_files`, by which Ray would do it, says nothing where the last bytes of a file were
-    refused: a checkpoint that is not there would count as made, and an older one be deleted.
+    Ray uses Arrow's `copy_files`, which raises no error when the last bytes of a file are
+    rejected: a missing checkpoint would count as written, and an older one would be deleted.
 
     Raises:
-        OSError: one of them was not stored.
+        OSError: a file was not stored.
     """
     filesystem.create_dir(path)
     for file in folder.iterdir():
@@ -69,21 +69,21 @@ def upload(folder: Path, filesystem: FileSystem, path: str) -> None:
 
 
 def resolve_storage(storage: str) -> str:
-    """Return `storage` as an absolute path that can be written, or as it is where it is an address.
+    """Return a storage path as an absolute, writable path; URIs are returned unchanged.
 
     Raises:
-        ValueError: it is relative inside a submitted job, or cannot be written.
+        ValueError: the path is relative in a submitted job, or cannot be written.
     """
     if "://" in storage:
-        if is_uri(storage) and "?" not in storage:  # with options it is Ray's alone
+        if is_uri(storage) and "?" not in storage:  # a URI with options is Ray's alone
             check_uri("cluster.storage_path", storage)
             check_writable("cluster.storage_path", storage)
         return storage
     path = Path(storage)
     if not path.is_absolute() and in_submitted_job():
         raise ValueError(
-            f"cluster.storage_path is {storage}: a submitted job runs in a folder that is thrown away; "
-            "give a full path or an s3:// address that every node sees"
+            f"cluster.storage_path is {storage}: the working folder of a submitted job is deleted "
+            "after the job; set an absolute path or s3:// URI that every node can reach"
         )
     path = path.absolute()
     try:
@@ -93,6 +93,6 @@ def resolve_storage(storage: str) -> str:
     except OSError as error:
         raise ValueError(
             f"cluster.storage_path is {storage}: cannot write to {path} ({error.strerror}); "
-            "free space there or give another folder"
+            "free space there or set another folder"
         ) from error
     return str(path)

@@ -1,11 +1,10 @@
-"""S3 objects by their addresses: read, written and listed, with patience and clear errors.
+"""S3 client: read, write and list objects by URI, with retries and clear errors.
 
-Endpoint and credentials are those that boto3 finds in the environment of the process. Nothing
-of them is in an error, and an `ObjectStore` takes none of them along when it is pickled.
+boto3 takes endpoint and credentials from the environment of the process. No error contains a
+credential, and neither does a pickled `ObjectStore`.
 """
 
 import logging
-import random
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -33,13 +32,16 @@ from botocore.exceptions import (
     ConnectionError as NoConnectionError,
 )
 
+from cluster.retry import Retry
+
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 60.0
-START_PATIENCE_SECONDS = 30.0
-"""How long S3 may take to answer before anything was started."""
-LONGEST_PAUSE_SECONDS = 5.0
+RETRY_TIMEOUT_SECONDS = 60.0
+"""Longest outage of S3 that a call survives."""
+START_TIMEOUT_SECONDS = 30.0
+"""Longest outage of S3 that a check before the start of a run survives."""
 LOG_SECONDS = 15.0
+"""Interval of the log lines on an outage."""
 
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 
@@ -48,69 +50,69 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Content:
-    """What was read of an object."""
+    """Bytes of an object, and its ETag."""
 
     data: bytes
     etag: str
-    """Changes with the object's content."""
+    """Identifier that changes with the object's content."""
     total_bytes: int
     """Size of the whole object."""
 
 
-def is_uri(place: str) -> bool:
-    """Say whether a place is an address in S3 rather than a path."""
-    return place.startswith("s3://")
+def is_uri(path: str) -> bool:
+    """Return whether a path is an S3 URI."""
+    return path.startswith("s3://")
 
 
-def check_uri(setting: str, address: str) -> None:
-    """Refuse an address that is not s3://bucket/folder, or leads out of that folder.
+def check_uri(setting: str, uri: str) -> None:
+    """Check that a URI has the form s3://bucket/folder, without credentials, `.` and `..`.
 
     Raises:
-        ValueError: it names the setting.
+        ValueError: names the setting.
     """
-    if "@" in address or "?" in address:
+    if "@" in uri or "?" in uri:
         raise ValueError(
-            f"{setting} must be s3://bucket/folder without keys: AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY of the environment, or the role of the nodes, are used"
+            f"{setting} must be s3://bucket/folder without keys: set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY in the environment, or give the nodes a role"
         )
-    fits = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#\x00-\x1f\x7f]+)+", address)
-    if not fits or {".", ".."} & set(address.split("/")):
-        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {address!r}")
+    fits = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#\x00-\x1f\x7f]+)+", uri)
+    if not fits or {".", ".."} & set(uri.split("/")):
+        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {uri!r}")
 
 
 def check_writable(setting: str, folder: str) -> None:
-    """Refuse a folder in S3 that cannot be written, before anything was started.
+    """Check that a folder in S3 can be written.
 
     Raises:
-        ValueError: it names the setting.
+        ValueError: names the setting and the cause.
     """
     try:
-        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+        with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
             store.check_writable(folder.rstrip("/"))
     except OSError as error:
         raise ValueError(f"{setting} cannot be written: {error}") from error
 
 
 class ObjectStore:
-    """S3, for several threads at a time; an outage shorter than `patience_seconds` is waited out.
+    """Thread-safe S3 client that survives outages shorter than `retry_timeout_seconds`.
 
     Every method may raise:
         FileNotFoundError: no such object or bucket.
-        PermissionError: no credentials, or they do not allow it.
-        ConnectionError: no answer for `patience_seconds`.
-        OSError: S3 refuses for another reason.
+        PermissionError: no credentials, or they do not permit access.
+        ConnectionError: no answer for `retry_timeout_seconds`.
+        OSError: S3 rejects the call for another reason.
     """
 
     def __init__(
-        self, *, patience_seconds: float = PATIENCE_SECONDS, connections: int = 10
+        self, *, retry_timeout_seconds: float = RETRY_TIMEOUT_SECONDS, connections: int = 10
     ) -> None:
-        self.patience_seconds = patience_seconds
+        self.retry_timeout_seconds = retry_timeout_seconds
         self.connections = connections
         self._closed = Event()
         self._logged = -LOG_SECONDS
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _store, (self.patience_seconds, self.connections)
+        return _store, (self.retry_timeout_seconds, self.connections)
 
     def __enter__(self) -> "ObjectStore":
         return self
@@ -119,7 +121,7 @@ class ObjectStore:
         self.close()
 
     def close(self) -> None:
-        """Give up what other threads still try, and close the connections."""
+        """End the retries of all threads, and close the connections."""
         self._closed.set()
         for name in ("_client", "_uploader"):
             if name in self.__dict__:
@@ -127,11 +129,11 @@ class ObjectStore:
 
     @cached_property
     def _client(self) -> Any:
-        return self._connect(attempts=1)  # `_patiently` makes the others
+        return self._connect(attempts=1)  # `_retry` makes the other attempts
 
     @cached_property
     def _uploader(self) -> Any:
-        return self._connect(attempts=6)  # of every part, before `_patiently` sends all anew
+        return self._connect(attempts=6)  # per part, before `_retry` sends the whole file again
 
     def _connect(self, attempts: int) -> Any:
         return Session().client(
@@ -145,14 +147,14 @@ class ObjectStore:
         )
 
     def read(
-        self, address: str, *, start: int = 0, length: int | None = None, etag: str | None = None
+        self, uri: str, *, start: int = 0, length: int | None = None, etag: str | None = None
     ) -> Content:
-        """Read an object, or `length` bytes of it from `start` on.
+        """Read an object, or `length` bytes from offset `start`.
 
         Raises:
-            ValueError: it has another `etag` now, or no such bytes.
+            ValueError: the object's ETag differs from `etag`, or the object is too short.
         """
-        bucket, key = _split(address)
+        bucket, key = _split(uri)
         arguments = {"Bucket": bucket, "Key": key}
         if length is not None:
             arguments["Range"] = f"bytes={start}-{start + length - 1}"
@@ -165,16 +167,16 @@ class ObjectStore:
             total = answer.get("ContentRange", f"/{len(data)}").rpartition("/")[2]
             return Content(data, answer["ETag"], int(total))
 
-        return self._patiently(address, get)
+        return self._retry(uri, get)
 
-    def write(self, address: str, data: bytes) -> None:
-        """Write a small object, whole or not at all."""
-        bucket, key = _split(address)
-        self._patiently(address, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
+    def write(self, uri: str, data: bytes) -> None:
+        """Write a small object atomically."""
+        bucket, key = _split(uri)
+        self._retry(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
 
-    def write_new(self, address: str, data: bytes) -> bool:
-        """Write a small object unless there is one already; say whether there was none."""
-        bucket, key = _split(address)
+    def write_new(self, uri: str, data: bytes) -> bool:
+        """Write a small object unless it exists, and return whether it was written."""
+        bucket, key = _split(uri)
 
         def put() -> bool:
             try:
@@ -185,11 +187,11 @@ class ObjectStore:
                 return False
             return True
 
-        return self._patiently(address, put)
+        return self._retry(uri, put)
 
-    def upload(self, path: Path, address: str) -> None:
-        """Write a file of any size, in parts; the object is there when all of it is."""
-        bucket, key = _split(address)
+    def upload(self, path: Path, uri: str) -> None:
+        """Upload a file of any size in parts; the object appears when it is complete."""
+        bucket, key = _split(uri)
         transfer = TransferConfig(
             multipart_chunksize=max(16 << 20, -(-path.stat().st_size // 9000)),  # at most 10,000
             max_concurrency=self.connections,
@@ -199,20 +201,20 @@ class ObjectStore:
             with path.open("rb") as file:
                 self._uploader.upload_fileobj(file, bucket, key, Config=transfer)
 
-        self._patiently(address, send)
+        self._retry(uri, send)
 
-    def delete(self, address: str) -> None:
-        """Remove an object, if there is one."""
-        bucket, key = _split(address)
-        self._patiently(address, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+    def delete(self, uri: str) -> None:
+        """Delete an object if it exists."""
+        bucket, key = _split(uri)
+        self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def check_writable(self, folder: str) -> None:
-        """Write an object below a folder, and remove it."""
+        """Check that a folder can be written, by writing and deleting an object."""
         self.write(f"{folder}/writable", b"")
         self.delete(f"{folder}/writable")
 
     def names(self, folder: str) -> Iterator[str]:
-        """List the objects below a folder by their names from there on, in order."""
+        """List the objects below a folder in order, by their names relative to it."""
         bucket, key = _split(folder)
         following: dict[str, str] = {}
         while True:
@@ -220,90 +222,87 @@ class ObjectStore:
             def page(following: dict[str, str] = following) -> dict[str, Any]:
                 return self._client.list_objects_v2(Bucket=bucket, Prefix=f"{key}/", **following)
 
-            answer = self._patiently(folder, page)
+            answer = self._retry(folder, page)
             for entry in answer.get("Contents", ()):
                 yield entry["Key"][len(key) + 1 :]
             if not answer.get("IsTruncated"):
                 return
             following = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    def _patiently(self, address: str, call: Callable[[], _Result]) -> _Result:
-        """Call, and again after errors that pass, until patience or the store ends."""
-        deadline = time.monotonic() + self.patience_seconds
-        pause = 0.25
+    def _retry(self, uri: str, call: Callable[[], _Result]) -> _Result:
+        """Retry transient errors until the timeout, or until the store is closed."""
+        retry = Retry(timeout_seconds=self.retry_timeout_seconds)
         while True:
             try:
                 return call()
             except (BotoCoreError, ClientError) as error:
                 # Not chained: botocore's own errors cannot be pickled to another process.
-                if (refusal := _refusal(address, error)) is not None:
-                    raise refusal from None
-                problem = _brief(error)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-            wait = pause * random.uniform(0.5, 1)
-            if time.monotonic() + wait > deadline:
+                if (rejection := _permanent_error(uri, error)) is not None:
+                    raise rejection from None
+                problem = _error_code(error)
+            if not retry.wait(self._closed):
+                if self._closed.is_set():
+                    raise ConnectionError(f"{uri}: interrupted ({problem})")
                 raise ConnectionError(
-                    f"{address}: {self._endpoint()} did not answer for "
-                    f"{self.patience_seconds:g} seconds ({problem}); check the network, and "
+                    f"{uri}: {self._endpoint()} did not answer for "
+                    f"{self.retry_timeout_seconds:g} seconds ({problem}); check the network, and "
                     "AWS_ENDPOINT_URL where S3 is not Amazon's"
                 )
             if time.monotonic() - self._logged > LOG_SECONDS:
                 self._logged = time.monotonic()
-                logger.warning("%s: %s; trying again", address, problem)
-            if self._closed.wait(wait):
-                raise ConnectionError(f"{address}: given up ({problem})")
+                logger.warning("%s: %s; retrying", uri, problem)
 
     def _endpoint(self) -> str:
         return urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
 
 
-def _store(patience_seconds: float, connections: int) -> ObjectStore:
-    return ObjectStore(patience_seconds=patience_seconds, connections=connections)
+def _store(retry_timeout_seconds: float, connections: int) -> ObjectStore:
+    return ObjectStore(retry_timeout_seconds=retry_timeout_seconds, connections=connections)
 
 
-def _split(address: str) -> tuple[str, str]:
-    bucket, _, key = address.removeprefix("s3://").partition("/")
+def _split(uri: str) -> tuple[str, str]:
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
 
-def _refusal(address: str, error: Exception) -> Exception | None:
-    """What to raise for an error that will not pass; None for one that may."""
+def _permanent_error(uri: str, error: Exception) -> Exception | None:
+    """Return the exception for a permanent error, and None for a transient one."""
     if isinstance(error, HTTPClientError | NoConnectionError):
         return None
     if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
         return PermissionError(
-            f"{address}: no credentials for S3 in the environment of this process; set "
+            f"{uri}: no credentials for S3 in the environment of this process; set "
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
         )
     code = str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
     if isinstance(error, SSOError | TokenRetrievalError) or code in _EXPIRED:
         return PermissionError(
-            f"{address}: the credentials of this process have expired ({_brief(error)}); get new "
-            "ones as you got these, or give the node a role, which renews them"
+            f"{uri}: the credentials of this process have expired ({_error_code(error)}); get new "
+            "ones in the same way, or give the node a role, which renews them"
         )
     if not isinstance(error, ClientError):
-        return OSError(f"{address}: {_brief(error)}")
+        return OSError(f"{uri}: {_error_code(error)}")
     status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
     if code == "NoSuchBucket":
-        return FileNotFoundError(f"{address}: no such bucket; create it, or correct the address")
+        return FileNotFoundError(f"{uri}: no such bucket; create it, or correct the URI")
     if status == 404:
-        return FileNotFoundError(f"{address}: no such object")
+        return FileNotFoundError(f"{uri}: no such object")
     if status in (401, 403):
         return PermissionError(
-            f"{address}: S3 denies access ({code}) with the credentials of this process; use "
-            "others, or let these read and write there"
+            f"{uri}: S3 denies access ({code}) with the credentials of this process; use "
+            "others, or give these permission to read and write there"
         )
     if status == 412:
-        return ValueError(f"{address} changed while it was read; start again")
+        return ValueError(f"{uri} changed while it was read; start again")
     if status == 416:
-        return ValueError(f"{address} is shorter than expected; upload it again")
+        return ValueError(f"{uri} is shorter than expected; upload it again")
     if status >= 500 or status in (409, 429) or code in ("RequestTimeout", "SlowDown"):
         return None
-    return OSError(f"{address}: S3 refuses ({_brief(error)})")
+    return OSError(f"{uri}: S3 rejects the call ({_error_code(error)})")
 
 
-def _brief(error: Exception) -> str:
-    """An error's kind and code: its text may name addresses with passwords in them."""
+def _error_code(error: Exception) -> str:
+    """Return an error's code or class, as its text may contain URIs with passwords."""
     if isinstance(error, ClientError):
         return str(error.response["Error"].get("Code", "unknown error"))
     return type(error).__name__

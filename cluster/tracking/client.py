@@ -1,4 +1,4 @@
-"""The MLflow client: its address, its failures, and whether its server can be used."""
+"""MLflow client: reachability and version of the server, searches, and error texts."""
 
 import os
 import re
@@ -10,57 +10,78 @@ from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.utils.credentials import get_default_host_creds, read_mlflow_creds
-from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
 from cluster.config import in_submitted_job
 from cluster.errors import TrackingError
+from cluster.tracking.mlflow_internals import configured_user, server_version
 
 EXPERIMENT = "ranet"
 """Name of the MLflow experiment that holds every run."""
 FAILURES = (
     mlflow.MlflowException,
-    OSError,  # those of requests among them
+    OSError,  # includes the errors of requests
     SQLAlchemyError,
     Boto3Error,
     BotoCoreError,
     ClientError,
 )
-"""What MLflow, its database and its store raise where they cannot be used."""
+"""Exceptions of MLflow, its database and its artifact store."""
 
 
 def tracking_uri() -> str:
-    """Return MLflow's address, with the path of a SQLite file made absolute for other processes."""
+    """Return MLflow's tracking URI, with an absolute path where it names a SQLite file."""
     uri = mlflow.get_tracking_uri()
     file = sqlite_file(uri)
     return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, None for other URIs."""
+    """Return the file of a SQLite URI, and None for any other URI."""
     path = uri.removeprefix("sqlite:///")
     return None if path == uri else Path(path)
 
 
+def make_client(uri: str) -> MlflowClient:
+    """Return a client that fails after seconds; MLflow's default is minutes."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    return MlflowClient(uri)
+
+
+def search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
+    """Return all runs of an experiment that match a filter string, page by page."""
+    runs: list[Run] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], condition, page_token=token)
+        runs.extend(page)
+        token = page.token
+        if not token:
+            return runs
+
+
 def check_reachable() -> None:
-    """Knock at MLflow's door: does a server answer, of a version that fits, and let us in?
+    """Check that the MLflow server is reachable, compatible and accepts our credentials.
 
     Raises:
-        TrackingError: it does not, or what it keeps would be thrown away.
+        TrackingError: the server cannot be used, or the database would be lost with a job's folder.
     """
     uri = tracking_uri()
     if re.search(r"://[^/\s@]*:[^/\s@]+@", uri):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI is {masked(uri)}, with a password in it, which would be sent to "
-            "every process of a run; leave it out and set MLFLOW_TRACKING_USERNAME and "
+            "every process of a run; remove it and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
         )
     is_here = Path(uri.removeprefix("sqlite:///")).is_relative_to(Path.cwd())
     if is_here and in_submitted_job():
         raise TrackingError(
-            f"MLFLOW_TRACKING_URI is {masked(os.environ.get('MLFLOW_TRACKING_URI', 'not set'))}: a "
-            "submitted job runs in a folder that is thrown away; give the address of a server"
+            f"MLFLOW_TRACKING_URI is {masked(os.environ.get('MLFLOW_TRACKING_URI', 'not set'))}: "
+            "the working folder of a submitted job is deleted after the job; "
+            "set the URI of an MLflow server"
         )
     if not uri.startswith(("http://", "https://")):
         return
@@ -69,21 +90,21 @@ def check_reachable() -> None:
     except requests.RequestException as error:
         raise TrackingError(
             f"MLflow at {masked(uri)} does not answer ({type(error).__name__}); "
-            "start its server or set MLFLOW_TRACKING_URI to one that runs"
+            "start its server or set MLFLOW_TRACKING_URI to a running one"
         ) from error
     try:
         make_client(uri).search_experiments(max_results=1)
-        answer = http_request(get_default_host_creds(uri), "/version", "GET")
+        version = server_version(uri)
     except FAILURES as error:
         raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
-    check_version(uri, "" if answer is None else answer.text)
+    check_version(uri, version)
 
 
 def check_version(uri: str, version: str) -> None:
-    """Refuse a server that may not know what this client asks for.
+    """Reject a server that may lack functions which this client calls.
 
     Raises:
-        TrackingError: it is older, or of another major version, or no MLflow.
+        TrackingError: the server is older, of another major version, or not an MLflow server.
     """
     ours = [int(part) for part in mlflow.__version__.split(".")[:2]]
     theirs = [int(part) for part in re.findall(r"\d+", version[:20])[:2]]
@@ -96,9 +117,9 @@ def check_version(uri: str, version: str) -> None:
 
 
 def explain(error: Exception) -> str:
-    """Say in one sentence what a failure of MLflow's means, and what to do."""
+    """Return one sentence on the cause of an MLflow failure and its remedy."""
     status = _http_status(error)
-    user = read_mlflow_creds().username
+    user = configured_user()
     text = first_line(error)
     if status == 401:
         problem = f"user {user} with this password" if user else "calls without a user"
@@ -108,15 +129,16 @@ def explain(error: Exception) -> str:
         )
     if status == 403 and "Host header" in str(error):
         return (
-            "it does not know itself by this name; add the name and port of the address to "
-            "MLFLOW_SERVER_ALLOWED_HOSTS where the server starts, or use another of its names"
+            "the host name of this URI is not in its list of allowed hosts; add the name and port "
+            "of the URI to MLFLOW_SERVER_ALLOWED_HOSTS where the server starts, or use an allowed "
+            "name"
         )
     if status == 403:
-        return f"user {user} may not do this; ask its administrator for the right to write ({text})"
+        return f"user {user} may not do this; ask its administrator for write permission ({text})"
     if "too many 503" in text or "No space left" in str(error):
         return (
-            "its database does not take what is written; look into the server's log, and free "
-            "space on PostgreSQL's disk where that is full"
+            "its database does not accept writes; read the server's log, and free space on "
+            "PostgreSQL's disk where that is full"
         )
     return f"{text}; start its server or set MLFLOW_TRACKING_URI"
 
@@ -127,33 +149,12 @@ def _http_status(error: Exception) -> int | None:
     return error.get_http_status_code() if isinstance(error, mlflow.MlflowException) else None
 
 
-def make_client(uri: str) -> MlflowClient:
-    """Return a quiet client that gives up after seconds: MLflow's own default is minutes."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return MlflowClient(uri)
-
-
-def search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
-    """Return all runs of an experiment that match a filter string."""
-    runs: list[Run] = []
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], condition, page_token=token)
-        runs.extend(page)
-        token = page.token
-        if not token:
-            return runs
-
-
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, with credentials masked."""
+    """Return the first line of an error's text, without users and passwords."""
     text = masked(str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 def masked(text: str) -> str:
-    """Return a text without the users and passwords of the addresses in it."""
+    """Return a text with the users and passwords of its URIs replaced by `***`."""
     return re.sub(r"(?<=://)[^/\s@]*@", "***@", text)

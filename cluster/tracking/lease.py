@@ -1,4 +1,4 @@
-"""The lease of a run: which process drives it."""
+"""Lease of a run: its driver process, and the driver's last heartbeat."""
 
 import json
 import logging
@@ -11,60 +11,66 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
 
+import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-from mlflow.utils.time import get_current_time_millis
 
-from cluster.tracking.record import TrackedRun
+from cluster.tracking.mlflow_internals import SystemMetrics
+from cluster.tracking.record import TrackedRun, now_ms
 
 logger = logging.getLogger(__name__)
+
 HEARTBEAT_SECONDS = 20.0
-"""Time between two signs of life of a run's driver."""
+"""Interval between two heartbeats of a run's driver."""
 STALE_SECONDS = 90.0
-"""A driver on another host that gave no sign of life for so long counts as dead."""
+"""Age of the last heartbeat after which a driver on another host counts as dead."""
 LEASE_TAG = "ranet.lease"
+"""MLflow tag that holds the lease as JSON."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """Which process drives a run, and when it last gave a sign of life."""
+    """Driver process of a run, and the time of its last heartbeat."""
 
     host: str
     pid: int
     started: int
     token: str
-    beat: float
+    last_heartbeat: float
 
     @classmethod
     def of_this_process(cls) -> "Lease":
-        """Create a lease that this process holds."""
+        """Create a lease for this process."""
         started = process_start(os.getpid())
         assert started is not None
         return cls(_host(), os.getpid(), started, uuid.uuid4().hex, time.time())
 
     @classmethod
     def of_run(cls, run: Run) -> "Lease | None":
-        """Return the lease that a run carries, if any."""
+        """Read the lease of a run, None for a run without one."""
         text = run.data.tags.get(LEASE_TAG)
         return None if text is None else cls(**json.loads(text))
 
-    def text(self) -> str:
-        """Return the lease as JSON, with the current time as heartbeat."""
-        return json.dumps(asdict(replace(self, beat=time.time())))
+    def to_json(self) -> str:
+        """Return the lease as JSON, with a heartbeat of now."""
+        return json.dumps(asdict(replace(self, last_heartbeat=time.time())))
 
     def is_alive(self) -> bool:
-        """Return whether the process that holds the lease is alive."""
+        """Return whether the driver is alive.
+
+        A driver on this host is looked up by process ID and start time. A driver on another host
+        counts as alive while its last heartbeat is younger than `STALE_SECONDS`.
+        """
         if self.host == _host():
             return process_start(self.pid) == self.started
-        return time.time() - self.beat < STALE_SECONDS
+        return time.time() - self.last_heartbeat < STALE_SECONDS
 
 
 class LeaseRenewal(Thread):
-    """Gives signs of life, and stops the process where another driver has taken the run."""
+    """Renews a run's lease, and interrupts the process if another driver has taken it over."""
 
     def __init__(self, record: TrackedRun, lease: Lease) -> None:
-        super().__init__(name="heartbeat", daemon=True)
+        super().__init__(name="lease-renewal", daemon=True)
         self.leaving = Event()
         self.lost = Event()
         self._record = record
@@ -72,21 +78,21 @@ class LeaseRenewal(Thread):
         self._in_main = current_thread() is main_thread()
 
     def run(self) -> None:
-        """Renew the lease until the run ends or another driver takes it over."""
+        """Renew the lease every `HEARTBEAT_SECONDS` until `leaving` is set or it is lost."""
         client = self._record.client
-        machine = SystemMetricsMonitor(self._record.run_id, tracking_uri=self._record.uri)
+        machine = SystemMetrics(self._record.run_id, self._record.uri)
         while not self.leaving.wait(HEARTBEAT_SECONDS):
             try:
                 run = client.get_run(self._record.run_id)
                 holder = Lease.of_run(run)
                 if holder is not None and holder.token != self._lease.token:
                     break
-                client.set_tag(run.info.run_id, LEASE_TAG, self._lease.text())
-                if run.info.status != "RUNNING":  # a start of another run thought us dead
+                client.set_tag(run.info.run_id, LEASE_TAG, self._lease.to_json())
+                if run.info.status != "RUNNING":  # another driver took this one for dead
                     client.update_run(run.info.run_id, status="RUNNING")
                 _log_machine(client, run, machine)
             except Exception as error:
-                logger.debug("no sign of life could be given: %s", error)
+                logger.debug("the heartbeat of the run failed: %s", error)
         else:
             return
         self.lost.set()
@@ -95,14 +101,11 @@ class LeaseRenewal(Thread):
             interrupt_main()
 
 
-def _log_machine(client: MlflowClient, run: Run, machine: SystemMetricsMonitor) -> None:
-    """Log how busy this machine is, under MLflow's own names; its thread ends with an outage."""
-    machine.collect_metrics()
-    now = get_current_time_millis()
-    step = (now - run.info.start_time) // 1000  # so that a resumed run goes on counting
-    values = machine.aggregate_metrics()
-    for monitor in machine.monitors:
-        monitor.clear_metrics()
+def _log_machine(client: MlflowClient, run: Run, machine: SystemMetrics) -> None:
+    """Log the machine's load as system metrics."""
+    values = machine.collect()
+    now = now_ms()
+    step = (now - run.info.start_time) // 1000  # from the first start, so a resumed run continues
     client.log_batch(
         run.info.run_id,
         metrics=[Metric(f"system/{key}", value, now, step) for key, value in values.items()],
@@ -110,15 +113,24 @@ def _log_machine(client: MlflowClient, run: Run, machine: SystemMetricsMonitor) 
 
 
 def _host() -> str:
-    """Name of this machine since it was last started: process ids mean nothing beyond it."""
+    """Return the host name and boot ID, as process IDs are unique only within one boot."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()}/{boot}"
 
 
 def process_start(pid: int) -> int | None:
-    """Return when a process started, in clock ticks; none where it is gone or a zombie."""
+    """Return a process's start in hundredths of a second after boot.
+
+    The time since boot is not affected by changes of the clock, which shift psutil's start times
+    and boot time alike.
+
+    Returns:
+        None where the process is gone or a zombie.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        return round(100 * (process.create_time() - psutil.boot_time()))
+    except psutil.Error:
         return None
-    return None if fields[0] == "Z" else int(fields[19])

@@ -1,4 +1,4 @@
-"""Tags that say what ran where."""
+"""Provenance of a run: commit, package versions, Python and hardware."""
 
 import contextlib
 import importlib.metadata
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def provenance_tags() -> dict[str, str]:
-    """Return tags that say what ran where: commit, package versions, Python, hardware."""
+    """Return commit, package versions, Python version and hardware as MLflow tags."""
     tags = {
         "python": platform.python_version(),
         "hardware.host": socket.gethostname(),
@@ -34,7 +34,7 @@ def _cpu_model() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git says about the working folder, nothing where it is no repository."""
+    """Return git's output for the working folder, empty outside a repository."""
     try:
         return subprocess.run(
             ["git", *arguments], capture_output=True, text=True, check=True, timeout=10

@@ -1,4 +1,4 @@
-"""A run in MLflow, and the delivery of its metrics."""
+"""MLflow run of a training, and delivery of its metrics and checkpoints."""
 
 import json
 import logging
@@ -13,26 +13,29 @@ from typing import Any, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric
-from mlflow.utils.time import get_current_time_millis
 
 from cluster.errors import TrackingError
+from cluster.retry import Retry
 from cluster.tracking.client import first_line, make_client, masked
 from ranet.protocols import Metrics
 
 _Value = TypeVar("_Value")
+
 logger = logging.getLogger(__name__)
-RETRY_SECONDS = 5.0
-"""Time between two attempts to reach an MLflow that does not answer."""
-PATIENCE_SECONDS = 300.0
-"""How long the end of a run waits for an MLflow that does not answer."""
+
+RETRY_PAUSE_SECONDS = 5.0
+"""Longest pause between two calls to an unavailable MLflow."""
+RETRY_TIMEOUT_SECONDS = 300.0
+"""How long the end of a run waits for an unavailable MLflow."""
 DELIVERY_SECONDS = 5.0
-"""How long the driver gives Ray's controller to deliver the metrics of the last epochs."""
+"""How long the driver waits for Ray's controller to deliver the metrics of the last epochs."""
+
 _CHECKPOINTS = "checkpoints.json"
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run in MLflow that this process owns, small enough to be sent to other processes."""
+    """Handle of an MLflow run that this process owns, cheap to send to other processes."""
 
     uri: str
     run_id: str
@@ -42,63 +45,73 @@ class TrackedRun:
 
     @property
     def storage_name(self) -> str:
-        """Folder of this attempt's checkpoints; no other attempt, in any database, has it."""
+        """Folder for the checkpoints of this attempt, unique across attempts and databases."""
         return f"{self.name}-{self.attempt}-{self.run_id[:8]}"
 
     @property
     def client(self) -> MlflowClient:
-        """A client of the server that holds the run."""
+        """Client of the server that holds the run."""
         return make_client(self.uri)
 
     def log_history(self, history: Iterable[Metrics]) -> None:
         """Log the metrics of those epochs that MLflow does not have.
 
-        A `MetricWriter` of another process may be about to deliver them: it gets some time.
-        """
-        entries = [
-            MetricEntry(dict(metrics), None, get_current_time_millis()) for metrics in history
-        ]
-        deadline = time.monotonic() + DELIVERY_SECONDS
-        while time.monotonic() < deadline:
-            if {entry.step for entry in entries} <= self._insist(lambda: known_steps(self)):
-                return
-            time.sleep(0.2)
-        self._insist(lambda: deliver(self, entries))
-
-    def log_checkpoint(self, metrics: Metrics, location: str, keep: int) -> None:
-        """Note step, metrics and location of the newest checkpoint, and of `keep` in all."""
-        entry = MetricEntry(dict(metrics), location, get_current_time_millis())
-        self._insist(lambda: note_checkpoint(self, entry, keep))
-
-    def log_folder(self, folder: Path | str, artifact_path: str) -> None:
-        """Keep the files of a folder as artifacts."""
-        self._insist(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
-
-    def _insist(self, action: Callable[[], _Value]) -> _Value:
-        """Do what needs MLflow, waiting for it if it does not answer.
+        A `MetricWriter` of another process may be about to deliver the same metrics, so this
+        method first waits for `DELIVERY_SECONDS`.
 
         Raises:
-            TrackingError: it stayed away for `PATIENCE_SECONDS`.
+            TrackingError: MLflow was unavailable for `RETRY_TIMEOUT_SECONDS`.
         """
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        entries = [MetricEntry(dict(metrics), None, now_ms()) for metrics in history]
+        deadline = time.monotonic() + DELIVERY_SECONDS
+        while time.monotonic() < deadline:
+            if {entry.step for entry in entries} <= self._retry(lambda: known_steps(self)):
+                return
+            time.sleep(0.2)
+        self._retry(lambda: deliver(self, entries))
+
+    def log_checkpoint(self, metrics: Metrics, uri: str, keep: int) -> None:
+        """Add a checkpoint to the run's list of the `keep` newest checkpoints."""
+        entry = MetricEntry(dict(metrics), uri, now_ms())
+        self._retry(lambda: log_checkpoint_entry(self, entry, keep))
+
+    def log_folder(self, folder: Path | str, artifact_path: str) -> None:
+        """Log the files of a folder as artifacts."""
+        self._retry(lambda: self.client.log_artifacts(self.run_id, str(folder), artifact_path))
+
+    def _retry(self, call: Callable[[], _Value]) -> _Value:
+        """Retry a call while MLflow is unavailable.
+
+        Raises:
+            TrackingError: MLflow was unavailable for `RETRY_TIMEOUT_SECONDS`.
+        """
+        retry = Retry(timeout_seconds=RETRY_TIMEOUT_SECONDS, max_pause_seconds=RETRY_PAUSE_SECONDS)
         while True:
             try:
-                return action()
+                return call()
             except Exception as error:
-                if time.monotonic() > deadline:
+                logger.warning("MLflow does not answer, retrying: %s", first_line(error))
+                if not retry.wait():
                     raise TrackingError(
                         f"MLflow at {masked(self.uri)} does not answer ({first_line(error)}); "
-                        f"training is complete: start {self.name} again to do the rest"
+                        f"training is complete: start {self.name} again to log its results"
                     ) from error
-                logger.warning("MLflow does not answer, waiting for it: %s", first_line(error))
-                time.sleep(RETRY_SECONDS)
+
+
+def now_ms() -> int:
+    """Return the time as MLflow counts it, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 class MetricWriter:
-    """Sends the metrics of each epoch to MLflow from a thread, and keeps them until it answers."""
+    """Logs the metrics of each epoch from a thread, and keeps them during an outage of MLflow."""
 
     def __init__(
-        self, record: TrackedRun, *, keep_checkpoints: int, retry_seconds: float = RETRY_SECONDS
+        self,
+        record: TrackedRun,
+        *,
+        keep_checkpoints: int,
+        retry_seconds: float = RETRY_PAUSE_SECONDS,
     ) -> None:
         self._record = record
         self._keep_checkpoints = keep_checkpoints
@@ -106,66 +119,73 @@ class MetricWriter:
         self._queue: queue.Queue[MetricEntry] = queue.Queue()
         Thread(target=self._run, name="mlflow-metrics", daemon=True).start()
 
-    def put(self, metrics: Metrics, location: str | None = None) -> None:
-        """Queue the metrics of one epoch, and where its checkpoint lies; never waits."""
-        self._queue.put(MetricEntry(dict(metrics), location, get_current_time_millis()))
+    def put(self, metrics: Metrics, checkpoint_uri: str | None = None) -> None:
+        """Queue the metrics of one epoch and the URI of its checkpoint, without blocking."""
+        self._queue.put(MetricEntry(dict(metrics), checkpoint_uri, now_ms()))
 
     def flush(self, timeout: float) -> bool:
-        """Wait for MLflow to have all, for at most `timeout` seconds; say whether it has."""
+        """Wait until the queue is delivered, for at most `timeout` seconds.
+
+        Returns:
+            Whether everything was delivered.
+        """
         deadline = time.monotonic() + timeout
         while self._queue.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.02)
         return not self._queue.unfinished_tasks
 
     def _run(self) -> None:
-        lost = False
         while True:
-            entry = self._queue.get()
-            while True:
-                try:
-                    deliver(self._record, [entry])
-                    note_checkpoint(self._record, entry, self._keep_checkpoints)
-                    break
-                except Exception as error:
-                    if not lost:
-                        logger.warning(
-                            "MLflow does not answer, training goes on and its metrics are kept: %s",
-                            first_line(error),
-                        )
-                    lost = True
-                    time.sleep(self._retry_seconds)
-            if lost:
-                logger.warning("MLflow answers again, kept metrics are being delivered")
-                lost = False
+            self._deliver(self._queue.get())
             self._queue.task_done()
+
+    def _deliver(self, entry: "MetricEntry") -> None:
+        """Log one entry, and retry without a limit while MLflow is unavailable."""
+        retry = Retry(pause_seconds=self._retry_seconds, max_pause_seconds=self._retry_seconds)
+        is_available = True
+        while True:
+            try:
+                deliver(self._record, [entry])
+                log_checkpoint_entry(self._record, entry, self._keep_checkpoints)
+                break
+            except Exception as error:
+                if is_available:
+                    logger.warning(
+                        "MLflow does not answer, training continues and its metrics are kept: %s",
+                        first_line(error),
+                    )
+                is_available = False
+                retry.wait()
+        if not is_available:
+            logger.warning("MLflow answers again, kept metrics are being delivered")
 
 
 @dataclass(frozen=True)
 class MetricEntry:
-    """Metrics of one epoch on their way to MLflow."""
+    """Metrics of one epoch, queued for MLflow."""
 
     metrics: Metrics
-    location: str | None
-    time: int
+    checkpoint_uri: str | None
+    time_ms: int
 
     @property
     def step(self) -> int:
-        """Epoch of the metrics, which MLflow calls the step."""
+        """Epoch of the metrics, used as MLflow's step."""
         return int(self.metrics["epoch"])
 
     @property
     def is_within_epoch(self) -> bool:
-        """Whether this is a checkpoint between two epochs, which has no metrics to log."""
+        """Whether this is a checkpoint between two epochs, without metrics to log."""
         return "step" in self.metrics
 
 
 def known_steps(record: TrackedRun) -> set[int]:
-    """Epochs whose metrics MLflow has."""
+    """Return the epochs that MLflow has metrics of."""
     return {metric.step for metric in record.client.get_metric_history(record.run_id, "epoch")}
 
 
 def deliver(record: TrackedRun, entries: list[MetricEntry]) -> None:
-    """Log the entries whose step MLflow does not have: it would keep both values."""
+    """Log those entries whose step MLflow does not have: it keeps duplicates of a step."""
     client = record.client
     entries = [entry for entry in entries if not entry.is_within_epoch]
     if not entries:
@@ -174,15 +194,16 @@ def deliver(record: TrackedRun, entries: list[MetricEntry]) -> None:
     for entry in entries:
         if entry.step not in known:
             batch = [
-                Metric(name, value, entry.time, entry.step) for name, value in entry.metrics.items()
+                Metric(name, value, entry.time_ms, entry.step)
+                for name, value in entry.metrics.items()
             ]
             client.log_batch(record.run_id, metrics=batch)
             known.add(entry.step)
 
 
-def note_checkpoint(record: TrackedRun, entry: MetricEntry, keep: int) -> None:
-    """Add a checkpoint to the run's list of the newest checkpoints."""
-    if entry.location is None:
+def log_checkpoint_entry(record: TrackedRun, entry: MetricEntry, keep: int) -> None:
+    """Add a checkpoint to the artifact that lists the newest `keep` checkpoints."""
+    if entry.checkpoint_uri is None:
         return
     client = record.client
     kept: list[dict[str, Any]] = []
@@ -192,12 +213,12 @@ def note_checkpoint(record: TrackedRun, entry: MetricEntry, keep: int) -> None:
             kept = [
                 old
                 for old in json.loads(Path(path).read_text())
-                if _place(old["metrics"]) != _place(entry.metrics)
+                if _progress_of(old["metrics"]) != _progress_of(entry.metrics)
             ]
-    kept.append({"step": entry.step, "location": entry.location, "metrics": entry.metrics})
+    kept.append({"step": entry.step, "location": entry.checkpoint_uri, "metrics": entry.metrics})
     client.log_text(record.run_id, json.dumps(kept[-keep:], indent=2), _CHECKPOINTS)
 
 
-def _place(metrics: Metrics) -> tuple[float, float]:
-    """Epochs done, and steps of the next one."""
+def _progress_of(metrics: Metrics) -> tuple[float, float]:
+    """Return the number of complete epochs and the steps of the next epoch."""
     return metrics["epoch"], metrics.get("step", 0.0)

@@ -1,15 +1,14 @@
-"""The model registry: versions of a model, and which of them is the champion."""
+"""MLflow model registry: versions of a model, and their promotion to champion."""
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mlflow
 from mlflow import MlflowClient, MlflowException
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from mlflow.pyfunc import PyFuncModel
 
 from cluster.errors import TrackingError
@@ -19,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-_METRIC_TAG = "score"
-_PROTOCOL_TAG = "yardstick"
+METRIC_TAG = "metric_value"
+PROTOCOL_TAG = "evaluation_protocol"
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What became of a version that was offered."""
+    """Decision on a version: whether it becomes the champion, and why."""
 
     version: str
     is_champion: bool
@@ -34,13 +33,13 @@ class Promotion:
 
 @contextmanager
 def client_to(action: str) -> Iterator[MlflowClient]:
-    """A client of this process's MLflow; any failure of it, or of its store, is one sentence.
+    """Give a client of this process's MLflow, and turn its failures into one sentence.
 
     Args:
-        action: what the client is for, to complete "MLflow cannot ...".
+        action: purpose of the client, to complete the sentence "MLflow cannot ...".
 
     Raises:
-        TrackingError: names the server, the action, and what went wrong.
+        TrackingError: names the server, the action, and the cause.
     """
     try:
         yield make_client(tracking_uri())
@@ -51,88 +50,107 @@ def client_to(action: str) -> Iterator[MlflowClient]:
 
 
 def load(model_uri: str) -> PyFuncModel:
-    """Load a model, such as `models:/NAME@champion`; this runs the code it was logged with."""
+    """Load a model, such as `models:/NAME@champion`; this runs the code logged with it."""
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with client_to(f"load {model_uri}"):
         return mlflow.pyfunc.load_model(model_uri)
 
 
 def find_version(name: str, run_id: str) -> ModelVersion | None:
-    """The newest version of the model that a run registered, if it did."""
+    """Return the newest version of the model that a run registered, if any."""
     with client_to(f"look for versions of {name}") as client:
         versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
     return max(versions, key=lambda version: int(version.version), default=None)
 
 
 def register(
-    name: str, model_id: str, *, run_id: str, score: float, yardstick: str
+    name: str, model_id: str, *, run_id: str, metric_value: float, evaluation_protocol: str
 ) -> ModelVersion:
     """Make a logged model the next version of a registered one.
 
     Args:
-        name: registered name, created where it is new.
+        name: registered name, created if it is new.
         model_id: the logged model.
-        run_id: the run that made it.
-        score: what versions are compared by, in percent; higher is better.
-        yardstick: what the score was measured on; only scores of one yardstick are compared.
+        run_id: the run that logged it.
+        metric_value: metric that versions are compared by, in percent; higher is better.
+        evaluation_protocol: data and budgets of the evaluation; only values of the same protocol
+            are compared.
     """
     with client_to(f"register a version of {name}") as client:
         try:
             client.create_registered_model(name)
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         return client.create_model_version(
             name,
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags={_METRIC_TAG: repr(score), _PROTOCOL_TAG: yardstick},
+            tags={METRIC_TAG: repr(metric_value), PROTOCOL_TAG: evaluation_protocol},
         )
 
 
-def offer(name: str, version: str, *, score_name: str) -> Promotion:
-    """Make a version the candidate, and the champion where it is at least as good.
+def promote_if_better(name: str, version: str, *, metric_name: str) -> Promotion:
+    """Make a version the candidate, and the champion if `compare` says so.
 
-    It becomes the champion where there is none, or where both were measured by the same
-    yardstick and its score is not the lower one. Offering a version again changes nothing.
+    A second call for the same version changes nothing.
 
     Args:
         name: registered name.
-        version: a version made by `register`.
-        score_name: what the score is, for the sentence.
+        version: a version created by `register`.
+        metric_name: name of the metric, for the sentence.
     """
     with client_to(f"set the aliases of {name}") as client:
         client.set_registered_model_alias(name, CANDIDATE, version)
         tags = client.get_model_version(name, version).tags
         champion = client.get_registered_model(name).aliases.get(CHAMPION)
-        if champion is None or str(champion) == version:
-            is_champion, words = True, f"is the champion: {score_name} {_score(tags)}"
-        else:
-            rival = client.get_model_version(name, str(champion)).tags
-            is_champion, words = _compare(tags, rival, str(champion), score_name)
+        champion_tags = None
+        if champion is not None and str(champion) != version:
+            champion_tags = client.get_model_version(name, str(champion)).tags
+        is_champion, reason = compare(tags, champion_tags, str(champion), metric_name)
         if is_champion:
             client.set_registered_model_alias(name, CHAMPION, version)
-    sentence = f"{name} version {version} {words}"
+    sentence = f"{name} version {version} {reason}"
     logger.info("%s", sentence)
     return Promotion(version=version, is_champion=is_champion, sentence=sentence)
 
 
-def _compare(
-    tags: dict[str, str], rival: dict[str, str], champion: str, score_name: str
+def compare(
+    tags: Mapping[str, str],
+    champion_tags: Mapping[str, str] | None,
+    champion: str,
+    metric_name: str,
 ) -> tuple[bool, str]:
-    """Whether a version with these tags replaces the champion, and the words for it."""
-    numbers = f"{score_name} {_score(tags)}, version {champion} has {_score(rival)}"
-    if rival.get(_PROTOCOL_TAG) != tags[_PROTOCOL_TAG]:
+    """Decide whether a version replaces the champion.
+
+    It does if there is no other champion, or if both were evaluated by the same protocol and its
+    metric is not lower.
+
+    Args:
+        tags: tags of the version.
+        champion_tags: tags of the champion, None if there is no other version with that alias.
+        champion: version of the champion, for the reason.
+        metric_name: name of the metric, for the reason.
+
+    Returns:
+        Whether the version becomes the champion, and the reason, which completes a sentence.
+    """
+    if champion_tags is None:
+        return True, f"is the champion: {metric_name} {_metric_text(tags)}"
+    numbers = (
+        f"{metric_name} {_metric_text(tags)}, version {champion} has {_metric_text(champion_tags)}"
+    )
+    if champion_tags.get(PROTOCOL_TAG) != tags[PROTOCOL_TAG]:
         return False, (
-            f"stays candidate: {numbers}, but the two do not compare: measured on "
-            f"{tags[_PROTOCOL_TAG]} and on {rival.get(_PROTOCOL_TAG, 'something unknown')}; "
-            "to make it champion all the same, move the alias in MLflow"
+            f"stays candidate: {numbers}, but the two are not comparable: evaluated on "
+            f"{tags[PROTOCOL_TAG]} and on {champion_tags.get(PROTOCOL_TAG, 'unknown data')}; "
+            "to make it champion anyway, move the alias in MLflow"
         )
-    if float(tags[_METRIC_TAG]) >= float(rival[_METRIC_TAG]):
+    if float(tags[METRIC_TAG]) >= float(champion_tags[METRIC_TAG]):
         return True, f"is the new champion: {numbers}"
     return False, f"stays candidate: {numbers} and stays champion"
 
 
-def _score(tags: dict[str, str]) -> str:
-    return f"{float(tags[_METRIC_TAG]):.2f} %" if _METRIC_TAG in tags else "no score"
+def _metric_text(tags: Mapping[str, str]) -> str:
+    return f"{float(tags[METRIC_TAG]):.2f} %" if METRIC_TAG in tags else "no metric value"

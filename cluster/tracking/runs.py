@@ -1,18 +1,20 @@
-"""MLflow: which run a name means, what state it is in, and what it has measured.
+"""Open, resume and close MLflow runs.
 
-One rule for every pipeline. The newest attempt of a name decides: unfinished, it is resumed, if
-its settings are the same; finished, a new attempt begins. See docs/decisions/002-run-identity.md.
+All pipelines follow one rule: the newest attempt of a name decides. An unfinished attempt is
+resumed if its settings are unchanged; after a finished attempt a new one begins.
+See docs/decisions/002-run-identity.md.
 """
 
 import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 from mlflow import MlflowClient
-from mlflow.entities import Param, Run, RunStatus, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.entities import Param, RunStatus, RunTag
+from mlflow.entities import Run as MlflowRun
 
 from cluster.errors import TrackingError
 from cluster.tracking.client import (
@@ -28,32 +30,30 @@ from cluster.tracking.client import (
     tracking_uri,
 )
 from cluster.tracking.lease import LEASE_TAG, STALE_SECONDS, Lease, LeaseRenewal
-from cluster.tracking.record import RETRY_SECONDS, TrackedRun
+from cluster.tracking.mlflow_internals import PARENT_RUN_TAG
+from cluster.tracking.record import RETRY_PAUSE_SECONDS, TrackedRun
 
 logger = logging.getLogger(__name__)
+
 SETTLE_SECONDS = 1.0
-"""Time in which two drivers that claim one run see each other."""
+"""Time after which two drivers that claim one run at the same time see each other's claims."""
 PARAM_LENGTH = 6000
-"""Characters that MLflow keeps of a parameter."""
+"""Max. characters of a parameter's value in MLflow."""
+
 NAME_TAG = "ranet.name"
 ATTEMPT_TAG = "ranet.attempt"
 STORAGE_TAG = "ranet.storage"
 
 
-def check_can_start(name: str, *, settings: Mapping[str, str], new_attempt: bool = False) -> None:
-    """Refuse what `start` would refuse, without opening a run; `check_reachable` comes before.
+@dataclass(frozen=True)
+class _Claim:
+    """Request of this process to drive the run of a name."""
 
-    Raises:
-        TrackingError: MLflow fails, another driver runs this name, or its unfinished attempt has
-            other settings.
-    """
-    uri = tracking_uri()
-    if (file := sqlite_file(uri)) is not None and not file.exists():
-        return  # nothing was tracked there yet, and asking would make the file
-    try:
-        _check_attempt(name, last_attempt(name), settings, new_attempt)
-    except FAILURES as error:
-        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
+    name: str
+    settings: Mapping[str, str]
+    parameters: Mapping[str, str]
+    new_attempt: bool
+    lease: Lease
 
 
 @contextmanager
@@ -66,25 +66,27 @@ def open_run(
     config_text: str,
     new_attempt: bool = False,
 ) -> Iterator[TrackedRun]:
-    """Open the run that `name` means, and set its state truthfully on leaving.
+    """Open the run of a name, and set its final state when the context ends.
 
     Args:
-        name: of letters, digits, dot, dash and underscore.
-        settings: those that decide what is trained; a resumed run must have the same.
-        parameters: the other settings, free to change when a run is resumed.
-        tags: what else is worth knowing about this start.
-        config_text: the whole configuration, kept as config.yaml.
-        new_attempt: begin a new attempt even where the last one is unfinished.
+        name: letters, digits, dots, dashes and underscores.
+        settings: settings that decide the training's result; a resumed run must have the same.
+        parameters: all other parameters, which may change when a run is resumed.
+        tags: further information on this invocation.
+        config_text: the whole configuration, logged as config.yaml.
+        new_attempt: begin a new attempt even if the last one is unfinished.
 
     Raises:
-        TrackingError: MLflow does not answer, another driver runs this name, or its unfinished
+        TrackingError: MLflow is unavailable, another driver runs this name, or its unfinished
             attempt has other settings.
     """
     check_reachable()
     uri = tracking_uri()
     lease = Lease.of_this_process()
+    # Find or create the run and claim it. Every failure here ends the invocation: nothing has
+    # been started yet, so the user can correct it and start again.
     try:
-        record = _open(uri, name, settings, parameters, lease, new_attempt)
+        record = _claim_run(uri, _Claim(name, settings, parameters, new_attempt, lease))
         for key, value in tags.items():
             record.client.set_tag(record.run_id, key, value)
         record.client.log_text(record.run_id, config_text, "config.yaml")
@@ -92,178 +94,128 @@ def open_run(
         raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
     logger.info(
         "%s attempt %d of %s, MLflow run %s",
-        "resuming" if record.resumed else "starting", record.attempt, name, record.run_id,
-    )  # fmt: skip
+        "resuming" if record.resumed else "starting",
+        record.attempt,
+        name,
+        record.run_id,
+    )
+    # Renew the lease while the context is open, so that other drivers leave this run alone.
     state = RunStatus.FAILED
-    heart = LeaseRenewal(record, lease)
-    heart.start()
+    renewal = LeaseRenewal(record, lease)
+    renewal.start()
     try:
         yield record
         state = RunStatus.FINISHED
     except (KeyboardInterrupt, SystemExit):
         state = RunStatus.KILLED
-        if heart.lost.is_set():
+        # The interrupt came from the renewal thread if another driver holds the lease.
+        if renewal.lost.is_set():
             raise TrackingError(
-                f"{name} was taken over by another driver, which found no sign of life of this one "
-                f"for {STALE_SECONDS:g} seconds, MLflow run {record.run_id}; this one has stopped"
+                f"{name} was taken over by another driver, as this one had sent no heartbeat for "
+                f"{STALE_SECONDS:g} seconds, MLflow run {record.run_id}; this driver has stopped"
             ) from None
         raise
     finally:
-        heart.leaving.set()
-        heart.join(timeout=RETRY_SECONDS)
-        if not heart.lost.is_set():
+        # Stop the renewal before the state is set: it would set the state to RUNNING again.
+        renewal.leaving.set()
+        renewal.join(timeout=RETRY_PAUSE_SECONDS)
+        # A lost run belongs to the other driver, and so does its state.
+        if not renewal.lost.is_set():
             _set_state(record, state)
+
+
+def check_can_start(name: str, *, settings: Mapping[str, str], new_attempt: bool = False) -> None:
+    """Check what `open_run` would check, without opening a run; call `check_reachable` first.
+
+    Raises:
+        TrackingError: MLflow fails, another driver runs this name, or its unfinished attempt has
+            other settings.
+    """
+    uri = tracking_uri()
+    if (file := sqlite_file(uri)) is not None and not file.exists():
+        return  # no run was tracked there yet, and a query would create the file
+    try:
+        _check_attempt(name, last_attempt(name), settings, new_attempt)
+    except FAILURES as error:
+        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
 
 
 def open_child(
     parent: TrackedRun, name: str, *, parameters: Mapping[str, str], tags: Mapping[str, str]
 ) -> TrackedRun:
-    """Open a run below one that this process owns; it is closed by `close_child`.
+    """Open a child run of a run that this process owns; close it with `close_child`.
 
-    It has no signs of life of its own: where its parent has ended, it has too.
+    A child run has no lease: it ends with its parent.
 
     Args:
-        parent: the run above.
-        name: its name; another one for every child.
-        parameters: its settings.
-        tags: what else is worth knowing.
+        parent: the parent run.
+        name: name of the child run, different for every child run.
+        parameters: settings of the child run.
+        tags: further information.
     """
     client = parent.client
     run = client.create_run(
         client.get_run(parent.run_id).info.experiment_id,
         run_name=name,
-        tags={NAME_TAG: name, ATTEMPT_TAG: "1", MLFLOW_PARENT_RUN_ID: parent.run_id, **tags},
+        tags={NAME_TAG: name, ATTEMPT_TAG: "1", PARENT_RUN_TAG: parent.run_id, **tags},
     )
     record = TrackedRun(parent.uri, run.info.run_id, name, attempt=1, resumed=False)
-    _describe(record, parameters)
+    _log_parameters(record, parameters)
     return record
 
 
-def reopen_child(parent: TrackedRun, run: Run, *, parameters: Mapping[str, str]) -> TrackedRun:
-    """Go on with a child of an earlier start, which may have been killed while opening it.
+def reopen_child(
+    parent: TrackedRun, run: MlflowRun, *, parameters: Mapping[str, str]
+) -> TrackedRun:
+    """Resume a child run of a previous invocation.
 
     Args:
-        parent: the run above.
-        run: the child.
-        parameters: its settings, of which those of the first start count.
+        parent: the parent run.
+        run: the child run.
+        parameters: its settings, logged only if the previous invocation was killed before it
+            logged them.
     """
     parent.client.update_run(run.info.run_id, status="RUNNING")
-    record = TrackedRun(
-        parent.uri, run.info.run_id, run.data.tags[NAME_TAG], attempt=1, resumed=True
-    )
-    if not _is_described(run):
-        _describe(record, parameters)
+    name = run.data.tags[NAME_TAG]
+    record = TrackedRun(parent.uri, run.info.run_id, name, attempt=1, resumed=True)
+    if not _has_parameters(run):
+        _log_parameters(record, parameters)
     return record
 
 
 def close_child(record: TrackedRun, state: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Set the state in which a child ended, unless it has it."""
+    """Set the final state of a child run, unless it is set already."""
     if record.client.get_run(record.run_id).info.status != state:
         _set_state(record, RunStatus.from_string(state))
 
 
-def children(uri: str, run_id: str) -> list[Run]:
-    """Give the runs below a run, in the order in which they were opened."""
+def children(uri: str, run_id: str) -> list[MlflowRun]:
+    """Return the child runs of a run in the order of their creation."""
     client = make_client(uri)
     experiment_id = client.get_run(run_id).info.experiment_id
-    found = search(client, experiment_id, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}'")
+    found = search(client, experiment_id, f"tags.`{PARENT_RUN_TAG}` = '{run_id}'")
     return sorted(found, key=lambda run: (run.info.start_time, run.info.run_name))
 
 
 def history(uri: str, run_id: str, metric: str) -> dict[int, float]:
-    """Give the values of a metric by epoch."""
+    """Return the values of a metric by epoch."""
     entries = make_client(uri).get_metric_history(run_id, metric)
     return {entry.step: entry.value for entry in entries}
 
 
-def last_attempt(name: str) -> Run | None:
-    """Give the newest attempt of a name, whatever its state; nothing where there is none."""
+def last_attempt(name: str) -> MlflowRun | None:
+    """Return the newest attempt of a name in any state, None if there is none."""
     client = make_client(tracking_uri())
     experiment = client.get_experiment_by_name(EXPERIMENT)
-    return None if experiment is None else find_last_attempt(client, experiment.experiment_id, name)
+    if experiment is None:
+        return None
+    return find_last_attempt(client, experiment.experiment_id, name)
 
 
-def _set_state(record: TrackedRun, state: int) -> None:
-    try:
-        record.client.set_terminated(record.run_id, RunStatus.to_string(state))
-    except Exception as error:
-        logger.warning(
-            "MLflow did not take the state of the run, the next start will put it right: %s",
-            first_line(error),
-        )
-
-
-def _open(
-    uri: str,
-    name: str,
-    settings: Mapping[str, str],
-    parameters: Mapping[str, str],
-    lease: Lease,
-    new_attempt: bool,
-) -> TrackedRun:
-    client = make_client(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
-    _close_abandoned(client, experiment_id)
-    last = find_last_attempt(client, experiment_id, name)
-    _check_attempt(name, last, settings, new_attempt)
-    parameters = {**parameters, **settings}
-    if last is not None and last.info.status != "FINISHED" and not new_attempt:
-        record = TrackedRun(
-            uri, last.info.run_id, name, int(last.data.tags[ATTEMPT_TAG]), resumed=True
-        )
-        client.set_tag(record.run_id, LEASE_TAG, lease.text())
-        client.update_run(record.run_id, status="RUNNING")
-        if not _is_described(last):
-            _describe(record, parameters)
-    else:
-        attempt = 1 if last is None else int(last.data.tags[ATTEMPT_TAG]) + 1
-        run = client.create_run(
-            experiment_id,
-            run_name=f"{name}-{attempt}",
-            tags={NAME_TAG: name, ATTEMPT_TAG: str(attempt), LEASE_TAG: lease.text()},
-        )
-        record = TrackedRun(uri, run.info.run_id, name, attempt, resumed=False)
-        _describe(record, parameters)
-    _check_claim(client, experiment_id, record, lease)
-    return record
-
-
-def _describe(record: TrackedRun, parameters: Mapping[str, str]) -> None:
-    """Log the settings of a run, and that they are there."""
-    record.client.log_batch(
-        record.run_id,
-        params=[Param(key, value[:PARAM_LENGTH]) for key, value in parameters.items()],
-        tags=[RunTag(STORAGE_TAG, record.storage_name)],  # MLflow writes tags after parameters
-    )
-
-
-def _is_described(run: Run) -> bool:
-    """Whether its settings are there: its driver may have been killed just before."""
-    return STORAGE_TAG in run.data.tags
-
-
-def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
-    """Mark runs as killed whose driver died without a word, whatever their name."""
-    running = search(client, experiment_id, "attributes.status = 'RUNNING'")
-    alive = set()
-    for run in running:
-        lease = Lease.of_run(run)
-        if lease is not None and not lease.is_alive():
-            client.set_terminated(run.info.run_id, "KILLED", end_time=int(lease.beat * 1000))
-            logger.info("marked MLflow run %s as killed: its driver is gone", run.info.run_id)
-        else:
-            alive.add(run.info.run_id)
-    for run in running:
-        parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID)
-        if LEASE_TAG not in run.data.tags and parent is not None and parent not in alive:
-            client.set_terminated(run.info.run_id, "KILLED")
-
-
-def find_last_attempt(client: MlflowClient, experiment_id: str, name: str) -> Run | None:
-    """Return the newest attempt of a name within an experiment, if any."""
+def find_last_attempt(client: MlflowClient, experiment_id: str, name: str) -> MlflowRun | None:
+    """Return the newest attempt of a name within an experiment, None if there is none."""
     runs = search(client, experiment_id, f"tags.`{NAME_TAG}` = '{name}'")
-    # Of two starts in the same moment the earlier one counts.
+    # Two drivers may create the same attempt at once: the run that was created first counts.
     return max(
         runs,
         key=lambda run: (int(run.data.tags[ATTEMPT_TAG]), -run.info.start_time, run.info.run_id),
@@ -271,10 +223,98 @@ def find_last_attempt(client: MlflowClient, experiment_id: str, name: str) -> Ru
     )
 
 
+def _set_state(record: TrackedRun, state: int) -> None:
+    try:
+        record.client.set_terminated(record.run_id, RunStatus.to_string(state))
+    except Exception as error:
+        logger.warning(
+            "MLflow did not save the final state of the run, the next invocation will correct "
+            "it: %s",
+            first_line(error),
+        )
+
+
+def _claim_run(uri: str, claim: _Claim) -> TrackedRun:
+    client = make_client(uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    # Correct the states that dead drivers left, as the decision below depends on them.
+    _close_abandoned(client, experiment_id)
+    # Decide by the newest attempt: reject, resume, or begin a new attempt.
+    last = find_last_attempt(client, experiment_id, claim.name)
+    _check_attempt(claim.name, last, claim.settings, claim.new_attempt)
+    if last is not None and last.info.status != "FINISHED" and not claim.new_attempt:
+        record = _resume(uri, last, claim)
+    else:
+        record = _begin(uri, experiment_id, last, claim)
+    # MLflow has no locks: the claim holds only if no other driver made one in the same second.
+    _check_claim(client, experiment_id, record, claim.lease)
+    return record
+
+
+def _resume(uri: str, last: MlflowRun, claim: _Claim) -> TrackedRun:
+    attempt = int(last.data.tags[ATTEMPT_TAG])
+    record = TrackedRun(uri, last.info.run_id, claim.name, attempt, resumed=True)
+    record.client.set_tag(record.run_id, LEASE_TAG, claim.lease.to_json())
+    record.client.update_run(record.run_id, status="RUNNING")
+    if not _has_parameters(last):
+        _log_parameters(record, {**claim.parameters, **claim.settings})
+    return record
+
+
+def _begin(uri: str, experiment_id: str, last: MlflowRun | None, claim: _Claim) -> TrackedRun:
+    attempt = 1 if last is None else int(last.data.tags[ATTEMPT_TAG]) + 1
+    run = make_client(uri).create_run(
+        experiment_id,
+        run_name=f"{claim.name}-{attempt}",
+        tags={
+            NAME_TAG: claim.name,
+            ATTEMPT_TAG: str(attempt),
+            LEASE_TAG: claim.lease.to_json(),
+        },
+    )
+    record = TrackedRun(uri, run.info.run_id, claim.name, attempt, resumed=False)
+    _log_parameters(record, {**claim.parameters, **claim.settings})
+    return record
+
+
+def _log_parameters(record: TrackedRun, parameters: Mapping[str, str]) -> None:
+    """Log the parameters of a run, and a tag that marks them as complete."""
+    record.client.log_batch(
+        record.run_id,
+        params=[Param(key, value[:PARAM_LENGTH]) for key, value in parameters.items()],
+        tags=[RunTag(STORAGE_TAG, record.storage_name)],  # MLflow writes tags after parameters
+    )
+
+
+def _has_parameters(run: MlflowRun) -> bool:
+    """Return whether a run's parameters are complete: its driver may have been killed before."""
+    return STORAGE_TAG in run.data.tags
+
+
+def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
+    """Set the state of all runs whose driver died to KILLED, whatever their name."""
+    running = search(client, experiment_id, "attributes.status = 'RUNNING'")
+    alive = set()
+    for run in running:
+        lease = Lease.of_run(run)
+        if lease is not None and not lease.is_alive():
+            end_time = int(lease.last_heartbeat * 1000)
+            client.set_terminated(run.info.run_id, "KILLED", end_time=end_time)
+            logger.info("marked MLflow run %s as killed: its driver is gone", run.info.run_id)
+        else:
+            alive.add(run.info.run_id)
+    # Child runs have no lease and end with their parent.
+    for run in running:
+        parent = run.data.tags.get(PARENT_RUN_TAG)
+        if LEASE_TAG not in run.data.tags and parent is not None and parent not in alive:
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
 def _check_attempt(
-    name: str, last: Run | None, settings: Mapping[str, str], new_attempt: bool
+    name: str, last: MlflowRun | None, settings: Mapping[str, str], new_attempt: bool
 ) -> None:
-    """Refuse a name whose last attempt runs, or is unfinished and has other settings."""
+    """Reject a name whose last attempt is running, or is unfinished and has other settings."""
     if last is None or last.info.status == "FINISHED":
         return
     if last.info.status == "RUNNING":
@@ -285,28 +325,28 @@ def _check_attempt(
                 f"{name} is running{where}, MLflow run {last.info.run_id}; "
                 "wait for it, stop it, or use another name"
             )
-    if not new_attempt and _is_described(last):
+    if not new_attempt and _has_parameters(last):
         _check_same_settings(name, last, settings)
 
 
-def _check_same_settings(name: str, run: Run, settings: Mapping[str, str]) -> None:
-    then = run.data.params
+def _check_same_settings(name: str, run: MlflowRun, settings: Mapping[str, str]) -> None:
+    logged = run.data.params
     changes = [
-        f"{key}: {then.get(key, '(none)')} -> {value}"
+        f"{key}: {logged.get(key, '(none)')} -> {value}"
         for key, value in settings.items()
-        if then.get(key) != value[:PARAM_LENGTH]
+        if logged.get(key) != value[:PARAM_LENGTH]
     ]
     if changes:
         raise TrackingError(
-            f"{name} is unfinished and its settings have changed: {'; '.join(changes)}; give the "
-            "old settings to go on with it, --new-attempt to abandon it, or another name"
+            f"{name} is unfinished and its settings have changed: {'; '.join(changes)}; use the "
+            "old settings to resume it, --new-attempt to start from scratch, or another name"
         )
 
 
 def _check_claim(
     client: MlflowClient, experiment_id: str, record: TrackedRun, lease: Lease
 ) -> None:
-    """Give way to another driver that claimed the same attempt at the same time."""
+    """Reject this invocation if another driver claimed the same attempt at the same time."""
     time.sleep(SETTLE_SECONDS)
     winner = find_last_attempt(client, experiment_id, record.name)
     assert winner is not None

@@ -47,7 +47,7 @@ class BudgetAccuracy:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracy of every exit and of every budget that is stored with the model."""
+    """Accuracy of every exit and every stored budget."""
 
     exits: tuple[ExitAccuracy, ...]
     curve: tuple[BudgetAccuracy, ...]
@@ -82,7 +82,9 @@ def check_budgets(costs: tuple[int, ...], budget_fractions: tuple[float, ...]) -
 
 
 def budget_grid(costs: tuple[int, ...]) -> tuple[float, ...]:
-    """Budget fractions from the first exit's to 1, whose thresholds are stored with a model.
+    """Return the budget fractions whose thresholds are stored with a model.
+
+    They reach from the first exit's fraction to 1.
 
     The step is 0.01, or the largest smaller power of ten that gives at least 40 budgets. A network
     with a single exit has the single budget fraction 1.
@@ -102,7 +104,7 @@ def evaluate_outputs(
     test: SplitOutputs,
     budget_fractions: tuple[float, ...],
 ) -> Evaluation:
-    """Fit thresholds on the validation images; measure budgets and exits on the test images.
+    """Fit thresholds on validation images; measure accuracy on test images.
 
     Args:
         costs: Cumulative mult-adds of every exit.

@@ -1,4 +1,4 @@
-"""Log an evaluation to an MLflow run: metrics, tables, curves and the plot."""
+"""Log an evaluation to MLflow: metrics, tables, curves and the plot."""
 
 import json
 import time

@@ -85,6 +85,9 @@ def plot_curve(evaluation: Evaluation, title: str) -> "Figure":
 
 
 def curve_line(plot: Path) -> str:
-    """Return a line with the location of the plot; a submitted job's folder is deleted."""
+    """Return a line with the location of the plot.
+
+    The folder of a submitted job is deleted: there it names the MLflow artifact.
+    """
     place = f"evaluation/{plot.name} of the MLflow run" if in_submitted_job() else plot
     return f"curve       {place}"

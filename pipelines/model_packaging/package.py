@@ -41,7 +41,7 @@ def register_model(
     data_info: DatasetInfo,
     run_id: str,
 ) -> RegisteredVersion:
-    """Log the model to an MLflow run, register a version, and promote it if it is better.
+    """Log the model, register a version, and promote it if better.
 
     Registering again after an interruption creates no second version.
 

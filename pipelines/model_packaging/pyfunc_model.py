@@ -1,4 +1,4 @@
-"""Code of the registered model: a RANet with thresholds for a grid of budgets.
+"""Registered model: a RANet with thresholds for a grid of budgets.
 
 MLflow copies this file and the package `ranet` into every logged model, and executes the file when
 the model is loaded. Loading needs only torch, numpy, pandas and MLflow.

@@ -109,7 +109,7 @@ def test_what_a_killed_cluster_left_is_ended_by_the_next_one_and_sigterm_leaves_
 ):
     if not plain and not can_isolate():
         pytest.skip("needs root and network namespaces")
-    mode = ["--plain"] if plain else []
+    mode = ["--no-isolation"] if plain else []
     up = command(tmp_path, "up", "--hosts", "0", *mode)
     with subprocess.Popen(up, cwd=PROJECT, stderr=subprocess.PIPE) as first:
         first_cluster = wait_for(lambda: running(tmp_path))

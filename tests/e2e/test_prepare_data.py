@@ -218,7 +218,7 @@ def test_a_place_in_s3_that_cannot_be_written_is_refused_before_the_work(
     told = preflight(run)
     assert told.lacks == [
         "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
-        "create it, or correct the address"
+        "create it, or correct the URI"
     ]
     told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
     assert told.starts, told

@@ -140,7 +140,7 @@ def test_two_processes_load_once_and_the_one_that_waits_tells_how_far_it_is(
             assert (copies / "train.beton").read_bytes() == content
         assert answers.get(timeout=30) == str(copies)
         process.join(30)
-        assert "another process loads s3://" in caplog.text
+        assert "another process is downloading s3://" in caplog.text
         assert line.received < 1.1 * SIZE
 
 
@@ -173,7 +173,9 @@ def test_parts_that_were_damaged_between_two_starts_are_loaded_anew(
         file.write(b"damage")
     with staged([remote], Cache(tmp_path)) as copies:
         assert (copies / "train.beton").read_bytes() == content
-    assert "what an earlier start left is damaged; loading anew" in caplog.text
+    assert (
+        "the parts of an interrupted download are damaged; downloading from scratch" in caplog.text
+    )
 
 
 def test_a_server_that_is_away_for_20_seconds_is_waited_for(
@@ -196,14 +198,14 @@ def test_a_server_that_is_away_for_20_seconds_is_waited_for(
 
 
 def test_an_object_with_another_content_is_refused_and_nothing_of_it_stays(remote, tmp_path):
-    wrong = RemoteFile(remote.address, remote.bytes, "0" * 64)
+    wrong = RemoteFile(remote.uri, remote.bytes, "0" * 64)
     with pytest.raises(ValueError, match=r"train.beton is damaged: its SHA-256 is .* upload it"):
         stage([wrong], Cache(tmp_path))
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == []
 
 
 def test_an_object_of_another_size_is_refused_before_it_is_loaded(remote, tmp_path):
-    wrong = RemoteFile(remote.address, remote.bytes + 1, remote.sha256)
+    wrong = RemoteFile(remote.uri, remote.bytes + 1, remote.sha256)
     with pytest.raises(ValueError, match=rf"has {remote.bytes:,} bytes, but {SIZE + 1:,} were"):
         stage([wrong], Cache(tmp_path))
 
@@ -212,7 +214,7 @@ def test_an_object_that_changes_while_it_is_loaded_is_named(
     s3, remote, content, tmp_path, monkeypatch
 ):
     client = s3.client()
-    bucket, key = remote.address.removeprefix("s3://").split("/", 1)
+    bucket, key = remote.uri.removeprefix("s3://").split("/", 1)
 
     def change() -> None:
         wait_for(lambda: recorded_parts(tmp_path) >= 1)
@@ -220,7 +222,7 @@ def test_an_object_that_changes_while_it_is_loaded_is_named(
 
     larger = random.Random(1).randbytes(24 * PART_BYTES)
     client.put_object(Bucket=bucket, Key=key, Body=larger)
-    remote = RemoteFile(remote.address, len(larger), hashlib.sha256(larger).hexdigest())
+    remote = RemoteFile(remote.uri, len(larger), hashlib.sha256(larger).hexdigest())
     with slow_line(s3, monkeypatch, megabytes_per_second=40):
         fault = threading.Thread(target=change)
         fault.start()
@@ -283,7 +285,7 @@ def test_an_endpoint_that_is_away_is_given_up_in_time_without_naming_its_passwor
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:password@127.0.0.1:9")
     began = time.monotonic()
     with pytest.raises(ConnectionError, match=r"127.0.0.1:9 did not answer for 3 sec") as caught:
-        stage([remote], Cache(tmp_path), patience_seconds=3)
+        stage([remote], Cache(tmp_path), retry_timeout_seconds=3)
     assert time.monotonic() - began < 10
     assert "password" not in str(caught.value)
 
@@ -314,9 +316,9 @@ def test_a_full_disk_is_found_before_anything_is_loaded(remote, small_disk):
 
 def variant(remote: RemoteFile, number: int) -> RemoteFile:
     """The same object under another name."""
-    address = f"{remote.address}{number}"
+    address = f"{remote.uri}{number}"
     with ObjectStore() as store:
-        store.write(address, store.read(remote.address).data)
+        store.write(address, store.read(remote.uri).data)
     return RemoteFile(address, remote.bytes, remote.sha256)
 
 
@@ -332,7 +334,7 @@ def test_copies_used_longest_ago_make_room_but_never_those_in_use(
         with staged([third], cache) as newest:
             assert oldest.is_dir()
             assert not newer.exists()
-            with pytest.raises(OSError, match=r"is full|cluster.cache_max_bytes is .* too few"):
+            with pytest.raises(OSError, match=r"is full|cluster.cache_max_bytes is .* too small"):
                 stage([second], cache)
     with staged([second], cache):
         assert not oldest.exists()
@@ -341,11 +343,11 @@ def test_copies_used_longest_ago_make_room_but_never_those_in_use(
 
 def test_a_store_is_pickled_without_its_secrets(s3, remote, content):
     with ObjectStore() as store:
-        store.read(remote.address, length=1)
+        store.read(remote.uri, length=1)
         pickled = pickle.dumps(store)
     assert b"secret" not in pickled
     with pickle.loads(pickled) as again:
-        assert again.read(remote.address, start=5, length=7).data == content[5:12]
+        assert again.read(remote.uri, start=5, length=7).data == content[5:12]
 
 
 def test_all_names_below_a_folder_are_listed(bucket):

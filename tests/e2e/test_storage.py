@@ -76,7 +76,7 @@ def test_a_storage_that_cannot_be_written_is_refused_before_workers_are_asked_fo
     with pytest.raises(
         ValueError,
         match=r"cluster.storage_path cannot be written: s3://no-such-bucket/runs/writable: no such "
-        "bucket; create it, or correct the address",
+        "bucket; create it, or correct the URI",
     ):
         resolve_storage("s3://no-such-bucket/runs")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

@@ -85,7 +85,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     assert time.monotonic() - killed < 180
     job.wait_until(lambda: times_of("going on after", job) > known)
     assert place_after("going on", job, known)[1] > 0
-    job.wait_until(lambda: times_of("MLflow does not answer, training goes on", job))
+    job.wait_until(lambda: times_of("MLflow does not answer, training continues", job))
     cluster.start("host2", "mlflow")
     job.wait_until(lambda: times_of("training on 2 workers", job) == 2)
     job.wait_until(lambda: times_of("MLflow answers again", job))
@@ -116,7 +116,7 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
 def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):
     job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_consecutive_failures=0", *ELASTIC)
     job.wait_until(lambda: len(job.epochs()) >= 2)
-    taken = Thread(target=cluster.reclaim, args=("host2", 20.0))
+    taken = Thread(target=cluster.preempt, args=("host2", 20.0))
     taken.start()
     job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
     taken.join()

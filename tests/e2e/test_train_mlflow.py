@@ -64,7 +64,7 @@ def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
             process.wait_until(lambda: committed_epochs(folder) >= 4)  # it goes on without
             server.start()
             assert process.wait() == 0, process.output()
-            assert "training goes on" in process.output()
+            assert "training continues" in process.output()
         client = MlflowClient(server.uri)
         [run] = runs(client)
         assert run.info.status == "FINISHED"

@@ -37,7 +37,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     with training(tmp_path, *arguments, **SECRETS, **credentials) as first:
         assert first.wait() == 0, first.output()
         begun_and_done = 2
-        loads = first.output().count(f" loading s3://{bucket}/digits/train.beton:")
+        loads = first.output().count(f" downloading s3://{bucket}/digits/train.beton:")
         assert loads <= begun_and_done  # the other worker, which says nothing, may have loaded
         assert "classify an image:" in first.output()
         planted = ["-planted", *(credentials[name] for name in KEYS[1:])]
@@ -59,7 +59,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     environment = {"AWS_SHARED_CREDENTIALS_FILE": str(file)}
     with training(tmp_path, *arguments, "--name=second", **environment) as second:
         second.wait_until(lambda: "validation top-1" in second.output())
-        assert " loading s3://" not in second.output()
+        assert " downloading s3://" not in second.output()
         places = files(tmp_path, Path(second.ray_folder))
         assert not findings([other[name] for name in KEYS[1:]], places, ("log.txt", "worker-"))
 

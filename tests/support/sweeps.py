@@ -5,17 +5,15 @@ from typing import Any
 from pipelines.run import Run
 from tuning.config import Dimension, Sweep
 from tuning.objective import Objective
-from tuning.results import TrialResult
+from tuning.results import TrialEnd, TrialResult
 from tuning.sampler import Candidate, Sampler
 from tuning.trial_store import TrialConfig
 
 BASE = Run(name="base")
-
-
 COSTS = (100, 200, 400)
 
 
-def accept(params) -> Candidate:
+def accept(params) -> Candidate[Any]:
     return Candidate(run=None, params=params, settings=params, cost=COSTS)
 
 
@@ -35,9 +33,15 @@ def result_of(params, objectives, state: Any = "finished", number=1, epochs=3) -
     )  # fmt: skip
 
 
+def end_of(objectives, number=1) -> TrialEnd:
+    return TrialEnd(
+        trial_id=str(number), state="finished", epochs=3, seconds=1.0, values=objectives
+    )
+
+
 def sweep_of(space=None, **settings) -> Sweep:
     return Sweep(space=space or {"train.seed": Dimension(choice=(1,))}, **settings)
 
 
-def described(candidate, name) -> TrialConfig:
+def make_config(candidate, name) -> TrialConfig[Any]:
     return TrialConfig(run=name, settings={"x": "1"}, config_text="", parameters=1, memory_bytes=1)

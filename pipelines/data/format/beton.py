@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from cluster.progress import Progress
 from pipelines.data.config import DataConfig
 from pipelines.data.format.encoding import FIELDS, METADATA_TYPE, PAGE_BYTES, Sample, encode
 from pipelines.data.format.ffcv_internals import (
@@ -23,7 +24,6 @@ from pipelines.data.format.ffcv_internals import (
     HeaderType,
     Reader,
 )
-from pipelines.data.progress import Progress
 from pipelines.data.sources.factory import Images
 from pipelines.data.sources.images import UnreadableImageError
 

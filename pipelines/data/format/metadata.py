@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
+from cluster.storage.files import atomic_write
+from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
 
 FORMAT = 1
@@ -72,12 +72,8 @@ def metadata_path(path: Path) -> Path:
 
 def write_metadata(path: Path, sidecar: SplitMetadata) -> None:
     """Write the sidecar of a prepared file, whole or not at all."""
-    part = path.with_name(f"{path.name}.json.part")
-    with part.open("w") as file:
-        json.dump(asdict(sidecar), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(metadata_path(path))
+    with atomic_write(metadata_path(path)) as part:
+        part.write_text(json.dumps(asdict(sidecar), indent=1))
 
 
 def read_metadata(path: Path) -> SplitMetadata:
@@ -217,7 +213,7 @@ def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
 
 def _read_all_metadata(folder: str) -> dict[Split, SplitMetadata]:
     if is_uri(folder):
-        with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+        with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
             return {
                 split: read_remote_metadata(f"{folder}/{split}.beton", store)[0] for split in SPLITS
             }

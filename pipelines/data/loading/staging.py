@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from cluster.storage.cache import Cache, staged
 from cluster.storage.download import RemoteFile
-from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
+from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig
 from pipelines.data.format.metadata import read_remote_metadata
 
@@ -30,7 +30,7 @@ def staged_data(config: DataConfig, cache: Cache) -> Iterator[DataConfig]:
 def remote_files(folder: str) -> list[RemoteFile]:
     """The prepared files and sidecars in S3, with the checksums that they must have."""
     files = []
-    with ObjectStore(patience_seconds=START_PATIENCE_SECONDS) as store:
+    with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
         for split in SPLITS:
             address = f"{folder}/{split}.beton"
             sidecar, content = read_remote_metadata(address, store)

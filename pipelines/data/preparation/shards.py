@@ -2,8 +2,6 @@
 
 import io
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from cluster.storage.files import atomic_write
 from cluster.storage.s3 import ObjectStore, is_uri
 from pipelines.data.config import DataConfig
 from pipelines.data.format.encoding import Sample, encode
@@ -116,17 +115,11 @@ def _write(place: str, content: memoryview) -> None:
         with ObjectStore() as store:
             store.write(place, bytes(content))
         return
-    part = Path(f"{place}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(place)
+        with atomic_write(Path(place), unique=True) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise OSError(
             error.errno,
             f"{place} cannot be written: {error.strerror}; free disk space or set data.prepared_dir",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from cluster.progress import Progress
+from cluster.storage.files import atomic_write
 from cluster.storage.s3 import ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_settings
 from pipelines.data.format.beton import Written, with_advice, write_beton, write_samples
@@ -31,7 +33,6 @@ from pipelines.data.preparation.shards import (
     joined,
     write_shard,
 )
-from pipelines.data.progress import Progress
 from pipelines.data.sources.factory import FileImages, Images, Source, Subset, open_source
 from pipelines.data.sources.images import UnreadableImageError
 
@@ -153,27 +154,26 @@ def _write_split(
     skip_unreadable: bool,
 ) -> None:
     metadata_path(path).unlink(missing_ok=True)
-    part = path.with_name(f"{path.name}.part")
     logger.info("writing %s", path)
     try:
-        written = write(path=part, skip_unreadable=skip_unreadable)
-        sidecar = SplitMetadata(
-            format=FORMAT,
-            split=split,
-            class_names=list(source.class_names),
-            num_samples=len(written.labels),
-            samples_per_class=np.bincount(
-                written.labels, minlength=len(source.class_names)
-            ).tolist(),
-            heights=_range(written.sizes[:, 0]),
-            widths=_range(written.sizes[:, 1]),
-            bytes=part.stat().st_size,
-            sha256=file_sha256(part),
-            source_sha256=source.fingerprint,
-            skipped=list(written.skipped),
-            settings=settings,
-        )
-        part.replace(path)
+        with atomic_write(path) as part:
+            written = write(path=part, skip_unreadable=skip_unreadable)
+            sidecar = SplitMetadata(
+                format=FORMAT,
+                split=split,
+                class_names=list(source.class_names),
+                num_samples=len(written.labels),
+                samples_per_class=np.bincount(
+                    written.labels, minlength=len(source.class_names)
+                ).tolist(),
+                heights=_range(written.sizes[:, 0]),
+                widths=_range(written.sizes[:, 1]),
+                bytes=part.stat().st_size,
+                sha256=file_sha256(part),
+                source_sha256=source.fingerprint,
+                skipped=list(written.skipped),
+                settings=settings,
+            )
         write_metadata(path, sidecar)
     except OSError as error:
         # It says itself which file: an image that is not there, an object, a shard.
@@ -183,8 +183,6 @@ def _write_split(
             error.errno,
             f"{path} cannot be written: {error.strerror}; free disk space or set data.prepared_dir",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     if written.skipped:
         logger.warning(
             "%s: %d unreadable images left out: %s",

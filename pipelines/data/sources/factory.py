@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from PIL import Image
 
-from cluster.storage.s3 import START_PATIENCE_SECONDS, ObjectStore, is_uri
+from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import DataConfig
 from pipelines.data.sources.images import DecodedImage, decode_image
 from pipelines.data.splits import hold_out
@@ -167,7 +167,7 @@ def check_source(config: DataConfig) -> None:
         for part in ("train", "test"):
             _parquet_file(_existing_folder(config.source_dir), part)
     elif config.source == "imagefolder" and is_uri(config.source_dir):
-        with ObjectStore(connections=1, patience_seconds=START_PATIENCE_SECONDS) as store:
+        with ObjectStore(connections=1, retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
             for part in ("train", "val"):
                 address = f"{config.source_dir.rstrip('/')}/{part}"
                 if next(iter(store.names(address)), None) is None:

@@ -34,7 +34,7 @@ def own_options(parser: CommandLine, prefix: str) -> list[str]:
     settings = setting_names(parser.settings_type) if parser.settings_type else []
     lines = []
     for action in parser._actions:
-        if getattr(action, "choices", None) and action.dest == "subcommand":
+        if isinstance(action.choices, dict):  # subcommands
             for name, child in action.choices.items():
                 lines += own_options(child, f"{prefix} {name}")
         elif action.dest not in settings:

@@ -11,7 +11,7 @@ from cluster.cli import parse_settings
 from pipelines.data import prepare
 from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run
-from pipelines.train import track
+from pipelines.start import track
 from ranet import RANet, mult_adds
 from ranet.training.state import TrainState
 from tests.unit.test_project import ROOT

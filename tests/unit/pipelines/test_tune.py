@@ -14,7 +14,7 @@ from pipelines import tune
 from pipelines.run import Run
 from ranet import ModelConfig, mult_adds
 from ranet.protocols import Snapshot
-from tests.support.sweeps import BASE, accept, described, result_of, sweep_of
+from tests.support.sweeps import BASE, accept, end_of, make_config, sweep_of
 from tuning.config import Dimension, Sweep
 from tuning.objective import Objective
 from tuning.sampler import SpaceExhaustedError
@@ -32,10 +32,10 @@ def test_warm_start_learns_the_trials_of_a_comparable_sweep(database, monkeypatc
 
     def note(name: str, settings, *trials: tuple[dict, float]) -> None:
         start = runs.open_run(name, settings=settings, parameters={}, tags={}, config_text="")
-        with start as record, TrialStore(record, described) as store:
+        with start as record, TrialStore(record, make_config) as store:
             for number, (params, accuracy) in enumerate(trials, start=1):
                 store.open(number, accept(params))
-                store.close(result_of(params, (accuracy,), number=number))
+                store.close(number, end_of((accuracy,), number))
 
     space = {"model.growth_rate": Dimension(choice=(4, 6, 8))}
     earlier = sweep_of(space, name="earlier")

@@ -6,26 +6,26 @@ from itertools import count
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
 from cluster.tracking.record import MetricWriter
-from tests.support.sweeps import accept, described, make_sampler
+from tests.support.sweeps import accept, make_config, make_sampler
 from tuning.config import Dimension
 from tuning.objective import Objective
 from tuning.searcher import SweepSearcher
+from tuning.trial_lifecycle import TrialLifecycle
 from tuning.trial_store import TrialStore
 
 
 def test_resumed_trial_counts_the_time_before_its_interruption(parent, small_ray):
     candidate = accept({"x": 1})
-    with TrialStore(parent, described) as store:
+    with TrialStore(parent, make_config) as store:
         record, _ = store.open(1, candidate)
         writer = MetricWriter(record, keep_checkpoints=1)
         writer.put({"epoch": 1.0, "sweep/seconds": 7.0, "objective/accuracy": 50.0})
         assert writer.flush(30)
-    with TrialStore(replace(parent, resumed=True), described) as store:
-        trials = SweepSearcher(
-            make_sampler({"x": Dimension(integers=(1, 3))}), store,
-            cluster=small_ray, objective=Objective(), num_trials=1, num_epochs=2,
-        )  # fmt: skip
-        assert trials.suggest("again") is not None
+    with TrialStore(replace(parent, resumed=True), make_config) as store:
+        sampler = make_sampler({"x": Dimension(integers=(1, 3))})
+        trials = TrialLifecycle(sampler, store, objective=Objective())
+        searcher = SweepSearcher(sampler, store, trials, cluster=small_ray, num_trials=1)
+        assert searcher.suggest("again") is not None
         trials.ended("again", UntrainableError("worker 0 failed: the loss is infinite"))
         [result] = store.results
     assert (result.state, result.epochs, result.seconds) == ("failed", 1, 7.0)
@@ -34,17 +34,16 @@ def test_resumed_trial_counts_the_time_before_its_interruption(parent, small_ray
 def test_searcher_starts_one_trial_more_than_the_cluster_has_capacity_for(parent, monkeypatch):
     capacity = [2]
     monkeypatch.setattr("tuning.searcher.capacity_for", lambda cluster: capacity[0])
-    with TrialStore(parent, described) as store:
-        trials = SweepSearcher(
-            make_sampler({"x": Dimension(integers=(1, 100))}), store,
-            cluster=ClusterConfig(), objective=Objective(), num_trials=50, num_epochs=2,
-        )  # fmt: skip
+    with TrialStore(parent, make_config) as store:
+        sampler = make_sampler({"x": Dimension(integers=(1, 100))})
+        trials = TrialLifecycle(sampler, store, objective=Objective())
+        searcher = SweepSearcher(sampler, store, trials, cluster=ClusterConfig(), num_trials=50)
         names = (str(number) for number in count())
 
         def begun() -> list[str]:
             """Ask for trials until the searcher returns none."""
             found = []
-            while trials.suggest(name := next(names)) is not None:
+            while searcher.suggest(name := next(names)) is not None:
                 found.append(name)
             return found
 

@@ -28,7 +28,7 @@ def line(monkeypatch) -> list[int]:
     def status(client, job_id):
         raise requests.ConnectionError("nobody answers")
 
-    monkeypatch.setattr(jobs, "PATIENCE_SECONDS", PATIENCE)
+    monkeypatch.setattr(jobs, "RETRY_TIMEOUT_SECONDS", PATIENCE)
     monkeypatch.setattr(jobs, "_stream", stream)
     monkeypatch.setattr(jobs, "_status", status)
     return speaks

@@ -17,7 +17,7 @@ def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows
     run = read_config("imagenet")
     eight = offer.dollars_per_hour(run.cluster, gpus=1, num_workers=8)
     scaling = (ROOT / "docs" / "scaling.md").read_text()
-    rate = re.search(r"\| rate of a GPU \| L4 (\d+), .* \| assumed \|", scaling)
+    rate = re.search(r"\| throughput of a GPU \| L4 (\d+), .* \| assumed \|", scaling)
     assert rate
     images = run.train.epochs * round(IMAGENET_TRAIN * (1 - run.data.validation_share))
     hours = images / (8 * int(rate[1])) / 3600
@@ -31,7 +31,7 @@ def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows
         f"A run of configs/imagenet.yaml: {hours:.1f} hours, {hours * eight:.0f} dollars (computed "
         f"for 8 spot GPUs at {rate[1]} images/s each, which is assumed: docs/scaling.md)." in text
     )
-    assert f"| the whole run at these rates | {hours:.0f} h, ${hours * eight:.0f} on spot |" in (
+    assert f"| whole run at this throughput | {hours:.0f} h, ${hours * eight:.0f} on spot |" in (
         scaling
     )
 

@@ -77,7 +77,7 @@ def test_kubernetes_has_the_same_groups_as_aws(aws):
 def test_drivers_find_their_password_for_mlflow_where_the_image_has_its_home():
     [place] = re.findall(
         r"ray rsync-up ray_cluster.yaml ~/.mlflow/credentials (\S+)",
-        (ROOT / "docs" / "operating.md").read_text(),
+        (ROOT / "docs" / "operating" / "cluster.md").read_text(),
     )
     [home] = re.findall(r"^WORKDIR (\S+)/ranet$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     assert place == f"{home}/.mlflow/credentials"

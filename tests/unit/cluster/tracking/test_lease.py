@@ -52,7 +52,9 @@ def test_process_with_the_reused_pid_of_a_dead_driver_is_not_the_driver(client, 
 def test_driver_on_another_host_counts_as_dead_without_recent_heartbeats(
     client, other_process, silence, is_refused
 ):
-    record = hand_over(client, other_process, host="elsewhere/boot", beat=time.time() - silence)
+    record = hand_over(
+        client, other_process, host="elsewhere/boot", last_heartbeat=time.time() - silence
+    )
     if is_refused:
         with pytest.raises(TrackingError, match="on elsewhere"):
             begin().__enter__()
@@ -100,7 +102,7 @@ def test_driver_that_lost_its_lease_stops_and_keeps_the_run_state(client, monkey
     with pytest.raises(TrackingError, match="digits was taken over"), begin() as record:  # noqa: PT012
         records.append(record)
         for _ in range(600):
-            client.set_tag(record.run_id, LEASE_TAG, taker.text())
+            client.set_tag(record.run_id, LEASE_TAG, taker.to_json())
             time.sleep(0.1)
     assert status(client, records[0]) == "RUNNING"
     holder = Lease.of_run(client.get_run(records[0].run_id))

@@ -10,7 +10,8 @@ import pytest
 from ffcv.loader import Loader
 from PIL import Image
 
-from pipelines.data import DataConfig, UnreadableImageError, prepare, progress, verify
+from cluster import progress
+from pipelines.data import DataConfig, UnreadableImageError, prepare, verify
 from pipelines.data.format.beton import open_beton, write_beton
 from pipelines.data.format.metadata import read_metadata
 from pipelines.data.sources.factory import ArrayImages, open_source
@@ -296,7 +297,7 @@ def test_a_stopped_start_leaves_its_shards_to_the_next_which_keeps_the_whole_one
 
 
 def test_the_log_tells_how_far_the_preparation_is(tmp_path, small_shards, caplog, monkeypatch):
-    caplog.set_level(logging.INFO, logger="pipelines")
+    caplog.set_level(logging.INFO, logger="cluster.progress")
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     config = folder_config(image_folder(tmp_path / "tree"))
     prepare(config, 32, spread=one_after_the_other)
