@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.trained import TrainOutput
 from ranet import fit_budgets, mult_adds
 from ranet.inference.ensemble import mean_logits
-from ranet.inference.threshold_search import score_budget
+from ranet.inference.thresholds import score_budget
 
 FRACTIONS = (0.3, 0.4, 0.5, 0.75, 1.0)
 

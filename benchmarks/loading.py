@@ -57,7 +57,8 @@ from pipelines.data.sources.factory import FileImages, Images, open_source
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize
-from ranet.protocols import Batches, LogReporter, Metrics
+from ranet.protocols import Batches, Metrics
+from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
 
 CPU = torch.device("cpu")

@@ -42,7 +42,8 @@ from benchmarks.sweeps import (
 )
 from pipelines.run import Run
 from pipelines.tune import check_candidate
-from ranet.protocols import LogReporter, Metrics, Snapshot
+from ranet.protocols import Metrics, Snapshot
+from ranet.training.log_reporter import LogReporter
 from tuning.config import Sweep
 from tuning.objective import budget_metric
 from tuning.sampler import Candidate

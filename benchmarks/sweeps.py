@@ -31,9 +31,11 @@ from pipelines.run import Run
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
-from ranet.inference.threshold_search import fit_budgets, score_budget
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import score_budget
 from ranet.model.preprocessing import Normalize
-from ranet.protocols import LogReporter, Metrics, Reporter, Snapshot
+from ranet.protocols import Metrics, Reporter, Snapshot
+from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
 from tuning.config import CostLimits, Dimension, EarlyStopping, Sweep
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
@@ -320,7 +322,7 @@ def answers(run: Run, network: nn.Module, split: Split) -> ExitOutputs:
     normalize = Normalize(run.data.mean, run.data.std)
     return collect_exit_outputs(
         network, open_split(run, split), normalize=normalize, device=torch.device("cpu")
-    ).alone
+    ).single
 
 
 def open_split(run: Run, split: Split) -> Any:

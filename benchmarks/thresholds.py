@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from pipelines.run import read_run
 from ranet import mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
-from ranet.inference.threshold_search import Rule, fit_budgets, score_budget
+from ranet.inference.threshold_search import Rule, fit_budgets
+from ranet.inference.thresholds import score_budget
 
 RULES: tuple[Rule, ...] = ("geometric", "joint")
 FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -153,7 +154,7 @@ def trained_net(number: int, config: Path, path: Path) -> Net:
     """Read the scores of a trained RANet."""
     run = read_run([f"--config={config}"])
     saved = torch.load(path, weights_only=True)
-    splits = [SplitOutputs.from_state(saved[split]).alone for split in ("val", "test")]
+    splits = [SplitOutputs.from_state(saved[split]).single for split in ("val", "test")]
     confidences = torch.cat([split.confidences for split in splits], dim=1)
     correct = torch.cat([split.correct for split in splits], dim=1)
     costs = [float(cost) for cost in mult_adds(run.model)]

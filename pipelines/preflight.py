@@ -30,6 +30,7 @@ from pipelines.evaluation.budgets import check_budgets
 from pipelines.run import Run, identity
 from ranet import RANet, mult_adds
 from ranet.config import TrainConfig
+from ranet.training.schedule import is_checkpoint_due
 
 RATES = Path(cluster.provisioning.__file__).with_name("throughput.yaml")
 """Measured training images a second, by network and device."""
@@ -318,7 +319,7 @@ def _checkpoints(run: Run, model: torch.nn.Module, num_images: int, found: Prefl
     if num_images:
         steps = num_images // run.train.batch_size
         places = ((done // steps, done % steps) for done in range(1, run.train.epochs * steps + 1))
-        number = sum(run.train.is_checkpoint_due(*place, steps) for place in places) + 1
+        number = sum(is_checkpoint_due(run.train, *place, steps) for place in places) + 1
         line += f"; {number:,} in all, {_size(number * size)} to {run.cluster.storage_path}"
     found.lines.append(("checkpoints", line))
 

@@ -27,6 +27,7 @@ from ranet.inference.latency import measure_latency
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import Batches, Metrics, Snapshot
 from ranet.training.loop import fit
+from ranet.training.schedule import epoch_sizes
 from tuning.objective import SECONDS, Objective
 
 EXIT_OUTPUTS = "scores.pt"
@@ -78,7 +79,7 @@ def trial_worker(config: dict[str, Any]) -> None:
 
         def measure(network: nn.Module) -> Metrics:
             answers = collect_exit_outputs(network, val, normalize=normalize, device=device)
-            metrics = objective.measure(answers.alone, cost, latency) if is_first else {}
+            metrics = objective.measure(answers.single, cost, latency) if is_first else {}
             return {**metrics, SECONDS: before + time.monotonic() - started}
 
         fit(
@@ -165,7 +166,7 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
         num_workers=context.get_world_size(),
         seed=run.train.seed,
         device=device,
-        epoch_sizes=run.train.epoch_sizes,
+        epoch_sizes=epoch_sizes(run.train),
     )
 
 

@@ -1,6 +1,6 @@
-"""The integers of a network: channels, resolutions and mult-adds of every part; no torch.
+"""Architecture of a network: channels, resolutions and mult-adds, computed without torch.
 
-Everything that builds, loads, prices or skips a part of the network reads this one plan.
+All code that builds, loads, costs or skips a part of the network reads this specification.
 Source: Yang et al., CVPR 2020 (arXiv:2003.07326), section 3, and the behaviour of the network
 its authors published.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part costs for one image, counted in two ways."""
+    """Cost of a part of the network for one image, by two counting methods."""
 
     mult_adds: int = 0
     """Multiply-accumulates of convolutions and linear layers."""
@@ -31,19 +31,19 @@ class Cost:
 
 
 def _conv_cost(in_channels: int, out_channels: int, kernel: int, size: int) -> Cost:
-    """Cost of a convolution to a map of size x size, with the ReLU behind it."""
+    """Cost of a convolution with a size x size output, including its ReLU."""
     mult_adds = in_channels * out_channels * kernel * kernel * size * size
     return Cost(mult_adds, mult_adds + out_channels * size * size)
 
 
 def _halved(size: int) -> int:
-    """Size of a map behind a stride of 2, for odd kernels with padding kernel // 2."""
+    """Output size of a stride-2 convolution with an odd kernel, padded by kernel // 2."""
     return (size + 1) // 2
 
 
 @dataclass(frozen=True)
 class StemSpec:
-    """One step of the stem, which gives the base features of one sub-network."""
+    """Stem step that computes the base features of one sub-network."""
 
     in_channels: int
     out_channels: int
@@ -51,7 +51,7 @@ class StemSpec:
     size: int
     """Height and width of the features."""
     is_large: bool
-    """7x7 convolution with stride 2 and max pooling instead of one 3x3 convolution."""
+    """True: 7x7 convolution with stride 2, then max pooling; false: one 3x3 convolution."""
 
     @property
     def stride(self) -> int:
@@ -69,14 +69,14 @@ class StemSpec:
 
 @dataclass(frozen=True)
 class UnitSpec:
-    """A bottleneck unit: 1x1 convolution to `width` channels, then 3x3 to `out_channels`."""
+    """Bottleneck unit: 1x1 convolution to `width` channels, 3x3 to `out_channels`."""
 
     in_channels: int
     width: int
     out_channels: int
 
     def cost(self, in_size: int, out_size: int) -> Cost:
-        """Cost of the unit between maps of these sizes."""
+        """Cost of the unit for these input and output sizes."""
         return _conv_cost(self.in_channels, self.width, 1, in_size) + _conv_cost(
             self.width, self.out_channels, 3, out_size
         )
@@ -84,20 +84,20 @@ class UnitSpec:
 
 @dataclass(frozen=True)
 class LateralSpec:
-    """What a fusion block takes from the block of the sub-network below."""
+    """Lateral path from a block of the lower sub-network to a fusion block."""
 
     units: tuple[UnitSpec, ...]
-    """Unit j reads the input of layer j of the block below, at that block's `in_size`."""
+    """Unit j reads the input of layer j of the lower block, at the lower block's `in_size`."""
     in_channels: int
-    """Channels behind the last layer of the block below."""
+    """Output channels of the last layer of the lower block."""
     compressed_channels: int
-    """Channels that a 1x1 convolution makes of those."""
+    """Output channels of the 1x1 convolution that compresses `in_channels`."""
     in_size: int
     out_size: int
 
     @property
     def cost(self) -> Cost:
-        """Cost of all that is computed at the lower resolution."""
+        """Cost of the lateral path, all of which runs at the lower resolution."""
         total = _conv_cost(self.in_channels, self.compressed_channels, 1, self.out_size)
         for unit in self.units:
             total += unit.cost(self.in_size, self.in_size)
@@ -106,7 +106,7 @@ class LateralSpec:
 
 @dataclass(frozen=True)
 class ExitSpec:
-    """An exit: two 3x3 convolutions with stride 2, 2x2 average pooling, a linear layer."""
+    """Exit: two stride-2 3x3 convolutions, 2x2 average pooling, a linear layer."""
 
     in_channels: int
     hidden_channels: int
@@ -115,7 +115,7 @@ class ExitSpec:
 
     @property
     def cost(self) -> Cost:
-        """Cost of the exit alone."""
+        """Cost of the exit, without the blocks before the exit."""
         once = _halved(self.in_size)
         twice = _halved(once)
         linear = self.hidden_channels * self.num_classes
@@ -129,45 +129,45 @@ class ExitSpec:
 
 @dataclass(frozen=True)
 class BlockSpec:
-    """One block: its dense layers, what it takes from below, its transition and its exit."""
+    """Block: dense layers, lateral path, transition and exit."""
 
     units: tuple[UnitSpec, ...]
-    """One unit per layer: the channels that the block itself adds."""
+    """One unit per layer; computes the channels that the layer adds, without lateral ones."""
     lower: LateralSpec | None
-    """What it takes from the sub-network below; None in a normal block."""
+    """Lateral path from the lower sub-network; None in a normal block."""
     in_size: int
-    """Height and width of the features that come in, and of those between the layers."""
+    """Height and width of the input features and of the features between layers."""
     out_size: int
-    """Height and width behind the last layer; half of `in_size` in a down block."""
+    """Height and width of the output features; half of `in_size` in a down block."""
     transition_channels: int | None
-    """Channels that the transition keeps; None without a transition."""
+    """Output channels of the transition; None without a transition."""
     exit: ExitSpec | None
-    """Exit on the block's output; fusion blocks have none."""
+    """Exit on the block's output; None in a fusion block."""
 
     @property
     def in_channels(self) -> int:
-        """Channels that come in."""
+        """Channels of the input features."""
         return self.units[0].in_channels
 
     @property
     def is_down(self) -> bool:
-        """Whether the last layer halves the resolution."""
+        """Return whether the last layer halves the resolution."""
         return self.out_size != self.in_size
 
     @property
     def lateral_channels(self) -> int:
-        """Channels that each layer takes from below."""
+        """Lateral channels that each layer receives from the lower sub-network."""
         return self.lower.units[0].out_channels if self.lower else 0
 
     @property
     def dense_channels(self) -> int:
-        """Channels behind the last layer."""
+        """Channels after the last layer."""
         last = self.units[-1]
         return last.in_channels + self.lateral_channels + last.out_channels
 
     @property
     def gathered_channels(self) -> int:
-        """Channels before the transition."""
+        """Input channels of the transition: dense and compressed channels."""
         return self.dense_channels + (self.lower.compressed_channels if self.lower else 0)
 
     @property
@@ -189,21 +189,21 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """A whole network."""
+    """Specification of a whole network."""
 
     stem: tuple[StemSpec, ...]
-    """Base features of each sub-network, lowest resolution first; computed last to first."""
+    """Stem step of each sub-network, lowest resolution first; steps run last to first."""
     subnetworks: tuple[tuple[BlockSpec, ...], ...]
-    """Blocks of each sub-network, in the order in which they run."""
+    """Blocks of each sub-network, in execution order."""
 
     @property
     def blocks(self) -> Iterable[BlockSpec]:
-        """All blocks in the order in which they run."""
+        """All blocks, in execution order."""
         return (block for blocks in self.subnetworks for block in blocks)
 
     @property
     def num_norms(self) -> int:
-        """Number of batch norms, one behind every convolution."""
+        """Number of batch norms, one after every convolution."""
         number = len(self.stem)
         for block in self.blocks:
             number += 2 * len(block.units) + (block.transition_channels is not None)
@@ -213,7 +213,7 @@ class NetworkSpec:
 
     @property
     def exit_costs(self) -> tuple[Cost, ...]:
-        """Cost from the image to each exit, all earlier exits included."""
+        """Cumulative cost from the image to each exit, earlier exits included."""
         total = Cost()
         for step in self.stem:
             total += step.cost
@@ -228,11 +228,11 @@ class NetworkSpec:
 
 @lru_cache(maxsize=64)
 def make_network_spec(config: ModelConfig) -> NetworkSpec:
-    """Plan the network of a config.
+    """Compute the specification of a network from its configuration.
 
     Raises:
-        ValueError: the settings do not fit together: a map that is too small or too large for
-            its exit, or a layer that would add no channels.
+        ValueError: the settings contradict each other: a feature map is too small or too large
+            for its exit, or a layer would add no channels.
     """
     sizes = _stem_sizes(config)
     channels = [config.stem_channels * factor for factor in config.growth_factors]
@@ -261,7 +261,7 @@ def _stem_sizes(config: ModelConfig) -> list[int]:
         size = _halved(_halved(size))
     sizes = [size]
     for scale, above in zip(config.scales[-2::-1], config.scales[:0:-1], strict=True):
-        # However far two neighbours lie apart, the stem halves only once between them.
+        # The stem halves the size only once between neighbours, however far apart their scales.
         size = _halved(size) if scale != above else size
         sizes.append(size)
     return sizes[::-1]
@@ -270,7 +270,7 @@ def _stem_sizes(config: ModelConfig) -> list[int]:
 def _subnetwork_spec(
     config: ModelConfig, i: int, channels: int, size: int, lower: tuple[BlockSpec, ...]
 ) -> tuple[BlockSpec, ...]:
-    """Plan sub-network i (counted from 0) above the blocks of sub-network i - 1."""
+    """Compute the blocks of sub-network i (from 0) above those of sub-network i - 1."""
     scale = config.scales[i]
     lengths = [config.num_blocks + config.extra_blocks * k for k in range(i + 1)]
     transitions = {t * lengths[i] // scale for t in range(1, scale)}
@@ -278,15 +278,15 @@ def _subnetwork_spec(
     downs = [0, *lengths[:i]][-(scale - 1) :]
     blocks: list[BlockSpec] = []
     for number in range(1, lengths[i] + 1):
-        below = lower[number - 1] if number <= len(lower) else None
+        lower_block = lower[number - 1] if number <= len(lower) else None
         block = _block_spec(
             config,
             i,
-            below,
+            lower_block,
             in_channels=channels,
             in_size=size,
             num_layers=config.layers_per_block * (number if config.layer_mode == "linear" else 1),
-            is_down=below is not None and number in downs,
+            is_down=lower_block is not None and number in downs,
             has_transition=number in transitions,
         )
         blocks.append(block)
@@ -297,7 +297,7 @@ def _subnetwork_spec(
 def _block_spec(
     config: ModelConfig,
     i: int,
-    below: BlockSpec | None,
+    lower_block: BlockSpec | None,
     *,
     in_channels: int,
     in_size: int,
@@ -305,16 +305,16 @@ def _block_spec(
     is_down: bool,
     has_transition: bool,
 ) -> BlockSpec:
-    """Plan one block of sub-network i; `below` makes it a fusion block."""
+    """Compute one block of sub-network i; a `lower_block` makes it a fusion block."""
     growth = config.growth_rate * config.growth_factors[i]
-    lateral = int(config.compress_factor * growth) if below else 0
+    lateral = int(config.compress_factor * growth) if lower_block else 0
     own = growth - lateral
-    if below and min(lateral, own) < 1:
+    if lower_block and min(lateral, own) < 1:
         raise ValueError(
             f"model.compress_factor ({config.compress_factor}) must leave at least one of the "
-            f"{growth} channels a layer of sub-network {i + 1} adds to it and one to the "
-            f"sub-network below, got {own} and {lateral}: raise model.growth_rate or "
-            "move model.compress_factor"
+            f"{growth} channels that a layer of sub-network {i + 1} adds as own channels "
+            f"and one as a lateral channel, got {own} and {lateral}; raise model.growth_rate or "
+            "change model.compress_factor"
         )
     width = config.bottleneck_factors[i]
     units = tuple(
@@ -327,17 +327,17 @@ def _block_spec(
     )
     dense_channels = in_channels + num_layers * growth
     lower = None
-    if below:
-        # The lateral units have the bottleneck width of the sub-network they read.
+    if lower_block:
+        # Lateral units have the bottleneck width of the lower sub-network.
         lower_width = config.bottleneck_factors[i - 1]
-        below_growth = config.growth_rate * config.growth_factors[i - 1]
-        inputs = [below.in_channels + j * below_growth for j in range(num_layers)]
+        lower_growth = config.growth_rate * config.growth_factors[i - 1]
+        inputs = [lower_block.in_channels + j * lower_growth for j in range(num_layers)]
         lower = LateralSpec(
             units=tuple(UnitSpec(n, min(n, lower_width * lateral), lateral) for n in inputs),
-            in_channels=below.dense_channels,
+            in_channels=lower_block.dense_channels,
             compressed_channels=int(config.compress_factor * dense_channels),
-            in_size=below.in_size,
-            out_size=below.out_size,
+            in_size=lower_block.in_size,
+            out_size=lower_block.out_size,
         )
     gathered = dense_channels + (lower.compressed_channels if lower else 0)
     transition = int(config.reduction * gathered) if has_transition else None
@@ -349,7 +349,7 @@ def _block_spec(
         )
     out_size = _halved(in_size) if is_down else in_size
     exit_ = None
-    if not below:
+    if not lower_block:
         out_channels = transition or gathered
         exit_ = ExitSpec(
             in_channels=out_channels,
@@ -359,9 +359,9 @@ def _block_spec(
         )
         if _halved(_halved(out_size)) // 2 != 1:
             raise ValueError(
-                f"model.image_size {config.image_size} gives sub-network {i + 1} exits on maps "
-                f"of {out_size} x {out_size}; an exit needs 5 to 12 pixels a side: change "
-                "model.image_size, model.scales or model.stem"
+                f"model.image_size {config.image_size} gives the exits of sub-network {i + 1} "
+                f"feature maps of {out_size} x {out_size}; an exit needs 5 to 12 pixels per side: "
+                "change model.image_size, model.scales or model.stem"
             )
     return BlockSpec(
         units=units,
@@ -374,10 +374,13 @@ def _block_spec(
 
 
 def mult_adds(config: ModelConfig) -> tuple[int, ...]:
-    """Mult-adds from the image to each exit, per image, all earlier exits included."""
+    """Cumulative mult-adds per image to each exit, earlier exits included."""
     return tuple(cost.mult_adds for cost in make_network_spec(config).exit_costs)
 
 
 def official_ops(config: ModelConfig) -> tuple[int, ...]:
-    """The same by the authors' counter, which adds biases, ReLU elements and pooling."""
+    """Cumulative cost per image to each exit by the authors' counting method.
+
+    The authors also count biases of linear layers, ReLU elements and pooling windows.
+    """
     return tuple(cost.official_ops for cost in make_network_spec(config).exit_costs)

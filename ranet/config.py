@@ -1,4 +1,4 @@
-"""Settings of the network and of its training: frozen, checked when they are made."""
+"""Frozen, validated settings of a network and of its training."""
 
 import math
 from dataclasses import dataclass, field
@@ -13,12 +13,12 @@ class ModelConfig:
     """Shape of a RANet: one sub-network per scale, lowest resolution first.
 
     The defaults are the CIFAR network of the paper's curve without its repeated top scale.
-    Sizes that do not fit together are refused by `ranet.architecture.make_network_spec`, which
-    `__post_init__` calls.
+    `__post_init__` calls `ranet.architecture.make_network_spec`, which rejects sizes that do not
+    fit together.
     """
 
     scales: tuple[int, ...] = (1, 2, 3)
-    """Scale of each sub-network; scale 1 is the lowest resolution."""
+    """Scale of each sub-network; scale 1 has the lowest resolution."""
     growth_rate: int = 6
     """Channels that one dense layer adds, before the growth factor of its sub-network."""
     growth_factors: tuple[int, ...] = (4, 2, 1)
@@ -34,19 +34,19 @@ class ModelConfig:
     num_blocks: int = 2
     """Blocks of the first sub-network."""
     extra_blocks: int = 2
-    """Blocks that each further sub-network has more than the one before."""
+    """Additional blocks of each further sub-network."""
     compress_factor: float = 0.25
-    """Share of a fusion layer's new channels that comes from the sub-network below."""
+    """Share of a fusion layer's new channels that comes from the lower sub-network."""
     reduction: float = 0.5
-    """Share of the channels that a transition keeps."""
+    """Share of the channels that a transition layer keeps."""
     stem: Literal["small", "large"] = "small"
     """small: 3x3 convolution, stride 1; large: 7x7 convolution, stride 2, then 3x3 max pooling."""
     exit_channels: int | None = 128
-    """Channels inside an exit; null: as many as the features it reads."""
+    """Channels inside an exit; null: the channels of its input features."""
     image_size: int = 32
     """Height and width of an image, in pixels."""
     num_classes: int = 10
-    """Classes to tell apart."""
+    """Number of classes."""
 
     def __post_init__(self) -> None:
         # Sequences from YAML arrive as lists; a frozen config must be hashable.
@@ -54,8 +54,8 @@ class ModelConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.scales or self.scales[0] != 1 or self.scales != tuple(sorted(self.scales)):
             raise ValueError(
-                f"model.scales must start at 1 and never fall, got {self.scales}: "
-                "each sub-network reads the features of the one before"
+                f"model.scales must start at 1 and never decrease, got {self.scales}: "
+                "each sub-network reads the features of the previous one"
             )
         for name in ("growth_factors", "bottleneck_factors"):
             factors = getattr(self, name)
@@ -72,7 +72,7 @@ class ModelConfig:
         if self.layers_per_block < 2:
             raise ValueError(
                 f"model.layers_per_block must be 2 or more, got {self.layers_per_block}: "
-                "a block hands the input of its last layer to the sub-network above"
+                "the input of a block's last layer is read by the next sub-network"
             )
         if self.extra_blocks < 1 and len(self.scales) > 1:
             raise ValueError(
@@ -82,7 +82,7 @@ class ModelConfig:
         for name in ("compress_factor", "reduction"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(
-                    f"model.{name} must lie between 0 and 1, got {getattr(self, name)}"
+                    f"model.{name} must be above 0 and below 1, got {getattr(self, name)}"
                 )
         if self.exit_channels is not None and self.exit_channels < 1:
             raise ValueError(
@@ -98,22 +98,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Stochastic gradient descent and its learning rate; the defaults are the paper's."""
+    """Stochastic gradient descent with its learning rate; the defaults are the paper's."""
 
     lr: float = 0.1
     """Learning rate at the start of the schedule, for the whole (global) batch."""
     momentum: float = 0.9
-    """Momentum of the gradient."""
+    """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov's form of momentum."""
+    """Use Nesterov momentum."""
     weight_decay: float = 1e-4
-    """L2 penalty, added to the gradient."""
+    """Weight decay (L2 penalty added to the gradient)."""
     decay: Literal["all", "weights"] = "all"
-    """all: decay every parameter, as the paper does; weights: neither batch norms nor biases."""
+    """all: every parameter, as in the paper; weights: neither batch norm parameters nor biases."""
     schedule: Literal["multistep", "cosine"] = "multistep"
-    """multistep: multiply by gamma at each milestone; cosine: fall to 0, changed every step."""
+    """multistep: multiply by gamma at each milestone; cosine: decrease to 0, step by step."""
     milestones: tuple[float, ...] = (0.5, 0.75)
-    """Where the learning rate falls, as shares of all epochs (multistep only)."""
+    """Points at which the learning rate drops, as shares of all epochs (multistep only)."""
     gamma: float = 0.1
     """Factor applied to the learning rate at a milestone (multistep only)."""
     warmup_epochs: float = 0.0
@@ -133,7 +133,7 @@ class OptimConfig:
             sorted(self.milestones)
         ):
             raise ValueError(
-                "train.optim.milestones must be rising shares of all epochs between 0 and 1, "
+                "train.optim.milestones must be increasing shares of all epochs between 0 and 1, "
                 f"got {self.milestones}"
             )
         if not 0 < self.gamma <= 1:
@@ -142,16 +142,16 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Loss of a training step: cross-entropy of every exit, weighted and summed."""
+    """Training loss: weighted sum of the cross-entropy of every exit."""
 
     label_smoothing: float = 0.0
-    """Share of the target that is spread evenly over all classes."""
+    """Share of the target probability that is distributed evenly over all classes."""
     exit_weights: tuple[float, ...] = ()
-    """Weight of each exit's loss, first exit first; empty: 1 for every exit, as the paper does."""
+    """Weight of each exit's loss, first exit first; empty: 1 for every exit, as in the paper."""
     curriculum: float = 0.0
-    """How far training begins with the early exits: at 1 the first exit's weight begins doubled and
-    the last one's at 0, those between on the line; at -1 the other way round. Every step brings the
-    weights nearer to exit_weights, which the last one has. 0: the same weights throughout."""
+    """Linear curriculum over the exit weights, -1 to 1: +1 starts with the first exit at twice its
+    weight and the last exit at 0, -1 is the reverse; the weights reach exit_weights at the last
+    step. 0: constant weights."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exit_weights", tuple(self.exit_weights))
@@ -173,8 +173,8 @@ class EmaConfig:
     """Exponential moving average (EMA) of the weights over training steps."""
 
     decay: float = 0.0
-    """Share of itself that the moving average of the weights keeps at a step; the average is then
-    what is evaluated and registered. 0: no average."""
+    """EMA decay of the weights per step; the EMA is evaluated and registered in place of the
+    weights. 0: no EMA."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -183,37 +183,37 @@ class EmaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a network is trained; the defaults are the paper's CIFAR recipe."""
+    """Training of a network; the defaults are the paper's CIFAR recipe."""
 
     epochs: int = 300
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: int = 64
-    """Images a step, over all workers together, however many there are."""
+    """Images per step, over all workers (global batch size)."""
     micro_batch_size: int = 0
-    """Images that a worker takes through the network at once, so that its part of a batch fits into
-    its memory; gradients are added up. 0: its whole part."""
+    """Images per forward pass on one worker (gradient accumulation). 0: the worker's whole share
+    of the batch."""
     checkpoint_every_steps: int = 0
-    """Steps between two checkpoints within an epoch; one more follows each epoch. If an epoch has
-    fewer steps, only those epochs have one that reach so many more, and the last. 0: one after
-    each epoch."""
+    """Steps between two checkpoints within an epoch; each epoch also ends with a checkpoint. If an
+    epoch has fewer steps, checkpoints follow only the epochs that pass a multiple of this number,
+    and the last epoch. 0: one checkpoint after each epoch."""
     seed: int = 0
-    """Seed of the weights, of the image order and of the augmentation."""
+    """Seed of the weights, the image order and the augmentation."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of the forward pass; bfloat16 is autocast, the weights stay float32."""
+    """Data type of the forward pass; bfloat16 uses autocast, the weights stay float32."""
     channels_last: bool = True
-    """Keep images and features channels last in memory."""
+    """Use the channels-last memory format for images and features."""
     compile: bool = False
-    """Compile the training step with torch.compile: minutes at the start, and again for each
-    image size."""
+    """Compile the forward pass of training with torch.compile; compilation takes minutes per image
+    size."""
     progressive_sizes: tuple[int, ...] = ()
-    """Height and width of the training images, in pixels: each for an equal share of the epochs,
-    in this order; empty: model.image_size, as evaluation always has."""
+    """Image sizes of training (height and width), in pixels, in this order, for equal shares of the
+    epochs; evaluation always uses model.image_size. Empty: model.image_size."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Training loss of the exits."""
     ema: EmaConfig = field(default_factory=EmaConfig)
     """Exponential moving average of the weights."""
     select_by: Literal["last_exit", "mean_exit"] = "last_exit"
-    """Validation top-1 that chooses the best epoch: the last exit's, or the mean over exits."""
+    """Validation top-1 that selects the best epoch: of the last exit, or the mean over exits."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
 
@@ -231,7 +231,7 @@ class TrainConfig:
         )
         if min(self.progressive_sizes, default=1) < 1 or len(self.progressive_sizes) > self.epochs:
             raise ValueError(
-                f"train.progressive_sizes must be 1 or more pixels, at most one size an epoch "
+                f"train.progressive_sizes must be 1 or more pixels, at most one size per epoch "
                 f"({self.epochs}), got {self.progressive_sizes}"
             )
         if self.optim.warmup_epochs >= self.epochs:
@@ -239,21 +239,3 @@ class TrainConfig:
                 f"train.optim.warmup_epochs must be below train.epochs ({self.epochs}), "
                 f"got {self.optim.warmup_epochs}"
             )
-
-    @property
-    def epoch_sizes(self) -> tuple[int, ...]:
-        """Height and width of the training images of every epoch; empty: model.image_size."""
-        num_sizes = len(self.progressive_sizes)
-        return tuple(
-            self.progressive_sizes[epoch * num_sizes // self.epochs]
-            for epoch in range(self.epochs if num_sizes else 0)
-        )
-
-    def is_checkpoint_due(self, epoch: int, step: int, steps_per_epoch: int) -> bool:
-        """Say whether a checkpoint belongs after so many epochs, and steps of the next one."""
-        every = self.checkpoint_every_steps
-        if step:
-            return every > 0 and step % every == 0
-        return (
-            not every or epoch == self.epochs or epoch * steps_per_epoch % every < steps_per_epoch
-        )

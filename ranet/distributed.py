@@ -1,4 +1,4 @@
-"""What the workers of one training do together; alone, every function is the identity."""
+"""Collective operations of the workers of a training; the identity on a single worker."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def rank() -> int:
-    """Place of this worker among all, from 0."""
+    """Rank of this worker, from 0."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
@@ -19,22 +19,23 @@ def world_size() -> int:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Make a model average its gradients over the workers; all start from rank 0's weights."""
+    """Wrap a model in DDP, which averages gradients and starts from the weights of rank 0."""
     if world_size() == 1:
         return model
-    # Every worker keeps batch norm statistics of its own images until the epoch ends.
+    # Every worker keeps the batch norm statistics of its own images until the epoch ends; then
+    # `average` makes the statistics equal.
     return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
 
 
 def accumulating(model: nn.Module) -> AbstractContextManager[None]:
-    """Add up the gradients of a wrapped model on each worker, without averaging them yet."""
+    """Accumulate the gradients of a DDP model on each worker without averaging them yet."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def gather(values: Tensor) -> list[Tensor]:
-    """Give every worker the tensors of all, in order of rank.
+    """Return the tensors of all workers on every worker, in order of rank.
 
-    Sizes may differ between workers, the number of dimensions may not.
+    Sizes may differ between workers; the number of dimensions must be equal.
     """
     if world_size() == 1:
         return [values]
@@ -53,26 +54,26 @@ def gather(values: Tensor) -> list[Tensor]:
 
 
 def statistics(model: nn.Module) -> list[Tensor]:
-    """The model's saved floating buffers: the running statistics of its batch norms.
+    """Return the running statistics of a model's batch norms: its saved floating-point buffers.
 
-    Integer buffers count steps; buffers that are not saved are constants.
+    Integer buffers are step counters; buffers that are not saved are constants.
     """
     saved = model.state_dict().keys()
     return [b for name, b in model.named_buffers() if name in saved and b.is_floating_point()]
 
 
 def average(tensors: Sequence[Tensor]) -> None:
-    """Replace tensors by their mean over the workers."""
+    """Replace tensors with their mean over the workers, in place."""
     if tensors and world_size() > 1:
         fill(tensors, torch.stack(gather(joined(tensors))).mean(dim=0))
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
-    """Join tensors of one type to one of a single dimension."""
+    """Concatenate flattened tensors of one type."""
     return torch.cat([each.flatten() for each in tensors])
 
 
 def fill(tensors: Sequence[Tensor], values: Tensor) -> None:
-    """Put back what `joined` gave."""
+    """Copy values from the result of `joined` back into its tensors."""
     for tensor, part in zip(tensors, values.split([t.numel() for t in tensors]), strict=True):
         tensor.copy_(part.reshape(tensor.shape))

@@ -1,4 +1,4 @@
-"""The five networks that the authors published.
+"""Configurations of the five published networks.
 
 Source: the README and the scripts of the authors' code, and the paper's curves
 (Yang et al., CVPR 2020, arXiv:2003.07326).
@@ -31,4 +31,4 @@ PRESETS: dict[str, ModelConfig] = {
         )
     },
 }
-"""Configs by name; `cifar_script` and `imagenet_paper` gave the paper's curves."""
+"""Configurations by name; the paper's curves show `cifar_script` and `imagenet_paper`."""

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ranet.evaluation.exit_outputs import ExitOutputs
-from ranet.inference.threshold_search import fit_budgets, score_budget
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import score_budget
 from tuning.pareto import Direction
 
 AUC_POINTS = 16

@@ -13,7 +13,8 @@ from ranet.evaluation.exit_outputs import (
     select_ensemble,
 )
 from ranet.inference.ensemble import ExitEnsemble
-from ranet.inference.threshold_search import fit_budgets, score_budget
+from ranet.inference.threshold_search import fit_budgets
+from ranet.inference.thresholds import score_budget
 
 _MIN_BUDGETS = 40
 
@@ -54,7 +55,7 @@ class Evaluation:
     """All budgets of `budget_grid`, in ascending order."""
     reported: tuple[BudgetAccuracy, ...]
     """Budgets of evaluation.budget_fractions."""
-    answer: ExitEnsemble
+    exit_ensemble: ExitEnsemble
     """Ensemble of exits, chosen on the validation images."""
 
     @property
@@ -117,8 +118,8 @@ def evaluate_outputs(
     wanted = {round(fraction, 2) for fraction in budget_fractions}
     # In mult-adds; rounding must not push the smallest budget below the first exit.
     budgets = {fraction: max(costs[0], fraction * costs[-1]) for fraction in grid}
-    answer = select_ensemble(val, costs, [budgets[k] for k in grid if k in wanted])
-    on_val, on_test = val.by(answer), test.by(answer)
+    ensemble = select_ensemble(val, costs, [budgets[k] for k in grid if k in wanted])
+    on_val, on_test = val.of(ensemble), test.of(ensemble)
     thresholds = fit_budgets(on_val.confidences, on_val.correct, costs, list(budgets.values()))
     curve = tuple(
         _measure_budget(fraction, row, costs, on_val, on_test)
@@ -129,7 +130,7 @@ def evaluate_outputs(
         ExitAccuracy(cost, *row) for cost, row in zip(costs, accuracies.tolist(), strict=True)
     )
     reported = tuple(row for row in curve if row.budget_fraction in wanted)
-    return Evaluation(exits=exits, curve=curve, reported=reported, answer=answer)
+    return Evaluation(exits=exits, curve=curve, reported=reported, exit_ensemble=ensemble)
 
 
 def _measure_budget(

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pandas as pd
 from mlflow.entities import Metric
-from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_ARTIFACTS
 
 from cluster.tracking import registry
+from cluster.tracking.mlflow_internals import LOGGED_ARTIFACTS_TAG
 from pipelines.evaluation.budgets import Evaluation
 from pipelines.evaluation.report import plot_curve
 
@@ -45,7 +45,7 @@ def log_evaluation(
         for file, table in tables.items():
             client.log_dict(run_id, table.to_dict("split", index=False), file)
         shown = [{"path": file, "type": "table"} for file in tables]
-        client.set_tag(run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps(shown))
+        client.set_tag(run_id, LOGGED_ARTIFACTS_TAG, json.dumps(shown))
         if metrics[0].key not in client.get_run(run_id).data.metrics:
             client.log_batch(run_id, metrics)
     return plot

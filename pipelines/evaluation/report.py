@@ -25,7 +25,7 @@ def format_tables(evaluation: Evaluation) -> str:
         + " ".join(f"{share:5.1f}" for share in row.exit_shares)
         for row in evaluation.reported
     ]
-    if evaluation.answer == "together":
+    if evaluation.exit_ensemble == "mean_logits":
         lines += [
             "",
             "every prediction averages the logits of all exits passed: better on the validation images",

@@ -60,12 +60,12 @@ def register_model(
             name,
             _log_model(run, state_dict, evaluation, data_info, run_id),
             run_id=run_id,
-            score=evaluation.val_top1,
-            yardstick=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
+            metric_value=evaluation.val_top1,
+            evaluation_protocol=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
         )
-    verdict = registry.offer(name, str(found.version), score_name=_METRIC_NAME)
+    promotion = registry.promote_if_better(name, str(found.version), metric_name=_METRIC_NAME)
     model_id = str(found.source).removeprefix("models:/")
-    return RegisteredVersion(name, verdict.version, model_id, verdict.sentence)
+    return RegisteredVersion(name, promotion.version, model_id, promotion.sentence)
 
 
 def _log_model(
@@ -82,7 +82,7 @@ def _log_model(
         "class_names": data_info.class_names,
         "validation_sha256": data_info.sha256["val"],
         "budget_fractions": [row.budget_fraction for row in evaluation.curve],
-        "answer": evaluation.answer,
+        "exit_ensemble": evaluation.exit_ensemble,
     }
     tensors = {
         "model": state_dict,

@@ -72,7 +72,7 @@ class BudgetedClassifier(PythonModel):
         """
         fraction = (params or {}).get("budget_fraction")
         thresholds = self._thresholds_within(1.0 if fraction is None else fraction)
-        cascade = Cascade(self.model, thresholds, self.settings["answer"])
+        cascade = Cascade(self.model, thresholds, self.settings["exit_ensemble"])
         images = torch.from_numpy(np.ascontiguousarray(model_input))
         parts = [
             cascade(self.normalize(chunk.to(self.device))) for chunk in images.split(_CHUNK_IMAGES)

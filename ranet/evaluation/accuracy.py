@@ -13,16 +13,16 @@ def compute_logits(
     normalize: Callable[[Tensor], Tensor],
     precision: Literal["float32", "bfloat16"],
 ) -> Tensor:
-    """Map uint8 images to logits (exits, batch, classes), by autocast where not in float32."""
-    # Normalised in float32: bfloat16 has not the digits to subtract a mean. Autocast rounds after.
+    """Map uint8 images to logits (exits, batch, classes), with autocast for bfloat16."""
+    # Normalization runs in float32, because bfloat16 is too coarse to subtract a mean.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         return model(normalize(images))
 
 
 def exit_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Tell where the label is an exit's first choice, and where among its first five.
+    """Return the top-1 and top-5 hits of every exit.
 
-    Both are bool, (exits, batch); with fewer than five classes the second is always true.
+    Both are bool, (exits, batch). With five classes or fewer, every image is a top-5 hit.
     """
     choices = logits.topk(min(5, logits.shape[-1]), dim=-1).indices
     hits = choices == labels[:, None]
@@ -30,5 +30,5 @@ def exit_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def validation_top1(metrics: Mapping[str, float]) -> list[float]:
-    """Top-1 of every exit, first exit first, as `evaluate` gave it."""
+    """Return the top-1 of every exit, first exit first, from the metrics of an epoch."""
     return [v for name, v in metrics.items() if name.startswith("val/") and name.endswith("/top1")]

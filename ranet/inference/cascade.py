@@ -1,4 +1,4 @@
-"""Early exit for real: finished images leave the batch, the rest goes on."""
+"""Cascade of exits: images leave the batch at the first confident exit."""
 
 from collections.abc import Generator
 from dataclasses import dataclass, fields
@@ -9,55 +9,60 @@ from torch import Tensor
 from ranet.architecture import make_network_spec
 from ranet.config import ModelConfig
 from ranet.inference.ensemble import ExitEnsemble
-from ranet.model.network import CPU_PART, FusedRANet, RANet
+from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
+from ranet.model.network import CPU_CHUNK_IMAGES, FusedRANet, RANet
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Answers for a batch, in the order of its images; each field is (batch,)."""
+    """Predictions for a batch, in the order of its images; each field is (batch,)."""
 
     labels: Tensor
-    """Most probable class, int64."""
+    """Predicted class, int64."""
     confidences: Tensor
-    """Its probability, float32."""
+    """Confidence of the exit in the predicted class, float32."""
     exits: Tensor
-    """Exit that answered, counted from 1, int64."""
+    """Exit that made the prediction, counted from 1, int64."""
     mult_adds: Tensor
     """Mult-adds of the blocks and exits that ran for the image, int64."""
 
 
 @dataclass(frozen=True)
 class PartialPrediction:
-    """Answers while a batch is on its way through the exits."""
+    """Predictions for a batch after some of the exits."""
 
     prediction: Prediction
-    """Best answer so far for every image: that of the last exit it reached."""
+    """Prediction for every image by the last exit that the image reached."""
     is_final: Tensor
-    """Whether the image has left: (batch,), bool."""
+    """True for images that have left the cascade (batch,), bool."""
 
 
 class Cascade:
-    """Classifies a batch, each image by the first exit that is confident enough.
+    """Classifier that uses the first confident exit for each image.
 
-    An image leaves at the first exit whose confidence, the highest softmax probability, is at
-    least that exit's threshold; the last exit takes all that are left. An exit that no image can
-    take, because its threshold is above 1, is neither computed nor charged, unless exits answer
-    together.
+    An image leaves at the first exit whose confidence by the exit policy is at least the
+    threshold of that exit; all remaining images leave at the last exit. An exit with a
+    threshold above 1 takes no image: it is neither computed nor counted in the mult-adds, unless
+    its logits are part of an ensemble of exits.
     """
 
     def __init__(
-        self, model: RANet | FusedRANet, thresholds: Tensor, answer: ExitEnsemble = "alone"
+        self,
+        model: RANet | FusedRANet,
+        thresholds: Tensor,
+        ensemble: ExitEnsemble = "none",
+        policy: ExitPolicy = TOP_PROBABILITY,
     ) -> None:
-        """Set the thresholds (exits,); they may be plus or minus infinity.
+        """Create a cascade from a network and its thresholds.
 
         Args:
-            model: a network; of a `RANet` the inference form is made here, once.
-            thresholds: confidence from which an image leaves, for each exit.
-            answer: whether an exit answers alone, or together with all before it; the
-                thresholds are those of this way.
+            model: a network; a `RANet` is converted to its inference form.
+            thresholds: minimum confidence to leave at each exit (exits,); may be infinite.
+            ensemble: ensemble of exits to predict with, as in fitting the thresholds.
+            policy: confidence score of an exit, as in fitting the thresholds.
 
         Raises:
-            ValueError: the thresholds are not one number per exit.
+            ValueError: `thresholds` does not have one number per exit.
         """
         num_exits = model.config.num_exits
         thresholds = torch.as_tensor(thresholds, dtype=torch.float32).flatten()
@@ -68,11 +73,12 @@ class Cascade:
             )
         self.model = model.optimized() if isinstance(model, RANet) else model
         self.thresholds = [*thresholds.tolist()[:-1], float("-inf")]
-        self.answer = answer
+        self.ensemble = ensemble
+        self.policy = policy
         self.exits = [
             k
             for k in range(1, num_exits + 1)
-            if self.thresholds[k - 1] <= 1 or answer == "together"
+            if self.thresholds[k - 1] <= 1 or ensemble == "mean_logits"
         ]
         self.skipped = frozenset(range(1, num_exits + 1)) - frozenset(self.exits)
         self.mult_adds = _path_mult_adds(model.config, self.skipped)
@@ -82,49 +88,49 @@ class Cascade:
         """Classify images (batch, 3, height, width), normalised.
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images do not have this shape.
         """
-        # On a CPU the features of a large batch would fall out of the cache between layers.
-        parts = images.split(CPU_PART) if images.device.type == "cpu" else (images,)
-        answers = []
-        for part in parts:
-            answer = self._unanswered(part)
-            for step in self._steps(part):
+        # On a CPU the features of a large batch do not fit into the cache between layers.
+        chunks = images.split(CPU_CHUNK_IMAGES) if images.device.type == "cpu" else (images,)
+        predictions = []
+        for chunk in chunks:
+            prediction = self._empty_prediction(chunk)
+            for step in self._steps(chunk):
                 if len(step.stay) < len(step.images):
-                    self._put(answer, step)
-            answers.append(answer)
-        if len(answers) == 1:
-            return answers[0]
+                    self._write(prediction, step)
+            predictions.append(prediction)
+        if len(predictions) == 1:
+            return predictions[0]
         return Prediction(
             *(
-                torch.cat([getattr(answer, field.name) for answer in answers])
+                torch.cat([getattr(prediction, field.name) for prediction in predictions])
                 for field in fields(Prediction)
             )
         )
 
     def stream(self, images: Tensor) -> Generator[PartialPrediction]:
-        """Classify images (batch, 3, height, width), normalised; give all answers at every exit.
+        """Classify images (batch, 3, height, width), normalised; yield after every exit.
 
-        To stop by the clock is to stop reading: the last answers given are the best so far. All
-        images go through an exit together, however many there are.
+        A caller with a time limit stops reading at any exit and uses the last predictions. All
+        images pass through each exit as one batch, whatever its size.
 
         Raises:
-            ValueError: the images have another shape.
+            ValueError: the images do not have this shape.
         """
-        return self._stream(images, self._unanswered(images))
+        return self._stream(images, self._empty_prediction(images))
 
     @torch.inference_mode()
-    def _stream(self, images: Tensor, answer: Prediction) -> Generator[PartialPrediction]:
+    def _stream(self, images: Tensor, prediction: Prediction) -> Generator[PartialPrediction]:
         is_final = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         for step in self._steps(images):
-            self._put(answer, step)
+            self._write(prediction, step)
             is_final[step.images] = True
             is_final[step.images[step.stay]] = False
-            copies = (getattr(answer, field.name).clone() for field in fields(Prediction))
+            copies = (getattr(prediction, field.name).clone() for field in fields(Prediction))
             yield PartialPrediction(Prediction(*copies), is_final.clone())
 
-    def _unanswered(self, images: Tensor) -> Prediction:
-        """Make room for the answers to images; those that stay without one read 0."""
+    def _empty_prediction(self, images: Tensor) -> Prediction:
+        """Create a prediction for the images with zeros in all fields."""
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"images must have the shape (batch, 3, height, width), got {tuple(images.shape)}"
@@ -134,61 +140,64 @@ class Cascade:
             *(torch.zeros(len(images), dtype=dtype, device=images.device) for dtype in types)
         )
 
-    def _put(self, answer: Prediction, step: "_Step") -> None:
-        """Write the answers that an exit has for the images that reached it."""
-        answer.labels[step.images] = step.labels
-        answer.confidences[step.images] = step.confidences
-        answer.exits[step.images] = step.exit
-        answer.mult_adds[step.images] = self.mult_adds[step.exit - 1]
+    def _write(self, prediction: Prediction, step: "_ExitStep") -> None:
+        """Write the predictions of an exit for the images that reached the exit."""
+        prediction.labels[step.images] = step.labels
+        prediction.confidences[step.images] = step.confidences
+        prediction.exits[step.images] = step.exit
+        prediction.mult_adds[step.images] = self.mult_adds[step.exit - 1]
 
-    def _steps(self, images: Tensor) -> Generator["_Step"]:
-        """Run exit by exit until all images have left."""
+    def _steps(self, images: Tensor) -> Generator["_ExitStep"]:
+        """Run one exit after another until all images have left."""
         if not len(images):
             return
         predictions = self.model.predictions(images, self.skipped)
-        waiting = torch.arange(len(images), device=images.device)
+        remaining = torch.arange(len(images), device=images.device)
         keep = None
-        passed: Tensor | None = None  # sum of the logits of the exits so far
+        logits_sum: Tensor | None = None  # sum of the logits of all earlier exits
         for number in self.exits:
             logits = predictions.send(keep).float()
-            if self.answer == "together":
-                if passed is not None:
-                    logits = logits + (passed if keep is None else passed[keep])
-                passed, logits = logits, logits / number
-            confidences, labels = logits.softmax(dim=1).max(dim=1)
-            # Not >=: an image whose confidence is not a number stays.
+            if self.ensemble == "mean_logits":
+                if logits_sum is not None:
+                    logits = logits + (logits_sum if keep is None else logits_sum[keep])
+                logits_sum, logits = logits, logits / number
+            confidences = self.policy.confidence(logits[None])[0]
+            labels = logits.softmax(dim=1).argmax(dim=1)
+            # Negated >= instead of <, so that images with a NaN confidence stay.
             stays = ~(confidences >= self.thresholds[number - 1])
-            # The last exit takes what is left, numbers or not.
-            stay = stays.nonzero().flatten() if number < len(self.thresholds) else waiting[:0]
-            yield _Step(number, waiting, labels, confidences, stay)
+            # All remaining images leave at the last exit, also those with a NaN confidence.
+            stay = stays.nonzero().flatten() if number < len(self.thresholds) else remaining[:0]
+            yield _ExitStep(number, remaining, labels, confidences, stay)
             if not len(stay):
                 break
             keep = None
-            if len(stay) < len(waiting):
-                waiting, keep = waiting[stay], stay
+            if len(stay) < len(remaining):
+                remaining, keep = remaining[stay], stay
         predictions.close()
 
 
 @dataclass(frozen=True)
-class _Step:
-    """What happened at one exit."""
+class _ExitStep:
+    """Predictions of one exit, and the images that stay."""
 
     exit: int
     """Counted from 1."""
     images: Tensor
-    """Those that reached it, by their places in the batch; the following belong to these."""
+    """Indices in the batch of the images that reached the exit (images,)."""
     labels: Tensor
+    """Predicted classes of these images (images,)."""
     confidences: Tensor
+    """Confidences of these images (images,)."""
     stay: Tensor
-    """Places, among these, of the images that go on."""
+    """Indices, within `images`, of the images that continue to the next exit."""
 
 
 def _path_mult_adds(config: ModelConfig, skipped: frozenset[int]) -> list[int]:
-    """Mult-adds from the image to each exit without the exits that are skipped."""
-    plan = make_network_spec(config)
-    spent = sum(step.cost.mult_adds for step in plan.stem)
+    """Mult-adds from the image to each exit, without the skipped exits."""
+    spec = make_network_spec(config)
+    spent = sum(step.cost.mult_adds for step in spec.stem)
     path: list[int] = []
-    for block in plan.blocks:
+    for block in spec.blocks:
         spent += block.cost.mult_adds
         if block.exit:
             if len(path) + 1 not in skipped:

@@ -5,11 +5,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-ExitEnsemble = Literal["alone", "together"]
-"""alone: an exit answers by its own logits; together: by the mean of those of all exits so far."""
+ExitEnsemble = Literal["none", "mean_logits"]
+"""none: an exit predicts from its own logits; mean_logits: from the mean of the logits of this exit
+and all earlier exits."""
 
 
 def mean_logits(logits: Tensor) -> Tensor:
-    """Give for each exit the mean of its logits and those before: (exits, batch, classes)."""
-    passed = torch.arange(1, len(logits) + 1, device=logits.device)
-    return logits.cumsum(dim=0) / passed[:, None, None]
+    """Average the logits of each exit with the logits of all earlier exits.
+
+    Args:
+        logits: (exits, batch, classes).
+
+    Returns:
+        Mean logits (exits, batch, classes).
+    """
+    counts = torch.arange(1, len(logits) + 1, device=logits.device)
+    return logits.cumsum(dim=0) / counts[:, None, None]

@@ -1,4 +1,4 @@
-"""What an exit costs in time, on the machine at hand."""
+"""Latency of each exit on this machine."""
 
 import time
 
@@ -10,17 +10,20 @@ from ranet.model.network import FusedRANet, RANet
 
 @torch.inference_mode()
 def measure_latency(model: RANet | FusedRANet, batch_size: int = 1, *, rounds: int = 20) -> Tensor:
-    """Measure the milliseconds per image from the input to each exit: (exits,), float64.
+    """Measure the latency from the input to each exit, per image.
 
-    They can be the costs of `fit_thresholds`, which then meets a budget in milliseconds. It is
-    the time of the inference form where the model is, with the threads that torch has now, when
-    all images of a batch reach the exit; medians over the rounds.
+    The latencies are possible costs for `fit_thresholds`, which then meets a budget in
+    milliseconds. The measurement runs the inference form on the model's device with torch's
+    current number of threads, and lets all images of a batch reach every exit.
 
     Args:
-        model: a network; of a `RANet` the inference form is timed.
-        batch_size: images that run together. Take the size that will be served: per image, a
-            batch is faster than a single one.
-        rounds: passes to time, after three to warm up.
+        model: a network; a `RANet` is measured in its inference form.
+        batch_size: images per batch. Use the batch size that will be served: the latency per
+            image is lower in a larger batch.
+        rounds: measured passes, after three warm-up passes.
+
+    Returns:
+        Median over the rounds in milliseconds per image (exits,), float64.
 
     Raises:
         ValueError: `batch_size` or `rounds` is below 1.
@@ -33,16 +36,17 @@ def measure_latency(model: RANet | FusedRANet, batch_size: int = 1, *, rounds: i
     size = network.config.image_size
     images = torch.rand(batch_size, 3, size, size, device=device)
     seconds = torch.zeros(rounds + 3, network.config.num_exits, dtype=torch.float64)
-    for passed in seconds:
-        _wait_for(device)
+    for row in seconds:
+        _synchronize(device)
         start = time.perf_counter()
         for k, _ in enumerate(network.predictions(images)):
-            _wait_for(device)
-            passed[k] = time.perf_counter() - start
-    # The median rises as every round does.
+            _synchronize(device)
+            row[k] = time.perf_counter() - start
+    # Each round increases from exit to exit, so the medians increase too.
     return 1000 * seconds[3:].median(dim=0).values / batch_size
 
 
-def _wait_for(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
+    """Wait until the device has finished; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

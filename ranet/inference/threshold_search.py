@@ -1,4 +1,4 @@
-"""Thresholds for a compute budget: who leaves at which exit, fitted on held-out answers."""
+"""Fit exit thresholds to a compute budget on held-out images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,61 +8,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ranet.inference.thresholds import check_exit_scores
+
 Rule = Literal["joint", "geometric"]
-"""joint: all thresholds together, for accuracy; geometric: exit k gets a share like q^k."""
+"""joint: optimise all thresholds for accuracy; geometric: share of exit k proportional to q^k."""
 
-_RIDGE = 1.0  # on standardised features: the weight of one image
-_PRIOR_IMAGES = 5000  # as many images count half by their answers, half by the regression
-_CORNER_GAP = 0.01  # of the budget: corners of the hull this close are not refined further
-_STEPS_BETWEEN = 16  # policies tried between two corners
-_BISECTIONS = 18  # of log q, from -20 to 20: finer than one image in 50,000
-
-
-@dataclass(frozen=True)
-class BudgetScore:
-    """What a set of thresholds does to a set of images."""
-
-    top1: float
-    """Images answered correctly, in percent."""
-    mean_cost: float
-    """Mean cost of an image, in the unit of the costs."""
-    shares: tuple[float, ...]
-    """Share of the images that leaves at each exit; sums to 1."""
-
-
-def assign_exits(confidences: Tensor, thresholds: Tensor) -> Tensor:
-    """Give the exit, counted from 0, at which each image leaves: (samples,), int64.
-
-    An image leaves at the first exit whose confidence (exits, samples) is at least the
-    threshold (exits,); the last exit takes all that are left, whatever its threshold.
-    """
-    num_exits, num_samples = confidences.shape
-    if thresholds.shape != (num_exits,):
-        raise ValueError(
-            f"thresholds must have one entry for each of the {num_exits} exits of confidences, "
-            f"got shape {tuple(thresholds.shape)}"
-        )
-    exits = torch.full((num_samples,), num_exits - 1, device=confidences.device)
-    for k in reversed(range(num_exits - 1)):
-        exits[confidences[k] >= thresholds[k]] = k
-    return exits
-
-
-def score_budget(
-    confidences: Tensor, correct: Tensor, costs: Sequence[float] | Tensor, thresholds: Tensor
-) -> BudgetScore:
-    """Score thresholds on images: accuracy, mean cost and the share of each exit.
-
-    Shapes as in `fit_thresholds`. Score on other images than those of the fit.
-    """
-    costs = _checked(confidences, correct, costs)
-    exits = assign_exits(confidences, thresholds)
-    shares = exits.bincount(minlength=len(costs)).double().cpu() / len(exits)
-    return BudgetScore(
-        top1=100 * correct.gather(0, exits[None]).double().mean().item(),
-        mean_cost=(shares @ costs).item(),
-        shares=tuple(shares.tolist()),
-    )
+_RIDGE = 1.0  # of the regression on standardised features; equals the weight of one image
+_PRIOR_IMAGES = 5000  # number of images at which observed and predicted correctness weigh the same
+_CORNER_GAP = 0.01  # share of the budget; hull corners closer than this are not refined
+_STEPS_BETWEEN = 16  # interpolation steps between two corners
+_BISECTIONS = 18  # of log q in [-20, 20]: resolves one image in 50,000
 
 
 def fit_thresholds(
@@ -73,7 +28,7 @@ def fit_thresholds(
     *,
     rule: Rule = "joint",
 ) -> Tensor:
-    """Fit the confidence thresholds (exits,) of one budget; see `fit_budgets`."""
+    """Fit the thresholds (exits,) of one budget; see `fit_budgets`."""
     return fit_budgets(confidences, correct, costs, [budget], rule=rule)[0]
 
 
@@ -85,37 +40,37 @@ def fit_budgets(
     *,
     rule: Rule = "joint",
 ) -> Tensor:
-    """Fit the confidence thresholds (budgets, exits) of many budgets, for use by `assign_exits`.
+    """Fit the thresholds (budgets, exits) of several budgets, for use in `assign_exits`.
 
-    The mean cost on the fitting images never exceeds the budget, exactly, and the joint rule
-    gets no fewer of them right than the geometric rule; with a budget of the last exit's cost
-    or more, no fewer than the last exit. Who leaves where depends neither on the order of the
-    images nor on the scale of the confidences, only on their ranks.
+    The mean cost of the fitting images never exceeds the budget; this comparison is exact. The
+    joint rule classifies at least as many fitting images correctly as the geometric rule, and, if
+    the budget covers the cost of the last exit, as the last exit. The exit assignment depends only
+    on the ranks of the confidences, not on their scale or on the order of the images.
 
     Args:
-        confidences: (exits, samples), finite; any score that rises with trust will do.
-        correct: (exits, samples), bool: whether the exit's answer is right.
-        costs: (exits,) cumulative cost of an image that leaves at the exit, above 0 and not
-            falling: mult-adds, milliseconds, ...
+        confidences: (exits, images), finite; any score that increases with certainty.
+        correct: (exits, images), bool; true if the exit predicts the label.
+        costs: (exits,) cumulative cost of an image that leaves at the exit, above 0 and never
+            decreasing; for example mult-adds or milliseconds.
         budgets: mean cost per image, in the unit of the costs, in any order.
-        rule: joint, or geometric for the rule of thumb of published code.
+        rule: joint, or geometric for the heuristic of the authors' code.
 
     Returns:
-        Thresholds in the type of the confidences and on their device: plus infinity where
-        nobody leaves, minus infinity where everybody does, as at the last exit.
+        Thresholds with the type and device of the confidences. Plus infinity: no image leaves at
+        the exit; minus infinity: all remaining images leave, as at the last exit.
 
     Raises:
-        ValueError: for input of the wrong form, or a budget below the first exit's cost.
+        ValueError: an argument is invalid, or a budget is below the cost of the first exit.
     """
-    checked_costs = _checked(confidences, correct, costs)
-    cheapest, dearest = checked_costs[0].item(), checked_costs[-1].item()
+    checked_costs = check_exit_scores(confidences, correct, costs)
+    first_cost, last_cost = checked_costs[0].item(), checked_costs[-1].item()
     for budget in map(float, budgets):
-        if not budget >= cheapest:
+        if not budget >= first_cost:
             raise ValueError(
-                f"budget must be at least the first exit's cost, {cheapest!r}, "
-                f"got {budget!r}: every image pays for the first exit"
+                f"budget must be at least the first exit's cost, {first_cost!r}, "
+                f"got {budget!r}: every image runs the first exit"
             )
-    limits = [min(float(budget), dearest) for budget in budgets]
+    limits = [min(float(budget), last_cost) for budget in budgets]
     if rule not in ("joint", "geometric"):
         raise ValueError(f"rule must be joint or geometric, got {rule!r}")
     search = _Search(confidences.cpu(), correct.cpu(), checked_costs)
@@ -127,89 +82,54 @@ def fit_budgets(
     return torch.stack([thresholds[budget] for budget in limits]).to(confidences.device)
 
 
-def _checked(confidences: Tensor, correct: Tensor, costs: Sequence[float] | Tensor) -> Tensor:
-    """Refuse scores of the wrong form; give the costs (exits,) in float64, on the CPU."""
-    if confidences.dim() != 2 or not confidences.is_floating_point():
-        raise ValueError(
-            "confidences must be floating point of shape (exits, samples), "
-            f"got {confidences.dtype} of shape {tuple(confidences.shape)}"
-        )
-    if correct.shape != confidences.shape or correct.dtype != torch.bool:
-        raise ValueError(
-            f"correct must be bool of the shape of confidences, {tuple(confidences.shape)}, "
-            f"got {correct.dtype} of shape {tuple(correct.shape)}"
-        )
-    if confidences.numel() == 0:
-        raise ValueError(
-            "confidences must hold at least one exit and one sample, "
-            f"got shape {tuple(confidences.shape)}"
-        )
-    if not confidences.isfinite().all():
-        raise ValueError(
-            f"confidences must be finite, got {int((~confidences.isfinite()).sum())} entries "
-            "that are not: look for a network that diverged"
-        )
-    checked = torch.as_tensor(costs, dtype=torch.float64, device="cpu")
-    if checked.shape != (len(confidences),):
-        raise ValueError(
-            f"costs must have one entry for each of the {len(confidences)} exits of confidences, "
-            f"got shape {tuple(checked.shape)}"
-        )
-    if not (checked.isfinite().all() and (checked > 0).all() and (checked.diff() >= 0).all()):
-        raise ValueError(
-            "costs must be finite, above 0 and never fall from exit to exit, "
-            f"got {checked.tolist()}: the cost of an exit includes that of all before it"
-        )
-    return checked
-
-
 @dataclass(frozen=True)
 class _Policy:
-    """Who leaves where, and what that gives on the fitting images."""
+    """Exit policy given by rank cuts, and its results on the fitting images."""
 
     cuts: tuple[int, ...]
-    """Per exit but the last: an image leaves if its place there is at most this."""
+    """For each exit but the last: an image leaves if its rank is at most this value."""
     value: float
-    """Mean of `_Search.values`."""
+    """Mean over the images of `_Search.values` at their exits."""
     cost: float
-    """Mean cost, rounded."""
+    """Mean cost per image, as a float."""
     num_correct: int
+    """Images classified correctly."""
     total_cost: Fraction
-    """Cost of all images together, exact."""
+    """Exact sum of the costs of all images."""
 
 
 class _Search:
-    """One set of fitting images, sorted once, and the searches for policies on it."""
+    """Searches for policies on one set of fitting images, which is sorted once."""
 
     def __init__(self, confidences: Tensor, correct: Tensor, costs: Tensor) -> None:
-        # In one fixed order of the images, sums round alike whatever order they came in.
+        # A canonical order of the images makes rounding independent of their input order.
         fixed = torch.arange(confidences.shape[1])
         for row in (*correct.to(torch.uint8), *confidences):
             fixed = fixed[row[fixed].argsort(stable=True)]
         confidences, correct = confidences[:, fixed], correct[:, fixed]
-        self.num_exits, self.num_samples = confidences.shape
+        self.num_exits, self.num_images = confidences.shape
         self.confidences, self.correct, self.costs = confidences, correct, costs
         self.exact_costs = [Fraction(cost) for cost in costs.tolist()]
         ascending = confidences.sort(dim=1).values
-        # Place of an image: how many are at least as confident. Equal confidences share one.
-        self.places = self.num_samples - torch.searchsorted(ascending, confidences)
+        # Rank of an image: number of images with at least its confidence; ties share a rank.
+        self.ranks = self.num_images - torch.searchsorted(ascending, confidences)
         self.order = confidences.argsort(dim=1, descending=True, stable=True)
-        places_in_order = self.places.gather(1, self.order)
-        self.inside_tie = places_in_order != torch.arange(1, self.num_samples + 1)
-        # Exits that cost more are believed to be better, as far as so few images could not
-        # tell: else a spare budget would be left unspent for a lead that is mere luck.
-        belief = (costs / costs[-1])[:, None] / self.num_samples**0.5
-        self.values = _expected_correct(self.places / self.num_samples, correct) + belief
+        ranks_in_order = self.ranks.gather(1, self.order)
+        self.inside_tie = ranks_in_order != torch.arange(1, self.num_images + 1)
+        # Prior: more expensive exits are more accurate, up to a difference that this number of
+        # images cannot resolve. Otherwise a chance advantage would leave part of a budget unused.
+        prior = (costs / costs[-1])[:, None] / self.num_images**0.5
+        self.values = _expected_correct(self.ranks / self.num_images, correct) + prior
 
     def exits(self, cuts: Sequence[int]) -> Tensor:
-        """Give the exit of each image, counted from 0."""
-        exits = torch.full((self.num_samples,), self.num_exits - 1)
+        """Return the exit of each image, counted from 0."""
+        exits = torch.full((self.num_images,), self.num_exits - 1)
         for k in reversed(range(self.num_exits - 1)):
-            exits.masked_fill_(self.places[k] <= cuts[k], k)
+            exits.masked_fill_(self.ranks[k] <= cuts[k], k)
         return exits
 
     def policy(self, cuts: Sequence[int]) -> _Policy:
-        """Measure cuts on the fitting images."""
+        """Evaluate cuts on the fitting images."""
         exits = self.exits(cuts)
         counts = exits.bincount(minlength=self.num_exits).tolist()
         total_cost = sum(
@@ -219,26 +139,26 @@ class _Search:
         return _Policy(
             cuts=tuple(cuts),
             value=self.values.gather(0, exits[None]).mean().item(),
-            cost=float(total_cost / self.num_samples),
+            cost=float(total_cost / self.num_images),
             num_correct=int(self.correct.gather(0, exits[None]).sum()),
             total_cost=total_cost,
         )
 
     def all_at(self, k: int) -> _Policy:
-        """Send every image to exit k."""
-        return self.policy([self.num_samples if j == k else 0 for j in range(self.num_exits - 1)])
+        """Return the policy by which all images leave at exit k."""
+        return self.policy([self.num_images if j == k else 0 for j in range(self.num_exits - 1)])
 
     def fits(self, policy: _Policy, budget: float) -> bool:
-        """Whether the mean cost is at most the budget, without rounding."""
-        return policy.total_cost <= Fraction(budget) * self.num_samples
+        """Return whether the exact mean cost is at most the budget."""
+        return policy.total_cost <= Fraction(budget) * self.num_images
 
     def thresholds(self, policy: _Policy) -> Tensor:
-        """Turn cuts into thresholds, halfway between those who leave and those who stay."""
+        """Convert cuts to thresholds midway between leaving and staying images."""
         thresholds = self.confidences.new_full((self.num_exits,), torch.inf)
         thresholds[-1] = -torch.inf
-        arrived = torch.ones(self.num_samples, dtype=torch.bool)
+        arrived = torch.ones(self.num_images, dtype=torch.bool)
         for k, cut in enumerate(policy.cuts):
-            leaving = arrived & (self.places[k] <= cut)
+            leaving = arrived & (self.ranks[k] <= cut)
             arrived = arrived & ~leaving
             if leaving.any():
                 lowest = self.confidences[k, leaving].min()
@@ -247,15 +167,15 @@ class _Search:
                     break
                 highest = self.confidences[k, arrived].max()
                 middle = lowest / 2 + highest / 2
-                # Neighbouring floats have no middle.
+                # Two adjacent floats have no midpoint.
                 thresholds[k] = middle if middle > highest else lowest
         return thresholds
 
     def geometric(self, budgets: Sequence[float]) -> dict[float, _Policy]:
-        """Give exit k a share proportional to q^k, with the largest q within the budget."""
+        """Fit geometric policies: shares proportional to q^k, the largest affordable q."""
         fitted = {}
         best, start = self.all_at(0), -20.0
-        for budget in budgets:  # rising, so each search starts where the last one ended
+        for budget in budgets:  # ascending, so each search starts at the result of the previous one
             low, high = start, 20.0
             for _ in range(_BISECTIONS):
                 log_q = (low + high) / 2
@@ -270,27 +190,27 @@ class _Search:
     def _geometric_cuts(self, log_q: float) -> list[int]:
         shares = (log_q * torch.arange(self.num_exits, dtype=torch.float64)).softmax(0)
         cuts = []
-        arrived = torch.ones(self.num_samples, dtype=torch.bool)
-        for k, wanted in enumerate((shares * self.num_samples).long().tolist()[:-1]):
+        arrived = torch.ones(self.num_images, dtype=torch.bool)
+        for k, wanted in enumerate((shares * self.num_images).long().tolist()[:-1]):
             candidates = arrived.index_select(0, self.order[k]).cumsum(0)
-            # Differs from published code in nothing but the tie: all of equal confidence leave.
+            # Differs from the authors' code only in ties: all images of equal confidence leave.
             taken = 0 < wanted <= candidates[-1]
             last = self.order[k, torch.searchsorted(candidates, wanted)] if taken else None
-            cuts.append(0 if last is None else int(self.places[k, last]))
-            arrived &= self.places[k] > cuts[k]
+            cuts.append(0 if last is None else int(self.ranks[k, last]))
+            arrived &= self.ranks[k] > cuts[k]
         return cuts
 
     def joint(self, budgets: Sequence[float]) -> dict[float, _Policy]:
-        """Maximise the value within each budget, over all cuts together."""
+        """Fit joint policies: the highest value within each budget over all cuts."""
         geometric = self.geometric(budgets)
-        singles = [self.all_at(k) for k in range(self.num_exits)]
-        found = [*singles, self._ascend(0.0, singles[-1])]
+        single_exits = [self.all_at(k) for k in range(self.num_exits)]
+        found = [*single_exits, self._ascend(0.0, single_exits[-1])]
         fitted = {}
         for budget in budgets:
             between = self._refine(found, budget)
             candidates = [geometric[budget], *between, *found]
-            # Value overfits less than the count of right answers, but must not lose to a rule
-            # that never saw the answers.
+            # The value overfits less than the number of correct predictions. But a policy must
+            # not be worse than the geometric rule, which does not use the labels.
             best = max(
                 (
                     policy
@@ -301,26 +221,27 @@ class _Search:
                 key=lambda policy: (policy.value, -policy.total_cost, policy.cuts),
             )
             found.append(best)
-            fitted[budget] = best if self._leads(best, geometric[budget]) else geometric[budget]
+            fitted[budget] = best if self._is_better(best, geometric[budget]) else geometric[budget]
         return fitted
 
-    def _leads(self, policy: _Policy, rival: _Policy) -> bool:
-        """Tell whether a policy gets more images right than a rival, by a standard error or more.
+    def _is_better(self, policy: _Policy, other: _Policy) -> bool:
+        """Return whether a policy has more correct images by at least one standard error.
 
-        The error of the lead is the root of the number of images that only one of them gets
-        right; one image is taken off the lead (McNemar's test with Edwards' correction).
+        The standard error of the difference is the square root of the number of images that
+        exactly one of both policies classifies correctly. The difference is reduced by one image
+        (McNemar's test with Edwards' correction).
         """
-        own, other = (
-            self.correct.gather(0, self.exits(each.cuts)[None])[0] for each in (policy, rival)
+        hits, other_hits = (
+            self.correct.gather(0, self.exits(each.cuts)[None])[0] for each in (policy, other)
         )
-        return policy.num_correct - rival.num_correct - 1 >= int((own != other).sum()) ** 0.5
+        return policy.num_correct - other.num_correct - 1 >= int((hits != other_hits).sum()) ** 0.5
 
     def _refine(self, found: list[_Policy], budget: float) -> list[_Policy]:
-        """Add to `found` the best policies around the budget; give some that lie between them.
+        """Add the hull corners around the budget to `found`; return interpolated policies.
 
-        The policies that are best at some price per unit of cost are the corners of the upper
-        hull of value against cost. The price that two corners agree on finds the corner between
-        them, if there is one.
+        The policies that maximise value - price * cost for some price are the corners of the
+        upper hull of value over cost. The price at which two corners have the same objective
+        yields the corner between both corners, if one exists.
         """
         while True:
             corners = _hull(found)
@@ -347,32 +268,32 @@ class _Search:
         ]
 
     def _ascend(self, price: float, start: _Policy) -> _Policy:
-        """Improve value - price * cost, one exit at a time, last to first, until nothing gains."""
+        """Maximise value - price * cost by coordinate ascent over exits, last to first."""
         gains = self.values - price * self.costs[:, None]
         cuts = list(start.cuts)
         objective = -torch.inf
         while True:
-            arrived = [torch.ones(self.num_samples, dtype=torch.bool)]
+            arrived = [torch.ones(self.num_images, dtype=torch.bool)]
             for k, cut in enumerate(cuts[:-1]):
-                arrived.append(arrived[k] & (self.places[k] > cut))
-            onward = gains[-1].clone()
+                arrived.append(arrived[k] & (self.ranks[k] > cut))
+            continuing = gains[-1].clone()
             for k in reversed(range(self.num_exits - 1)):
-                # How much better it is to leave here than to go on, summed from the most
-                # confident image downwards: the best cut is where the sum is largest.
-                better = torch.where(arrived[k], gains[k] - onward, 0.0)
+                # Gain of leaving over continuing, summed in order of decreasing confidence: the
+                # best cut is at the maximum of the sum.
+                better = torch.where(arrived[k], gains[k] - continuing, 0.0)
                 better = better.index_select(0, self.order[k]).cumsum(0)
                 better[self.inside_tie[k]] = -torch.inf
                 best = int(better.argmax())
                 cuts[k] = best + 1 if better[best] > 1e-9 else 0
-                onward = torch.where(self.places[k] <= cuts[k], gains[k], onward)
-            reached = onward.mean().item()
+                continuing = torch.where(self.ranks[k] <= cuts[k], gains[k], continuing)
+            reached = continuing.mean().item()
             if reached <= objective + 1e-9:
                 return self.policy(cuts)
             objective = reached
 
 
 def _hull(policies: Sequence[_Policy]) -> list[_Policy]:
-    """Give the corners of the upper hull of value against cost, from the cheapest to the best."""
+    """Corners of the upper hull of value over cost, by ascending cost."""
     corners: list[_Policy] = []
     for policy in sorted(policies, key=lambda policy: (policy.total_cost, -policy.value)):
         if corners and policy.value <= corners[-1].value:
@@ -385,24 +306,24 @@ def _hull(policies: Sequence[_Policy]) -> list[_Policy]:
     return corners
 
 
-def _expected_correct(places: Tensor, correct: Tensor) -> Tensor:
-    """Estimate the chance that each exit is right from the places at it and all before it.
+def _expected_correct(ranks: Tensor, correct: Tensor) -> Tensor:
+    """Estimate the probability that each exit is correct from ranks at this and earlier exits.
 
-    Whether an image leaves at an exit depends on these places alone, so that a policy is worth
-    the same by this chance as by the answers themselves, without the noise of the answers. The
-    estimate is a ridge regression on place and squared place; the more images there are, the
-    more the answers count themselves, so that it cannot mislead where there is no noise to fear.
+    These ranks alone determine which images leave at an exit, so the expected correctness of a
+    policy is the same with this estimate as with the observed correctness, but less noisy. The
+    estimate is a ridge regression on rank and squared rank. With more images, the observed
+    correctness gets a higher weight, because its noise decreases.
     """
-    features = torch.stack([places, places.square()], dim=1).double()
+    features = torch.stack([ranks, ranks.square()], dim=1).double()
     features = features - features.mean(dim=-1, keepdim=True)
     deviation = features.square().mean(dim=-1, keepdim=True).sqrt()
     features = (features / deviation.clamp(min=1e-6)).flatten(0, 1)
-    trust = correct.shape[1] / (correct.shape[1] + _PRIOR_IMAGES)
+    observed_weight = correct.shape[1] / (correct.shape[1] + _PRIOR_IMAGES)
     expected = []
-    for k, answers in enumerate(correct.double()):
+    for k, observed in enumerate(correct.double()):
         known = features[: 2 * (k + 1)]
         gram = known @ known.T + _RIDGE * torch.eye(len(known), dtype=torch.float64)
-        weights = torch.linalg.solve(gram, known @ (answers - answers.mean()))
-        preflight = answers.mean() + weights @ known
-        expected.append(torch.lerp(preflight, answers, trust))
+        weights = torch.linalg.solve(gram, known @ (observed - observed.mean()))
+        predicted = observed.mean() + weights @ known
+        expected.append(torch.lerp(predicted, observed, observed_weight))
     return torch.stack(expected)

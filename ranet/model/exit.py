@@ -1,4 +1,4 @@
-"""The classifier behind a block."""
+"""Exit: the classifier on the output of a block."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,18 +8,18 @@ from ranet.model.layers import ConvNormRelu
 
 
 class Exit(nn.Module):
-    """Classifier on the features of one block: two strided convolutions, pooling, linear.
+    """Classifier on a block's features: strided convolutions, pooling, linear layer.
 
     Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.3.
     """
 
-    def __init__(self, plan: ExitSpec) -> None:
+    def __init__(self, spec: ExitSpec) -> None:
         super().__init__()
         self.reduce = nn.Sequential(
-            ConvNormRelu(plan.in_channels, plan.hidden_channels, 3, stride=2),
-            ConvNormRelu(plan.hidden_channels, plan.hidden_channels, 3, stride=2),
+            ConvNormRelu(spec.in_channels, spec.hidden_channels, 3, stride=2),
+            ConvNormRelu(spec.hidden_channels, spec.hidden_channels, 3, stride=2),
         )
-        self.classify = nn.Linear(plan.hidden_channels, plan.num_classes)
+        self.classify = nn.Linear(spec.hidden_channels, spec.num_classes)
         nn.init.zeros_(self.classify.bias)
 
     def forward(self, features: Tensor) -> Tensor:

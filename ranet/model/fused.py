@@ -1,9 +1,9 @@
-"""The inference form: norms folded into convolutions, features grown in place.
+"""Inference form of a network: fused batch norms and preallocated feature buffers.
 
-A dense block only ever appends channels. Here a whole stage, the blocks between two changes of
-resolution or transitions, writes into one `FeatureBuffer` that is wide enough from the start, so nothing
-is joined: wide 1x1 convolutions are matrix products that read the first channels of each pixel,
-new channels are written behind them, and what a block passes up is the same memory, read less far.
+A dense block only appends channels. All blocks between two changes of resolution or transitions
+write into one `FeatureBuffer` with the capacity for all their channels, so nothing is concatenated.
+Wide 1x1 convolutions are matrix products that read the first channels of each pixel, new channels
+are appended, and the lateral features of a block are a view of the first channels of its buffer.
 """
 
 import copy
@@ -16,58 +16,19 @@ from torch import Tensor, nn
 from ranet.architecture import BlockSpec
 from ranet.model.blocks import DenseBlock, DenseLayers, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.layers import ConvNormRelu, NormRelu, conv3x3, resize
+from ranet.model.feature_buffer import FeatureBuffer, as_features, as_pixels, halved, resize_pixels
+from ranet.model.kernels import conv3x3
+from ranet.model.layers import ConvNormRelu, NormRelu
 from ranet.model.stem import LargeStemStep
 
 
-class FeatureBuffer:
-    """Features of some images with room for more channels.
+class FastModule(nn.Module):
+    """Module without hooks and with fast access to its tensors and submodules.
 
-    `data` is (batch, height, width, room), of which the first `used` channels are set. Pixels
-    are its rows: (batch x height x width, channels).
-    """
-
-    def __init__(self, data: Tensor, used: int) -> None:
-        self.data = data
-        self.used = used
-        self.rows = data.view(-1, data.shape[3])
-
-    @classmethod
-    def empty(cls, like: Tensor, size: torch.Size, room: int) -> "FeatureBuffer":
-        """Make one without features, for as many images as there are in `like`."""
-        return cls(like.new_empty(len(like), *size, room), 0)
-
-    @property
-    def shape(self) -> torch.Size:
-        """Batch, height and width."""
-        return self.data.shape[:3]
-
-    @property
-    def pixels(self) -> Tensor:
-        """The features so far (pixels, channels), a view."""
-        return self.rows.narrow(1, 0, self.used)
-
-    def append(self, pixels: Tensor) -> None:
-        """Write features (pixels, channels) behind the others, cut off at 0."""
-        channels = pixels.shape[1]
-        torch.clamp_min(pixels, 0, out=self.rows.narrow(1, self.used, channels))
-        self.used += channels
-
-    def take(self, index: Tensor) -> "FeatureBuffer":
-        """Gather images by their indices."""
-        return FeatureBuffer(self.data.index_select(0, index), self.used)
-
-    def narrow(self, used: int) -> "FeatureBuffer":
-        """The same features, read only as far as so many channels."""
-        return FeatureBuffer(self.data, used)
-
-
-class Part(nn.Module):
-    """What blocks and exits are made of: called and read without a module's detours.
-
-    Of few images, looking for hooks at every call and for tensors at every use takes a
-    tenth of the time. So hooks are not called here, only around blocks and exits, and
-    tensors and parts lie, after `_apply`, where Python looks for attributes first.
+    For few images, checking for hooks at every call and looking up tensors at every use takes a
+    tenth of the time. So this module calls `forward` directly (hooks run only on blocks and
+    exits), and copies tensors and submodules to the instance's `__dict__`, which Python searches
+    first.
     """
 
     def __init_subclass__(cls) -> None:
@@ -77,33 +38,24 @@ class Part(nn.Module):
         super().__init__()
         self.register_load_state_dict_post_hook(_bind)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Part":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastModule":
         super()._apply(fn, recurse)
         _bind(self)
         return self
 
 
-def _bind(part: nn.Module, *_: object) -> None:
-    part.__dict__.update(part._buffers)
-    part.__dict__.update(part._modules)
+def _bind(module: nn.Module, *_: object) -> None:
+    """Copy a module's buffers and submodules to its `__dict__`."""
+    module.__dict__.update(module._buffers)
+    module.__dict__.update(module._modules)
 
 
-def as_features(pixels: Tensor, shape: torch.Size) -> Tensor:
-    """View pixels of images of a shape (batch, height, width) as (batch, channels, ...)."""
-    return pixels.view(*shape, pixels.shape[1]).permute(0, 3, 1, 2)
+class FusedConv(FastModule):
+    """3x3 convolution with bias, then ReLU, on pixels.
 
-
-def as_pixels(features: Tensor) -> Tensor:
-    """Give features (batch, channels, height, width) as (pixels of all images, channels)."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-
-
-class FusedConv(Part):
-    """3x3 convolution with bias, then ReLU, of pixels.
-
-    Up to 8 channels would fill half of a CPU's vector at most. So the weight is stored for two
-    neighbours at once: the channels of both as one output, from the four pixels of a row that
-    they read.
+    Up to 8 channels fill at most half of a CPU's vector register. So the weight of a narrow
+    convolution is stored for two neighbouring pixels at once: the output has the channels of both
+    pixels, the input the four columns of pixels that the two read.
     """
 
     weight: Tensor
@@ -121,12 +73,12 @@ class FusedConv(Part):
         self.stride, self.groups = stride, groups
 
     @classmethod
-    def of(cls, conv: ConvNormRelu) -> "FusedConv":
-        """Fold a convolution and its norm."""
-        return cls(*conv.norm.folded(conv.weight), stride=conv.stride)
+    def from_layer(cls, conv: ConvNormRelu) -> "FusedConv":
+        """Fuse a convolution and its norm."""
+        return cls(*conv.norm.fuse(conv.weight), stride=conv.stride)
 
     def forward(self, pixels: Tensor, shape: torch.Size) -> Tensor:
-        """Map pixels of images of a shape (batch, height, width) to those of the output."""
+        """Map pixels of images of shape (batch, height, width) to output pixels."""
         features = as_features(pixels, shape)
         weight, bias = self.weight, self.bias
         if self.is_paired and shape[2] % 2 == 0 and pixels.device.type == "cpu":
@@ -138,8 +90,8 @@ class FusedConv(Part):
         return as_pixels(features.relu_())
 
 
-class FusedProduct(Part):
-    """1x1 convolution with bias as a product of pixels and a weight (in, out), without a ReLU."""
+class FusedProduct(FastModule):
+    """1x1 convolution with bias, without ReLU, as a matrix product on pixels."""
 
     weight: Tensor
     bias: Tensor
@@ -147,39 +99,44 @@ class FusedProduct(Part):
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()
         self.out_channels = len(bias)
-        # Libraries multiply by blocks of 8 or 16 columns; in between they are up to half as fast.
-        room = -len(bias) % 8
-        self.register_buffer("weight", F.pad(weight.flatten(1), (0, 0, 0, room)).t())
-        self.register_buffer("bias", F.pad(bias, (0, room)))
+        # BLAS libraries multiply blocks of 8 or 16 columns; other widths take up to twice as long.
+        padding = -len(bias) % 8
+        self.register_buffer("weight", F.pad(weight.flatten(1), (0, 0, 0, padding)).t())
+        self.register_buffer("bias", F.pad(bias, (0, padding)))
 
-    def forward(self, canvas: FeatureBuffer) -> Tensor:
-        """Map the first channels of a canvas to (pixels, out_channels)."""
+    def forward(self, buffer: FeatureBuffer) -> Tensor:
+        """Map the first channels of a buffer to (pixels, out_channels)."""
         weight = self.weight
-        pixels = canvas.rows.narrow(1, 0, len(weight))
+        pixels = buffer.rows.narrow(1, 0, len(weight))
         return torch.addmm(self.bias, pixels, weight).narrow(1, 0, self.out_channels)
 
 
-class FusedUnit(Part):
-    """What a layer does behind the shared product: its own product, and its 3x3 convolution."""
+class FusedUnit(FastModule):
+    """Dense layer after the shared product: its own product and 3x3 convolution."""
 
     own: Tensor | None
 
     def __init__(self, own: Tensor | None, conv: FusedConv) -> None:
-        """Take the weight (in, out) on the channels of the layers before; the first has none."""
+        """Create a unit.
+
+        Args:
+            own: weight (in, out) on the own channels of the earlier layers; None in the first.
+            conv: the 3x3 convolution of the layer.
+        """
         super().__init__()
         self.register_buffer("own", own)
         self.conv = conv
 
-    def forward(self, share: Tensor, before: Tensor | None, shape: torch.Size) -> Tensor:
-        """Map its share of the product and the channels of the layers before to new pixels."""
+    def forward(self, share: Tensor, earlier: Tensor | None, shape: torch.Size) -> Tensor:
+        """Map the layer's share of the product and earlier own channels to new pixels."""
         own = self.own
-        if own is None or before is None:
+        if own is None or earlier is None:
             return self.conv(share.clamp_min(0), shape)
-        return self.conv(add_product(share, before, own).relu_(), shape)
+        return self.conv(add_product(share, earlier, own).relu_(), shape)
 
 
-class FusedDenseLayers(Part):
-    """`DenseLayers` that write their channels behind those they read."""
+class FusedDenseLayers(FastModule):
+    """Fused `DenseLayers`, which append their channels to a feature buffer."""
 
     def __init__(self, layers: DenseLayers) -> None:
         super().__init__()
@@ -187,27 +144,32 @@ class FusedDenseLayers(Part):
         norms = [norm for norm in layers.norms if isinstance(norm, NormRelu)]
         conv_norms = [norm for norm in layers.conv_norms if isinstance(norm, NormRelu)]
         shares = layers.reduce_weight().split(self.widths)
-        folded = [norm.folded(share) for norm, share in zip(norms, shares, strict=True)]
-        self.known = FusedProduct(
-            torch.cat([weight for weight, _ in folded]), torch.cat([bias for _, bias in folded])
+        fused = [norm.fuse(share) for norm, share in zip(norms, shares, strict=True)]
+        self.shared = FusedProduct(
+            torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])
         )
         own = [
-            norm.folded(weight)[0].flatten(1).t()
+            norm.fuse(weight)[0].flatten(1).t()
             for norm, weight in zip(norms[1:], layers.reduce_own, strict=True)
         ]
         strides = [1] * (len(self.widths) - 1) + [layers.stride]
         convs = (
-            FusedConv(*norm.folded(conv), stride=stride)
+            FusedConv(*norm.fuse(conv), stride=stride)
             for norm, conv, stride in zip(conv_norms, layers.convs, strides, strict=True)
         )
         self.units = nn.ModuleList(map(FusedUnit, (None, *own), convs))
         self.is_down = layers.stride == 2
 
-    def forward(self, canvas: FeatureBuffer) -> Tensor | None:
-        """Append each layer's channels; give those of a down block's last layer instead."""
-        shares = self.known(canvas).split(self.widths, dim=1)
-        shape = canvas.shape
-        own: Tensor | None = None  # of all layers but the last, (pixels, channels)
+    def forward(self, buffer: FeatureBuffer) -> Tensor | None:
+        """Append the channels of each layer to the buffer.
+
+        Returns:
+            None, or in a down block the channels of the last layer, which have another size and are
+            not appended.
+        """
+        shares = self.shared(buffer).split(self.widths, dim=1)
+        shape = buffer.shape
+        own: Tensor | None = None  # channels of all layers but the last (pixels, channels)
         new: Tensor | None = None
         for share, unit in zip(shares, self.units, strict=True):
             if new is not None:
@@ -215,37 +177,38 @@ class FusedDenseLayers(Part):
             new = unit(share, own, shape)
         assert new is not None
         if own is not None:
-            canvas.append(own)
+            buffer.append(own)
         if self.is_down:
             return new
-        canvas.append(new)
+        buffer.append(new)
         return None
 
 
 def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
-    """Add the product of pixels (pixels, in) and a weight (in, out) to a share (pixels, out)."""
+    """Add the product of pixels (pixels, in) and weight (in, out) to a share."""
     is_narrow = weight.shape[1] < 12 and pixels.dtype == torch.float32
     if not is_narrow or len(pixels) <= 4096 or len(pixels) % 16:
         return torch.addmm(share, pixels, weight)
-    # A product with few columns is slow in float32: it cannot fill a vector with them. As a
-    # convolution of 16 images of one row it is not; pixels that make no such images are rare.
+    # A float32 product with few columns is slow: they do not fill a vector register. The same
+    # product as a convolution of 16 images of one row is fast. Pixel counts that do not divide
+    # into 16 images are rare.
     features = pixels.view(16, -1, 1, pixels.shape[1]).permute(0, 3, 1, 2)
     product = F.conv2d(features, weight.t()[:, :, None, None])
     return product.permute(0, 2, 3, 1).reshape(share.shape).add_(share)
 
 
-class FusedLaterals(Part):
-    """What a fusion block computes from the block below: lateral and compressed channels."""
+class FusedLaterals(FastModule):
+    """Lateral and compressed channels that a fusion block computes from the lower block."""
 
     def __init__(self, block: FusionBlock) -> None:
         super().__init__()
         laterals = block.laterals
-        lateral = laterals.norm.folded(laterals.reduce_weight())
-        compress = block.compress.norm.folded(block.compress.weight)
+        lateral = laterals.norm.fuse(laterals.reduce_weight())
+        compress = block.compress.norm.fuse(block.compress.weight)
         self.num_reduced = len(lateral[1])
-        # Both read the same features, except those of a down block, which come in two sizes.
-        self.is_one = lateral[0].shape[1] == compress[0].shape[1]
-        if self.is_one:
+        # Both products read the same features unless the lower block is a down block.
+        self.shares_input = lateral[0].shape[1] == compress[0].shape[1]
+        if self.shares_input:
             self.product = FusedProduct(
                 *(torch.cat(pair) for pair in zip(lateral, compress, strict=True))
             )
@@ -253,108 +216,101 @@ class FusedLaterals(Part):
             self.reduce = FusedProduct(*lateral)
             self.compress = FusedProduct(*compress)
         weight, groups = laterals.conv_weight()
-        self.conv = FusedConv(*laterals.conv_norm.folded(weight), groups=groups)
+        self.conv = FusedConv(*laterals.conv_norm.fuse(weight), groups=groups)
 
-    def forward(self, below: tuple[FeatureBuffer, ...]) -> tuple[Tensor, Tensor]:
-        """Map what the block below passed up to lateral channels, and compressed before ReLU."""
-        if self.is_one:
-            reduced, compressed = self.product(below[0]).tensor_split((self.num_reduced,), dim=1)
+    def forward(self, lower: tuple[FeatureBuffer, ...]) -> tuple[Tensor, Tensor]:
+        """Map lateral features to lateral channels and compressed channels (before ReLU)."""
+        if self.shares_input:
+            reduced, compressed = self.product(lower[0]).tensor_split((self.num_reduced,), dim=1)
         else:
-            reduced, compressed = self.reduce(below[0]), self.compress(below[-1])
-        return self.conv(reduced.clamp_min(0), below[0].shape), compressed
+            reduced, compressed = self.reduce(lower[0]), self.compress(lower[-1])
+        return self.conv(reduced.clamp_min(0), lower[0].shape), compressed
 
 
 class FusedBlock(nn.Module):
-    """A normal or fusion block on a canvas."""
+    """Normal or fusion block on a feature buffer."""
 
     def __init__(
-        self, block: DenseBlock | FusionBlock, plan: BlockSpec, room: int, is_top: bool
+        self, block: DenseBlock | FusionBlock, spec: BlockSpec, capacity: int, is_top: bool
     ) -> None:
-        """Fold a block whose output needs a canvas of `room` channels.
+        """Fuse a block.
 
-        What a block of the top scale passes up is read by none: its transition overwrites what
-        it has read, in memory that is at hand.
+        Args:
+            block: the block in its training form.
+            spec: its specification.
+            capacity: channels of the buffer that the block returns.
+            is_top: whether the block is in the last sub-network. Its lateral features are not
+                read, so its transition reuses the memory of its input.
         """
         super().__init__()
-        self.below = FusedLaterals(block) if isinstance(block, FusionBlock) else None
+        self.lower = FusedLaterals(block) if isinstance(block, FusionBlock) else None
         self.layers = FusedDenseLayers(block.layers)
         self.transition = (
-            FusedProduct(*block.transition.norm.folded(block.transition.weight))
+            FusedProduct(*block.transition.norm.fuse(block.transition.weight))
             if isinstance(block.transition, ConvNormRelu)
             else None
         )
-        self.lateral_channels = plan.lateral_channels
-        self.room = room
+        self.lateral_channels = spec.lateral_channels
+        self.capacity = capacity
         self.is_top = is_top
-        self.smaller_room = _channels_before(plan, room, is_top)
+        self.smaller_capacity = _capacity_before_transition(spec, capacity, is_top)
 
     def forward(
-        self, canvas: FeatureBuffer, below: tuple[FeatureBuffer, ...] = ()
+        self, buffer: FeatureBuffer, lower: tuple[FeatureBuffer, ...] = ()
     ) -> tuple[FeatureBuffer, tuple[FeatureBuffer, ...]]:
-        """Grow the canvas by this block; give it and what is passed up."""
-        passed_up: tuple[FeatureBuffer, ...] = ()
+        """Append the block's channels; return the buffer and the lateral features."""
+        lateral_features: tuple[FeatureBuffer, ...] = ()
         compressed = late = None
-        if self.below is not None:
-            lateral, compressed = self.below(below)
+        if self.lower is not None:
+            lateral, compressed = self.lower(lower)
             if self.layers.is_down:
                 lateral, late = lateral.tensor_split((-self.lateral_channels,), dim=1)
-            canvas.append(_resize(lateral, below[0].shape, canvas.shape))
-        newest = self.layers(canvas)
+            buffer.append(resize_pixels(lateral, lower[0].shape, buffer.shape))
+        newest = self.layers(buffer)
         if newest is not None:
             assert late is not None
-            passed_up = (canvas.narrow(canvas.used),)
-            smaller = FeatureBuffer.empty(canvas.data, _halved(canvas.shape)[1:], self.smaller_room)
-            smaller.append(_resize(canvas.pixels, canvas.shape, smaller.shape))
-            smaller.append(_resize(late, below[0].shape, smaller.shape))
+            lateral_features = (buffer.narrow(buffer.used),)
+            smaller = FeatureBuffer.empty(
+                buffer.data, halved(buffer.shape)[1:], self.smaller_capacity
+            )
+            smaller.append(resize_pixels(buffer.pixels, buffer.shape, smaller.shape))
+            smaller.append(resize_pixels(late, lower[0].shape, smaller.shape))
             smaller.append(newest)
-            canvas = smaller
-        passed_up = (*passed_up, canvas.narrow(canvas.used))
+            buffer = smaller
+        lateral_features = (*lateral_features, buffer.narrow(buffer.used))
         if compressed is not None:
-            if below[-1].shape != canvas.shape:
-                compressed = _resize(compressed.clamp_min(0), below[-1].shape, canvas.shape)
-            canvas.append(compressed)
+            if lower[-1].shape != buffer.shape:
+                compressed = resize_pixels(compressed.clamp_min(0), lower[-1].shape, buffer.shape)
+            buffer.append(compressed)
         if self.transition is not None:
-            kept = self.transition(canvas)
+            kept = self.transition(buffer)
             if self.is_top:
-                canvas = canvas.narrow(0)
+                buffer = buffer.narrow(0)
             else:
-                canvas = FeatureBuffer.empty(canvas.data, canvas.shape[1:], self.room)
-            canvas.append(kept)
-        return canvas, passed_up
+                buffer = FeatureBuffer.empty(buffer.data, buffer.shape[1:], self.capacity)
+            buffer.append(kept)
+        return buffer, lateral_features
 
 
 class FusedExit(nn.Module):
-    """`Exit` on a canvas."""
+    """Fused `Exit` on a feature buffer."""
 
     def __init__(self, exit_: Exit) -> None:
         super().__init__()
         convs = [conv for conv in exit_.reduce if isinstance(conv, ConvNormRelu)]
-        self.reduce = nn.ModuleList(FusedConv.of(conv) for conv in convs)
+        self.reduce = nn.ModuleList(FusedConv.from_layer(conv) for conv in convs)
         self.classify = copy.deepcopy(exit_.classify)
 
-    def forward(self, canvas: FeatureBuffer) -> Tensor:
-        """Map the features of a canvas to logits (batch, classes)."""
-        pixels, shape = canvas.pixels, canvas.shape
+    def forward(self, buffer: FeatureBuffer) -> Tensor:
+        """Map the features of a buffer to logits (batch, classes)."""
+        pixels, shape = buffer.pixels, buffer.shape
         for conv in self.reduce:
-            pixels, shape = conv(pixels, shape), _halved(shape)
+            pixels, shape = conv(pixels, shape), halved(shape)
         return self.classify(F.avg_pool2d(as_features(pixels, shape), 2).flatten(1))
 
 
-def _halved(shape: torch.Size) -> torch.Size:
-    """Shape (batch, height, width) behind a convolution with stride 2."""
-    batch, height, width = shape
-    return torch.Size((batch, (height + 1) // 2, (width + 1) // 2))
-
-
-def _resize(pixels: Tensor, shape: torch.Size, new_shape: torch.Size) -> Tensor:
-    """Resize pixels of images of a shape (batch, height, width) to another."""
-    if shape == new_shape:
-        return pixels
-    return as_pixels(resize(as_features(pixels, shape), new_shape[1:]))
-
-
 class FusedStemStep(nn.Module):
-    """A step of the stem with its norm folded."""
+    """Stem step with a fused norm."""
 
     weight: Tensor
     bias: Tensor
@@ -363,16 +319,16 @@ class FusedStemStep(nn.Module):
         super().__init__()
         self.is_large = isinstance(step, LargeStemStep)
         if isinstance(step, LargeStemStep):
-            weight, bias = step.norm.folded(step.conv.weight, step.conv.bias)
+            weight, bias = step.norm.fuse(step.conv.weight, step.conv.bias)
             self.stride, self.padding = 2, 3
         else:
-            weight, bias = step.norm.folded(step.weight)
+            weight, bias = step.norm.fuse(step.weight)
             self.stride, self.padding = step.stride, 1
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images or features (batch, channels, height, width) to those of this scale."""
+        """Map images or features (batch, channels, height, width) to features of this scale."""
         features = F.conv2d(
             images, self.weight, self.bias, stride=self.stride, padding=self.padding
         ).relu_()
@@ -380,46 +336,46 @@ class FusedStemStep(nn.Module):
 
 
 class FusedSubNetwork(nn.Module):
-    """The blocks and exits of one scale on canvases."""
+    """Fused blocks and exits of one sub-network."""
 
     def __init__(
         self,
         blocks: nn.ModuleList,
         exits: nn.ModuleList,
-        plans: tuple[BlockSpec, ...],
+        specs: tuple[BlockSpec, ...],
         is_top: bool,
     ) -> None:
         super().__init__()
-        rooms = _buffer_channels(plans, is_top)
-        self.room = rooms[0]
+        capacities = _buffer_capacities(specs, is_top)
+        self.capacity = capacities[0]
         self.blocks = nn.ModuleList(
-            FusedBlock(block, plan, room, is_top)
-            for block, plan, room in zip(blocks, plans, rooms[1:], strict=True)
+            FusedBlock(block, spec, capacity, is_top)
+            for block, spec, capacity in zip(blocks, specs, capacities[1:], strict=True)
             if isinstance(block, DenseBlock | FusionBlock)
         )
         self.exits = nn.ModuleList(FusedExit(exit_) for exit_ in exits if isinstance(exit_, Exit))
 
     def begin(self, base: Tensor) -> FeatureBuffer:
-        """Put base features (batch, channels, height, width) on a canvas."""
-        canvas = FeatureBuffer.empty(base, base.shape[2:], self.room)
-        canvas.append(as_pixels(base))
-        return canvas
+        """Copy base features (batch, channels, height, width) to a new buffer."""
+        buffer = FeatureBuffer.empty(base, base.shape[2:], self.capacity)
+        buffer.append(as_pixels(base))
+        return buffer
 
 
-def _buffer_channels(plans: tuple[BlockSpec, ...], is_top: bool) -> list[int]:
-    """Channels for which the canvas given to each block, and that behind the last, needs room."""
-    rooms = [plans[-1].out_channels]
-    for plan in reversed(plans):
-        if plan.is_down:
-            last_layer = plan.lateral_channels + plan.units[-1].out_channels
-            rooms.append(plan.dense_channels - last_layer)
+def _buffer_capacities(specs: tuple[BlockSpec, ...], is_top: bool) -> list[int]:
+    """Capacity in channels of the input buffer of each block, then of the last output."""
+    capacities = [specs[-1].out_channels]
+    for spec in reversed(specs):
+        if spec.is_down:
+            last_layer = spec.lateral_channels + spec.units[-1].out_channels
+            capacities.append(spec.dense_channels - last_layer)
         else:
-            rooms.append(_channels_before(plan, rooms[-1], is_top))
-    return rooms[::-1]
+            capacities.append(_capacity_before_transition(spec, capacities[-1], is_top))
+    return capacities[::-1]
 
 
-def _channels_before(plan: BlockSpec, room: int, is_top: bool) -> int:
-    """Channels that the canvas of a block's output needs, before a transition to one of `room`."""
-    if not plan.transition_channels:
-        return room
-    return max(plan.gathered_channels, room) if is_top else plan.gathered_channels
+def _capacity_before_transition(spec: BlockSpec, capacity: int, is_top: bool) -> int:
+    """Capacity of a block's buffer before its transition to a buffer of `capacity`."""
+    if not spec.transition_channels:
+        return capacity
+    return max(spec.gathered_channels, capacity) if is_top else spec.gathered_channels

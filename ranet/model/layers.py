@@ -1,17 +1,16 @@
-"""The pieces that blocks, stem and exits are made of."""
+"""Convolution, batch norm and ReLU as layers of blocks, stem and exits."""
 
 import math
-from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+
+from ranet.model.kernels import NarrowNormRelu, conv1x1, conv3x3, has_fast_norm
 
 
 def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Parameter:
-    """Make the weight of a convolution: normal, with He's standard deviation by fan-out.
+    """Create the weight of a convolution by He's normal initialisation (fan-out).
 
     Source: the authors' initialisation, sqrt(2 / (kernel^2 out_channels)).
     """
@@ -19,101 +18,11 @@ def conv_weight(out_channels: int, in_channels: int, kernel: int) -> nn.Paramete
     return nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel) * std)
 
 
-def conv1x1(features: Tensor, weight: Tensor) -> Tensor:
-    """1x1 convolution of features (batch, channels, height, width) with a weight (out, in, 1, 1).
-
-    Channels behind the first `in` count for nothing; they must be finite.
-    """
-    if not_read := features.shape[1] - weight.shape[1]:
-        weight = F.pad(weight, (0, 0, 0, 0, 0, not_read))
-    batch, channels, height, width = features.shape
-    if batch >= 16 or features.device.type != "cpu" or torch.get_num_threads() > 1:
-        return F.conv2d(features, weight)
-    # On one CPU thread torch leaves its fast convolution for fewer than 16 images. To a 1x1
-    # convolution every row of pixels may be an image; where there are few, a product does better.
-    pixels = features.permute(0, 2, 3, 1)
-    if batch * height < 64 or features.dtype != torch.float32:
-        return F.linear(pixels, weight.flatten(1)).permute(0, 3, 1, 2)
-    rows = pixels.reshape(batch * height, 1, width, channels).permute(0, 3, 1, 2)
-    rows = F.conv2d(rows, weight).permute(0, 2, 3, 1)
-    return rows.reshape(batch, height, width, -1).permute(0, 3, 1, 2)
-
-
-def conv3x3(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: int = 1,
-    groups: int = 1,
-) -> Tensor:
-    """3x3 convolution of features (batch, in, height, width), padded by 1."""
-    batch, channels, height, width = features.shape
-    has_few_pixels = batch * (height // stride) * (width // stride) <= channels
-    is_large = weight.numel() >= 2**21 and groups == 1
-    if not is_large or not has_few_pixels or features.device.type != "cpu":
-        return F.conv2d(features, weight, bias, stride=stride, padding=1, groups=groups)
-    # Few pixels, a large weight: on a CPU the convolution would spend most of its time on
-    # rearranging the weight. A product of patches and weight reads it as it lies.
-    padded = F.pad(features.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-    patches = padded.unfold(1, 3, stride).unfold(2, 3, stride).permute(0, 1, 2, 4, 5, 3)
-    product = F.linear(patches.flatten(3), weight.permute(0, 2, 3, 1).flatten(1), bias)
-    return product.permute(0, 3, 1, 2)
-
-
-def resize(features: Tensor, size: torch.Size) -> Tensor:
-    """Resize features bilinearly to a height and width, corners aligned; as they are if equal."""
-    if features.shape[-2:] == size:
-        return features
-    if not torch.is_grad_enabled():
-        return _interpolate(features, size)
-    return _Resize.apply(features, size)  # pyright: ignore[reportReturnType]
-
-
-def _interpolate(features: Tensor, size: torch.Size) -> Tensor:
-    return F.interpolate(features, size=size, mode="bilinear", align_corners=True)
-
-
-class _Resize(torch.autograd.Function):
-    """Bilinear resize whose gradient is two products with fixed matrices.
-
-    torch's own gradient adds atomically on a GPU, so that no two runs are alike, and leaves the
-    channels-last layout on a CPU, at ten times the time of the forward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, size: torch.Size) -> Tensor:
-        ctx.in_size = features.shape[-2:]
-        return _interpolate(features, size)
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: the decorator hides names
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor, None]:
-        (gradient,) = gradients
-        height, width = ctx.in_size
-        rows = _interpolation(height, gradient.shape[2], gradient.dtype, gradient.device)
-        columns = _interpolation(width, gradient.shape[3], gradient.dtype, gradient.device)
-        pixels = gradient.permute(0, 2, 3, 1).contiguous()
-        with torch.autocast(gradient.device.type, enabled=False):
-            pixels = (rows @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-            return (columns @ pixels).permute(0, 3, 1, 2), None
-
-
-@lru_cache(maxsize=64)
-def _interpolation(in_size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weight of each input in each output of a linear resize: (in_size, out_size)."""
-    unit = torch.eye(in_size, dtype=torch.float64)[None]
-    weights = F.interpolate(unit, size=out_size, mode="linear", align_corners=True)[0]
-    return weights.to(dtype=dtype, device=device)
-
-
 class NormRelu(nn.Module):
     """Batch norm, then ReLU.
 
-    Differs from `nn.BatchNorm2d`: keeps no count of batches, which would cost a kernel launch
-    per layer and step; `RANet` counts for all.
+    Unlike `nn.BatchNorm2d`, this layer keeps no count of batches, which would cost a kernel
+    launch per layer and step; `RANet` keeps one count for all layers.
     """
 
     running_mean: Tensor
@@ -129,9 +38,9 @@ class NormRelu(nn.Module):
         self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Normalise features (batch, channels, height, width) and cut them off at 0."""
-        if self.training and _is_narrow(features):
-            return _NarrowNormRelu.apply(  # pyright: ignore[reportReturnType]
+        """Normalise features (batch, channels, height, width), then apply ReLU."""
+        if self.training and has_fast_norm(features):
+            return NarrowNormRelu.apply(  # pyright: ignore[reportReturnType]
                 features,
                 self.weight,
                 self.bias,
@@ -152,112 +61,20 @@ class NormRelu(nn.Module):
         )
         return F.relu_(normed)
 
-    def folded(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Fold the evaluation form into the convolution before it: its new weight and bias.
+    def fuse(self, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Fold the norm into the preceding convolution: return its weight and bias.
 
         Args:
             weight: (channels, in_channels, height, width).
-            bias: (channels,); None: the convolution has none.
+            bias: (channels,); None: the convolution has no bias.
         """
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
         mean = self.running_mean if bias is None else self.running_mean - bias
         return weight * scale[:, None, None, None], self.bias - mean * scale
 
 
-def _is_narrow(features: Tensor) -> bool:
-    """Tell whether `_NarrowNormRelu` is faster: by measurement on a CPU of 16 floats a vector."""
-    batch, channels, height, width = features.shape
-    limit = 16 if features.dtype.itemsize > 2 else 8
-    return (
-        features.device.type == "cpu"
-        and channels < limit
-        and batch * height * width >= 8192
-        and features.is_contiguous(memory_format=torch.channels_last)
-    )
-
-
-class _NarrowNormRelu(torch.autograd.Function):
-    """Batch norm by the batch, then ReLU, for few channels that lie last in memory, on a CPU.
-
-    torch's own takes channels by vectors, and one by one where there are fewer. Here several
-    pixels lie side by side in a row, (pixels / k, k x channels); sums over rows are followed by
-    sums over k. All arithmetic is in float32 at least.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
-        momentum: float,
-        eps: float,
-    ) -> Tensor:
-        rows = _pixels_side_by_side(features)
-        num_pixels = features.numel() // len(weight)
-        mean = _sum_pixels(rows, len(weight)) / num_pixels
-        centred = rows - _tile(mean, rows)
-        variance = _sum_pixels(centred * centred, len(weight)) / num_pixels
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        unbiased = variance * (num_pixels / (num_pixels - 1))
-        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-        inverse_std = torch.rsqrt(variance + eps)
-        output = torch.addcmul(_tile(bias, rows), centred, _tile(weight * inverse_std, rows))
-        output = _like_pixels(output.relu_(), features)
-        ctx.save_for_backward(features, output, weight, mean, inverse_std)
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]: the decorator hides names
-        ctx: Any, *gradients: Tensor
-    ) -> tuple[Tensor | None, ...]:
-        features, output, weight, mean, inverse_std = ctx.saved_tensors
-        rows = _pixels_side_by_side(features)
-        num_pixels = features.numel() // len(weight)
-        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
-        gradient = torch.ops.aten.threshold_backward(gradient, output, 0)
-        gradient = _pixels_side_by_side(gradient)
-        bias_gradient = _sum_pixels(gradient, len(weight))
-        products = _sum_pixels(gradient * rows, len(weight))
-        weight_gradient = (products - mean * bias_gradient) * inverse_std
-        # With x the normalised feature and g the gradient of x * weight + bias, the gradient of
-        # the feature is weight / std * (g - mean(g) - x * mean(g * x)): linear in feature and g.
-        scale = weight * inverse_std
-        slope = -scale * inverse_std * weight_gradient / num_pixels
-        offset = -scale * bias_gradient / num_pixels - slope * mean
-        result = torch.addcmul(_tile(offset, rows), rows, _tile(slope, rows))
-        result.addcmul_(gradient, _tile(scale, rows))
-        return _like_pixels(result, features), weight_gradient, bias_gradient, *[None] * 4
-
-
-def _pixels_side_by_side(features: Tensor) -> Tensor:
-    """Give (batch, channels, height, width), channels last, as (pixels / k, k x channels)."""
-    num_pixels = features.numel() // features.shape[1]
-    rows = features.permute(0, 2, 3, 1).view(num_pixels // math.gcd(num_pixels, 16), -1)
-    return rows.to(torch.promote_types(rows.dtype, torch.float32))
-
-
-def _like_pixels(rows: Tensor, features: Tensor) -> Tensor:
-    """Undo `_pixels_side_by_side` of features, type included."""
-    batch, channels, height, width = features.shape
-    return rows.to(features.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _sum_pixels(rows: Tensor, num_channels: int) -> Tensor:
-    """Sum each channel over all pixels: (channels,)."""
-    return rows.sum(dim=0).view(-1, num_channels).sum(dim=0)
-
-
-def _tile(values: Tensor, rows: Tensor) -> Tensor:
-    """Repeat a value per channel for the pixels of a row."""
-    return values.to(rows.dtype).repeat(rows.shape[1] // len(values))
-
-
 class ConvNormRelu(nn.Module):
-    """Convolution of 1x1 or 3x3 without bias, padded to keep the size; batch norm, ReLU."""
+    """1x1 or 3x3 convolution without bias, padded; batch norm; ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The network: sub-networks over one stem, exits behind their blocks."""
+"""Network: stem, sub-networks and exits, in training and inference form."""
 
 from collections import deque
 from collections.abc import Collection, Generator
@@ -11,35 +11,36 @@ from ranet.architecture import BlockSpec, make_network_spec
 from ranet.config import ModelConfig
 from ranet.model.blocks import DenseBlock, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.fused import FeatureBuffer, FusedStemStep, FusedSubNetwork
+from ranet.model.feature_buffer import FeatureBuffer
+from ranet.model.fused import FusedStemStep, FusedSubNetwork
 from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep, Stem, make_step
 
-CPU_PART = 64
-"""Images that a CPU takes through the inference form at a time: by measurement."""
+CPU_CHUNK_IMAGES = 64
+"""Images per forward pass of the inference form on a CPU; found by measurement."""
 
 Features: TypeAlias = Tensor | FeatureBuffer
-"""Features of some images, in the form that the blocks at hand read."""
+"""Features in the training form (tensor) or the inference form (buffer)."""
 
 
 class SubNetwork(nn.Module):
-    """The blocks of one scale, and the exits behind its last ones."""
+    """Blocks of one scale, and exits on the last of these blocks."""
 
-    def __init__(self, plans: tuple[BlockSpec, ...], below: tuple[BlockSpec, ...]) -> None:
+    def __init__(self, specs: tuple[BlockSpec, ...], lower: tuple[BlockSpec, ...]) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            FusionBlock(plan, below[k]) if plan.lower else DenseBlock(plan)
-            for k, plan in enumerate(plans)
+            FusionBlock(spec, lower[k]) if spec.lower else DenseBlock(spec)
+            for k, spec in enumerate(specs)
         )
-        self.exits = nn.ModuleList(Exit(plan.exit) for plan in plans if plan.exit)
+        self.exits = nn.ModuleList(Exit(spec.exit) for spec in specs if spec.exit)
 
     def begin(self, base: Tensor) -> Tensor:
-        """Give what the first block reads, from the base features of this scale."""
+        """Return the input of the first block, which is the base features."""
         return base
 
 
 class Network(nn.Module):
-    """How images run through stem, blocks and exits, whatever form those have."""
+    """Forward pass through stem, blocks and exits, in training or inference form."""
 
     def __init__(self, config: ModelConfig, stem: Stem, subnetworks: nn.ModuleList) -> None:
         super().__init__()
@@ -54,31 +55,33 @@ class Network(nn.Module):
     def predictions(
         self, images: Tensor, skip: Collection[int] = ()
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yield logits (images, classes) of each exit, cheapest first; lazily.
+        """Yield the logits (images, classes) of each exit lazily, cheapest exit first.
 
-        Nothing behind an exit is computed before the next value is asked for, so to stop early
-        is to stop reading. A reader that is done with some images may send the indices of the
-        others, (kept,) int64 and rising, within the images of the logits just read: the rest is
-        then computed for those alone.
+        The generator computes the blocks after an exit only when the caller requests the next
+        value; a caller stops early by requesting no further values. The caller may send the
+        indices (kept,), int64 and ascending, of the images that continue, relative to the images
+        of the last logits: later blocks then run on these images only.
 
         Args:
             images: (batch, 3, height, width), normalised.
             skip: exits, counted from 1, that are neither computed nor yielded.
         """
         number = 0
-        kept = None  # indices into `images` of those that go on; None: all
+        kept = None  # indices into `images` of the images that continue; None: all images
         bases = self.stem(images)
-        below = LateralQueue()
+        lower = LateralQueue()
         for subnetwork in self.subnetworks:
             assert isinstance(subnetwork, SubNetwork | FusedSubNetwork)
             base = bases.pop(0)
-            features = subnetwork.begin(base if kept is None else take(base, kept))
-            above = LateralQueue()
+            features = subnetwork.begin(base if kept is None else select_images(base, kept))
+            upper = LateralQueue()
             first_exit = len(subnetwork.blocks) - len(subnetwork.exits)
             for k, block in enumerate(subnetwork.blocks):
-                features, passed_up = block(features, below.take(kept) if k < first_exit else ())
-                if bases:  # a sub-network follows
-                    above.put(passed_up, kept)
+                features, lateral_features = block(
+                    features, lower.take(kept) if k < first_exit else ()
+                )
+                if bases:  # another sub-network follows
+                    upper.put(lateral_features, kept)
                 if k < first_exit:
                     continue
                 number += 1
@@ -87,93 +90,94 @@ class Network(nn.Module):
                 keep = yield subnetwork.exits[k - first_exit](features)
                 if keep is not None:
                     features = (
-                        take(features, keep)
+                        select_images(features, keep)
                         if isinstance(features, Tensor)
                         else features.take(keep)
                     )
                     kept = keep if kept is None else kept[keep]
-            below = above
+            lower = upper
 
 
 class LateralQueue:
-    """What the blocks of one sub-network passed up, until those of the next one take it."""
+    """Lateral features of one sub-network, queued for the blocks of the next one."""
 
     def __init__(self) -> None:
         self.entries: deque[tuple[tuple[Features, ...], Tensor | None]] = deque()
         self.gathered: tuple[Tensor, Tensor] | None = None
 
-    def put(self, passed_up: tuple[Features, ...], kept: Tensor | None) -> None:
-        """Add what one block passed up, and for which of the images; None: all."""
-        self.entries.append((passed_up, kept))
+    def put(self, lateral_features: tuple[Features, ...], kept: Tensor | None) -> None:
+        """Append the lateral features of one block, and the images they cover (None: all)."""
+        self.entries.append((lateral_features, kept))
 
     def take(self, kept: Tensor | None) -> tuple[Features, ...]:
-        """Give, once, what the next block passed up, for a subset of its images."""
-        passed_up, computed = self.entries.popleft()
+        """Remove and return the next block's lateral features for a subset of the images."""
+        lateral_features, computed = self.entries.popleft()
         if kept is computed:
-            return passed_up
+            return lateral_features
         assert kept is not None
         index = kept if computed is None else torch.searchsorted(computed, kept)
-        return tuple(self._gather(features, index) for features in passed_up)
+        return tuple(self._gather(features, index) for features in lateral_features)
 
     def _gather(self, features: Features, index: Tensor) -> Features:
+        """Copy the features of the images at these indices."""
         if isinstance(features, Tensor):
-            return take(features, index)
-        # The blocks of a stage pass up one canvas, read more and more far: gathered once.
+            return select_images(features, index)
+        # Blocks between two changes of resolution share one buffer: gather it only once.
         if self.gathered is None or self.gathered[0] is not features.data:
             self.gathered = (features.data, features.data.index_select(0, index))
         return FeatureBuffer(self.gathered[1], features.used)
 
 
-def take(features: Tensor, index: Tensor) -> Tensor:
-    """Gather images of features (batch, channels, height, width); channels stay last in memory."""
+def select_images(features: Tensor, index: Tensor) -> Tensor:
+    """Copy features (batch, channels, height, width) of some images, channels last."""
     return features.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 class RANet(Network):
-    """Resolution Adaptive Network: cheap low-resolution exits first, the rest only on demand.
+    """Resolution Adaptive Network: cheap low-resolution exits first.
 
-    Yang et al., CVPR 2020 (arXiv:2003.07326); computes the authors' network exactly.
+    Yang et al., CVPR 2020 (arXiv:2003.07326); the same function as the authors' network.
     """
 
     batches_tracked: Tensor
-    """Training batches that each batch norm of the authors' network has seen, in their order."""
+    """Training batches seen by each batch norm, in the order of the authors' network."""
 
     def __init__(self, config: ModelConfig) -> None:
-        plan = make_network_spec(config)
-        below = ((), *plan.subnetworks)
+        spec = make_network_spec(config)
+        lowers = ((), *spec.subnetworks)
         subnetworks = nn.ModuleList(
             SubNetwork(blocks, lower)
-            for blocks, lower in zip(plan.subnetworks, below, strict=False)
+            for blocks, lower in zip(spec.subnetworks, lowers, strict=False)
         )
-        super().__init__(config, Stem(make_step(step) for step in plan.stem), subnetworks)
-        self.register_buffer("batches_tracked", torch.zeros(plan.num_norms, dtype=torch.int64))
+        super().__init__(config, Stem(make_step(step) for step in spec.stem), subnetworks)
+        self.register_buffer("batches_tracked", torch.zeros(spec.num_norms, dtype=torch.int64))
 
     def predictions(
         self, images: Tensor, skip: Collection[int] = ()
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yield logits of each exit, as `Network.predictions` does; count training batches."""
+        """Yield the logits of each exit like `Network.predictions`; count training batches."""
         if self.training:
             self.batches_tracked += 1
         return super().predictions(images, skip)
 
     def optimized(self, dtype: torch.dtype | None = None) -> "FusedRANet":
-        """Give a frozen inference form, called like the model: norms folded, masks baked in.
+        """Create a frozen inference form of the model, which is called like the model.
 
         Args:
-            dtype: of its weights and features; None: that of the model.
+            dtype: type of weights and features; None: the type of the model.
         """
         return FusedRANet(self, dtype or next(self.parameters()).dtype)
 
 
 class FusedRANet(Network):
-    """A trained RANet for inference only: the same answers from fewer, simpler operations."""
+    """Inference form of a trained RANet: same logits, fewer and simpler operations."""
 
     def __init__(self, model: RANet, dtype: torch.dtype) -> None:
         with torch.no_grad():
-            plans = make_network_spec(model.config).subnetworks
+            specs = make_network_spec(model.config).subnetworks
             subnetworks = nn.ModuleList(
-                FusedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks, blocks is plans[-1])
-                for subnetwork, blocks in zip(model.subnetworks, plans, strict=True)
+                FusedSubNetwork(subnetwork.blocks, subnetwork.exits, blocks, blocks is specs[-1])
+                for subnetwork, blocks in zip(model.subnetworks, specs, strict=True)
                 if isinstance(subnetwork, SubNetwork)
             )
             stem = Stem(
@@ -182,7 +186,8 @@ class FusedRANet(Network):
                 if isinstance(step, LargeStemStep | ConvNormRelu)
             )
             super().__init__(model.config, stem, subnetworks)
-        # 3x3 convolutions want their weights channels last; nothing stays shared with the model.
+        # 3x3 convolutions are fastest with channels-last weights. The copies share no memory with
+        # the model.
         formats = {4: torch.channels_last}
         self._apply(
             lambda tensor: tensor.to(
@@ -193,15 +198,15 @@ class FusedRANet(Network):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, height, width) to logits (exits, batch, classes)."""
-        # On a CPU the features of many images would fall out of the cache between layers.
-        parts = images.split(CPU_PART) if images.device.type == "cpu" else (images,)
-        return torch.cat([super(FusedRANet, self).forward(part) for part in parts], dim=1)
+        # On a CPU the features of a large batch do not fit into the cache between layers.
+        chunks = images.split(CPU_CHUNK_IMAGES) if images.device.type == "cpu" else (images,)
+        return torch.cat([super(FusedRANet, self).forward(chunk) for chunk in chunks], dim=1)
 
     @torch.no_grad()
     def predictions(
         self, images: Tensor, skip: Collection[int] = ()
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yield logits of each exit, as `Network.predictions` does."""
+        """Yield the logits of each exit like `Network.predictions`."""
         dtype = next(self.buffers()).dtype
         images = images.to(dtype=dtype, memory_format=torch.channels_last)
         yield from super().predictions(images, skip)

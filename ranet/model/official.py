@@ -1,8 +1,8 @@
-"""The authors' state dict, in and out: every weight of theirs has one place in ours.
+"""Conversion between the state dicts of `RANet` and of the authors' network.
 
-The two networks compute the same function but store it differently: ours keeps the 1x1
-convolutions of a block's layers together and orders features as `ranet.model.blocks` says. The
-list of `_Piece`s below is the whole difference; both directions follow from it.
+Both networks compute the same function but store it differently: `RANet` stores the 1x1
+convolutions of a block's layers in one tensor and orders features as described in
+`ranet.model.blocks`. The list of `_Piece`s defines the whole difference, in both directions.
 """
 
 from collections.abc import Iterator, Mapping
@@ -25,12 +25,15 @@ _ARGUMENTS = (
 
 @dataclass(frozen=True)
 class _Piece:
-    """`official[:, columns]` is `ours[rows]`; without columns or rows, all of them."""
+    """Tensor shared by both state dicts: `official[:, columns]` is `ours[rows]`.
+
+    None stands for all columns or all rows.
+    """
 
     official: str
     ours: str
     shape: tuple[int, ...]
-    """Shape of the official entry."""
+    """Shape of the authors' entry."""
     columns: tuple[int, ...] | None = None
     rows: range | None = None
 
@@ -38,13 +41,13 @@ class _Piece:
 def model_from_official(
     config: Mapping[str, Any], num_classes: int, image_size: int, state_dict: Mapping[str, Tensor]
 ) -> RANet:
-    """Build the network of an authors' checkpoint.
+    """Create a network from a checkpoint of the authors' code.
 
     Args:
         config: the authors' argument names: ds (cifar or imagenet), step, stepmode, scale_list,
             grFactor, bnFactor, nChannels, growthRate, nBlocks, block_step, compress_factor,
-            reduction; others are ignored.
-        num_classes: classes of the checkpoint.
+            reduction; further arguments are ignored.
+        num_classes: number of classes of the checkpoint.
         image_size: height and width of the images, in pixels.
         state_dict: the authors' entries, with or without the prefix `module.`.
 
@@ -63,7 +66,7 @@ def model_from_official(
         if piece.columns is not None:
             value = value[:, list(piece.columns)]
         collected.setdefault(piece.ours, []).append(value)
-    # Rows of one entry of ours arrive in order, so joining them places them.
+    # The rows of each of our entries are in order, so concatenating them restores the entry.
     ours = {name: torch.cat(values) for name, values in collected.items()}
     ours["batches_tracked"] = torch.stack([official[name].to(torch.int64) for name in counters])
     model.load_state_dict({name: value.clone() for name, value in ours.items()}, assign=True)
@@ -71,7 +74,7 @@ def model_from_official(
 
 
 def official_state_dict(model: RANet) -> dict[str, Tensor]:
-    """Give the authors' state dict of a network: their names, their order, no prefix."""
+    """Convert a network to the authors' state dict, with their names and order."""
     ours = model.state_dict()
     official: dict[str, Tensor] = {}
     norms = iter(model.batches_tracked)
@@ -96,7 +99,7 @@ def _counter(running_var: str) -> str:
 
 
 def _counters(pieces: list[_Piece]) -> list[str]:
-    """Names of the authors' batch counters, in their order."""
+    """Names of the authors' batch counters, in the order of their state dict."""
     return [_counter(p.official) for p in pieces if p.official.endswith("running_var")]
 
 
@@ -104,7 +107,7 @@ def _config_from_official(
     config: Mapping[str, Any], num_classes: int, image_size: int
 ) -> ModelConfig:
     if missing := [name for name in _ARGUMENTS if name not in config]:
-        raise ValueError(f"config lacks the authors' arguments {', '.join(missing)}")
+        raise ValueError(f"config must have the authors' arguments {', '.join(missing)}: add them")
     modes = {"even": "even", "lg": "linear"}
     kinds = {"cifar": ("small", 128), "imagenet": ("large", None)}
     if config["stepmode"] not in modes:
@@ -138,7 +141,7 @@ def _check_entries(
     expected.update(dict.fromkeys(counters, ()))
     for name, shape in expected.items():
         if name not in official:
-            raise ValueError(f"state_dict lacks {name}, which this configuration has")
+            raise ValueError(f"state_dict has no entry {name}, which this configuration needs")
         if tuple(official[name].shape) != shape:
             raise ValueError(
                 f"state_dict entry {name} must have the shape {shape} in this configuration, "
@@ -146,37 +149,39 @@ def _check_entries(
             )
     if unknown := [name for name in official if name not in expected]:
         raise ValueError(
-            f"state_dict has {unknown[0]}, which this configuration lacks"
-            + (f" ({len(unknown)} such entries)" if len(unknown) > 1 else "")
+            f"state_dict has the unknown entry {unknown[0]}, which this configuration does not have"
+            + (f" ({len(unknown)} unknown entries)" if len(unknown) > 1 else "")
         )
 
 
 def _pieces(config: ModelConfig) -> Iterator[_Piece]:
-    """List all pieces in the order of the authors' state dict."""
-    plan = make_network_spec(config)
+    """Yield all pieces in the order of the authors' state dict."""
+    spec = make_network_spec(config)
     exits: list[_Piece] = []
     number = 0
     lower_orders: list[_Orders] = []
-    for i, blocks in enumerate(plan.subnetworks):
-        order = list(range(plan.stem[i].out_channels))
+    for i, blocks in enumerate(spec.subnetworks):
+        order = list(range(spec.stem[i].out_channels))
         orders: list[_Orders] = []
-        below = plan.subnetworks[i - 1] if i else ()
+        lower_block = spec.subnetworks[i - 1] if i else ()
         for k, block in enumerate(blocks):
             official, ours = f"scale_flows.{i}.{k}", f"subnetworks.{i}.blocks.{k}"
             if block.lower:
-                yield from _fusion_layers(official, ours, block, below[k], order, lower_orders[k])
+                yield from _fusion_layers(
+                    official, ours, block, lower_block[k], order, lower_orders[k]
+                )
             else:
                 for j in range(len(block.units)):
                     yield from _own_unit(f"{official}.layers.{j}", ours, block, j, order)
-            here = _orders(block, order)
-            order = here.gathered
+            block_orders = _orders(block, order)
+            order = block_orders.gathered
             if block.transition_channels:
                 shape = (block.transition_channels, block.gathered_channels, 1, 1)
                 yield from _conv(f"{official}.trans", f"{ours}.transition", shape, order)
                 order = list(range(block.transition_channels))
-            orders.append(here)
+            orders.append(block_orders)
             if block.exit:
-                exit_ = f"subnetworks.{i}.exits.{k - len(below)}"
+                exit_ = f"subnetworks.{i}.exits.{k - len(lower_block)}"
                 width, inputs = block.exit.hidden_channels, block.exit.in_channels
                 theirs = f"classifier.{number}"
                 shape = (width, inputs, 3, 3)
@@ -190,9 +195,9 @@ def _pieces(config: ModelConfig) -> Iterator[_Piece]:
                 number += 1
         lower_orders = orders
     yield from exits
-    for position, step in enumerate(reversed(plan.stem)):
+    for position, step in enumerate(reversed(spec.stem)):
         official = f"FirstLayer.layers.{position}"
-        ours = f"stem.steps.{len(plan.stem) - 1 - position}"
+        ours = f"stem.steps.{len(spec.stem) - 1 - position}"
         if step.is_large:
             shape = (step.out_channels, step.in_channels, 7, 7)
             yield _Piece(f"{official}.0.weight", f"{ours}.conv.weight", shape)
@@ -204,31 +209,32 @@ def _pieces(config: ModelConfig) -> Iterator[_Piece]:
 
 @dataclass(frozen=True)
 class _Orders:
-    """Official channel of each of our channels, at the places of a block that others read."""
+    """Channel of the authors' network for each of ours, at three points of a block."""
 
     before_last: list[int]
-    """Features before the last layer (read as such only behind a down block)."""
-    behind_last: list[int]
-    """Features behind the last layer."""
+    """Input of the last layer (in a down block, also its first lateral features)."""
+    after_last: list[int]
+    """Output of the last layer."""
     gathered: list[int]
-    """Those with the compressed channels: what the transition, or the next block, reads."""
+    """Output of the last layer and compressed channels: input of the transition or next block."""
 
 
 def _orders(block: BlockSpec, order: list[int]) -> _Orders:
+    """Compute the channel orders of a block from the order of its input."""
     num_layers = len(block.units)
     if block.is_down:
         lateral, own = _layer_channels(block, num_layers - 1)
         before = order + lateral + own
         all_lateral, all_own = _layer_channels(block, num_layers)
-        behind = before + all_lateral[len(lateral) :] + all_own[len(own) :]
+        after = before + all_lateral[len(lateral) :] + all_own[len(own) :]
     else:
         lateral, own = _layer_channels(block, num_layers)
-        before = behind = order + lateral + own
-    return _Orders(before, behind, behind + list(range(len(behind), block.gathered_channels)))
+        before = after = order + lateral + own
+    return _Orders(before, after, after + list(range(len(after), block.gathered_channels)))
 
 
 def _layer_channels(block: BlockSpec, num_layers: int) -> tuple[list[int], list[int]]:
-    """Official channels that the first layers added: those from below, and their own."""
+    """Lateral channels and own channels that the first layers added, in the authors' order."""
     lateral, own = block.lateral_channels, block.units[0].out_channels
     starts = [block.in_channels + j * (lateral + own) for j in range(num_layers)]
     return (
@@ -241,17 +247,17 @@ def _fusion_layers(
     official: str,
     ours: str,
     block: BlockSpec,
-    below: BlockSpec,
+    lower_block: BlockSpec,
     order: list[int],
-    lower: _Orders,
+    lower_orders: _Orders,
 ) -> Iterator[_Piece]:
     assert block.lower is not None
-    lower_input = lower.behind_last[: below.in_channels]
+    lower_input = lower_orders.after_last[: lower_block.in_channels]
     widths = [unit.width for unit in block.lower.units]
     lateral = block.lateral_channels
     for j, unit in enumerate(block.lower.units):
         theirs, laterals = f"{official}.layers.{j}.conv_up.net", f"{ours}.laterals"
-        yield from _reduce(theirs, laterals, unit, j, sum(widths[:j]), below, lower_input)
+        yield from _reduce(theirs, laterals, unit, j, sum(widths[:j]), lower_block, lower_input)
         rows = range(sum(widths[:j]), sum(widths[: j + 1]))
         yield from _norm(f"{theirs}.1", f"{laterals}.norm", unit.width, rows)
         shape = (lateral, unit.width, 3, 3)
@@ -260,7 +266,7 @@ def _fusion_layers(
         yield from _norm(f"{theirs}.4", f"{laterals}.conv_norm", lateral, rows)
         yield from _own_unit(f"{official}.layers.{j}", ours, block, j, order)
     shape = (block.lower.compressed_channels, block.lower.in_channels, 1, 1)
-    yield from _conv(f"{official}.conv_last", f"{ours}.compress", shape, lower.behind_last)
+    yield from _conv(f"{official}.conv_last", f"{ours}.compress", shape, lower_orders.after_last)
 
 
 def _own_unit(
@@ -278,7 +284,7 @@ def _own_unit(
 def _reduce(
     official: str, ours: str, unit: UnitSpec, j: int, start: int, read: BlockSpec, order: list[int]
 ) -> Iterator[_Piece]:
-    """Pieces of unit j's 1x1 convolution, which reads the input of layer j of block `read`."""
+    """Pieces of the 1x1 convolution of unit j, which reads the input of a dense layer."""
     name, shape = f"{official}.0.weight", (unit.width, unit.in_channels, 1, 1)
     rows = range(start, start + unit.width)
     yield _Piece(name, f"{ours}.reduce", shape, tuple(order), rows)

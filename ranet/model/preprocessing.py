@@ -1,15 +1,15 @@
-"""From stored bytes to the network's input."""
+"""Normalisation of uint8 images for the network."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """Maps uint8 images to float32 with zero mean and unit spread per channel.
+    """Normalises uint8 images to float32, zero mean and unit variance per channel.
 
     Args:
-        mean: mean of each channel, in units where white is 1.
-        std: standard deviation of each channel, likewise.
+        mean: mean of each channel, on a scale where white is 1.
+        std: standard deviation of each channel, on the same scale.
     """
 
     mean: Tensor
@@ -24,5 +24,5 @@ class Normalize(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (batch, channels, height, width), uint8, to float32; layout is kept."""
+        """Map images (batch, channels, height, width), uint8, to float32, same layout."""
         return (images.to(self.mean.dtype) - self.mean) * self.scale

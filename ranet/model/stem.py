@@ -1,4 +1,4 @@
-"""Base features of every sub-network."""
+"""Stem: base features of every sub-network."""
 
 from collections.abc import Iterable
 
@@ -18,18 +18,18 @@ class LargeStemStep(nn.Module):
         self.norm = NormRelu(out_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (batch, 3, height, width) to features of a quarter of the size."""
+        """Map images (batch, 3, height, width) to features of a quarter of the image size."""
         return F.max_pool2d(self.norm(self.conv(images)), 3, stride=2, padding=1)
 
 
 class Stem(nn.Module):
-    """Base features at every scale, each computed from the next higher one.
+    """Base features of every scale, each computed from the next higher scale.
 
     Yang et al., CVPR 2020 (arXiv:2003.07326), section 3.2 ("initial layer").
     """
 
     def __init__(self, steps: Iterable[nn.Module]) -> None:
-        """Take the step of each scale, lowest resolution first."""
+        """Create a stem from the steps of each scale, lowest resolution first."""
         super().__init__()
         self.steps = nn.ModuleList(steps)
 
@@ -41,11 +41,11 @@ class Stem(nn.Module):
         return features[::-1]
 
 
-def make_step(plan: StemSpec) -> nn.Module:
+def make_step(spec: StemSpec) -> nn.Module:
     """Build one step of the stem."""
-    if plan.is_large:
-        return LargeStemStep(plan.in_channels, plan.out_channels)
-    step = ConvNormRelu(plan.in_channels, plan.out_channels, 3, stride=plan.stride)
-    # The authors leave the stem at the defaults of their framework.
+    if spec.is_large:
+        return LargeStemStep(spec.in_channels, spec.out_channels)
+    step = ConvNormRelu(spec.in_channels, spec.out_channels, 3, stride=spec.stride)
+    # The authors initialise the stem by torch's defaults.
     nn.init.kaiming_uniform_(step.weight, a=5**0.5)
     return step

@@ -1,4 +1,4 @@
-"""The moving average of a network's weights over its training steps."""
+"""Exponential moving average of a network's weights."""
 
 import copy
 
@@ -7,10 +7,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class ExponentialMovingAverage:
-    """A copy of a network that follows it: of weights and running statistics, a moving average.
+    """Copy of a network with the EMA of its weights and of its running statistics.
 
-    Early averages look back less far: step t, counted from 0, keeps (t + 1) / (t + 10) of the
-    average, at most `decay`. Otherwise the first weights, which are random, would stay in it.
+    The decay of step t, counted from 0, is (t + 1) / (t + 10), at most `decay`, so that the random
+    initial weights do not stay in the EMA.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -23,7 +23,7 @@ class ExponentialMovingAverage:
         self._counts = [(ours[name], theirs[name]) for name in theirs.keys() - set(floating)]
 
     def update(self, step: int) -> None:
-        """Take in the weights after a step, counted from 0 over all epochs."""
+        """Update the EMA after a step, counted from 0 over all epochs."""
         keep = min(self._decay, (step + 1) / (step + 10))
         get_ema_multi_avg_fn(keep)(self._averages, self._values, None)
         for own, count in self._counts:

@@ -1,15 +1,15 @@
-"""The training loop: epochs, steps, checkpoints; it knows a Reporter and no cluster.
+"""Training loop: epochs, steps and checkpoints, independent of Ray.
 
-An epoch is
-- `train_one_epoch`: every worker on its part of every batch, gradients averaged by DDP;
-- `TrainState.end_steps`: the batch norm statistics become the same on every worker;
-- `evaluate`: every worker on its share of the validation images, counts added up;
-- `Reporter.report`: the metrics, and where due a snapshot from which `fit` goes on exactly.
+An epoch consists of
+- `train_one_epoch`: every worker trains on its share of every batch, DDP averages the gradients;
+- `TrainState.end_steps`: the batch norm statistics become equal on every worker;
+- `evaluate`: every worker evaluates its share of the validation images, counts are summed;
+- `Reporter.report`: metrics, and where due a snapshot from which `fit` resumes exactly.
 
-A step is one global batch of `train.batch_size` images, whatever the number of workers. The loss
-of a worker is weighted by its share of these images, and that of a micro-batch by its own, so the
-gradient is always that of the mean loss over the global batch. (Batch norm has no such rule: it
-takes its mean and variance over the images that one worker takes through the network at once.)
+A step is one global batch of `train.batch_size` images, for any number of workers. The loss of a
+worker or a micro-batch is weighted by its share of these images, so the gradient is always the
+gradient of the mean loss over the global batch. Batch norm is an exception: it computes mean and
+variance over the images of one forward pass on one worker.
 """
 
 import math
@@ -26,13 +26,14 @@ from ranet.distributed import accumulating, rank, world_size
 from ranet.evaluation.accuracy import compute_logits
 from ranet.protocols import Batches, Metrics, Reporter, Snapshot
 from ranet.training.losses import curriculum_weights, exit_loss
-from ranet.training.optim import FiniteGuard, NonFiniteLoss, learning_rate
+from ranet.training.optim import FiniteGuard, NonFiniteLoss
 from ranet.training.progress import ProgressLog
+from ranet.training.schedule import is_checkpoint_due, learning_rate
 from ranet.training.state import TrainState
 from ranet.training.validation import evaluate
 
 STEPS_BETWEEN_READS = 50
-"""Steps between two looks at the guard's answer on an accelerator, where each look stalls it."""
+"""Steps between two reads of the guard on an accelerator; each read stalls the device."""
 
 
 def fit(
@@ -47,31 +48,31 @@ def fit(
     resume: Snapshot | None = None,
     measure: Callable[[nn.Module], Metrics] | None = None,
 ) -> Snapshot:
-    """Train a model and report after every epoch, on every worker, where due with a snapshot.
+    """Train a model, and report metrics and due snapshots after every epoch; runs on every worker.
 
     Args:
-        config: how to train.
+        config: settings of the training.
         model: on `device`; images (batch, 3, height, width) -> logits (exits, batch, classes).
-        train: batches to learn from.
-        val: batches by which the best epoch is chosen.
-        reporter: takes the metrics and the snapshot of every epoch.
+        train: batches of the training split.
+        val: batches of the validation split, which selects the best epoch.
+        reporter: receives metrics and snapshots.
         normalize: uint8 images -> the model's input, on `device`.
-        device: where this worker computes.
-        resume: snapshot of an earlier call; training goes on as if never interrupted.
-        measure: further metrics of an epoch, from the network that is evaluated; called on every
+        device: device of this worker.
+        resume: snapshot of a previous call; training continues as if never interrupted.
+        measure: computes further metrics of an epoch from the evaluated network; called on every
             worker.
 
     Returns:
         The snapshot of the last epoch.
 
     Raises:
-        NonFiniteLoss: training diverged; the weights are those before the bad step.
-        ValueError: the snapshot does not fit, or there are no batches.
+        NonFiniteLoss: training diverged; the weights are the weights before the bad step.
+        ValueError: the snapshot belongs to another training, or there are no batches.
     """
     if len(train) == 0:
         raise ValueError(
             f"train.batch_size is {config.batch_size}, but there are only {train.num_samples} "
-            "training images: not one full batch; lower train.batch_size"
+            "training images, less than one batch; lower train.batch_size"
         )
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
 
@@ -103,10 +104,10 @@ def fit(
             )
         training.end_epoch(metrics)
         progress.log_epoch(epoch, metrics)
-        is_due = config.is_checkpoint_due(training.epoch, 0, len(train))
+        is_due = is_checkpoint_due(config, training.epoch, 0, len(train))
         snapshot = training.snapshot() if is_due else None
         reporter.report(metrics, snapshot)
-    assert snapshot is not None, "the last epoch has one"
+    assert snapshot is not None, "a snapshot follows the last epoch"
     return snapshot
 
 
@@ -118,10 +119,10 @@ def train_one_epoch(
     normalize: Callable[[Tensor], Tensor],
     progress: ProgressLog,
 ) -> None:
-    """Take the steps of the epoch that are not done yet, one for each batch.
+    """Run the remaining steps of the epoch, one per batch.
 
     Raises:
-        NonFiniteLoss: on every worker, whichever had the bad loss.
+        NonFiniteLoss: raised on every worker, even if only one had the bad loss.
     """
     config, epoch, first_step = training.config, training.epoch, training.step
     training.model.train()
@@ -133,8 +134,9 @@ def train_one_epoch(
             take_step(training, guard, images, labels, len(batches), normalize=normalize)
             training.step += 1
             wants_checkpoint = reporter.wants_checkpoint() or (
-                training.step < len(batches)  # otherwise the whole epoch's follows
-                and config.is_checkpoint_due(epoch, training.step, len(batches))
+                training.step
+                < len(batches)  # after the last step, the checkpoint of the epoch follows
+                and is_checkpoint_due(config, epoch, training.step, len(batches))
             )
             if (
                 images.device.type == "cpu"
@@ -143,15 +145,17 @@ def train_one_epoch(
             ):
                 _raise_if_bad(guard, config, epoch, first_step, len(batches))
             took = time.perf_counter() - asked
-            training.tally.add_time(took, waited)
+            training.meter.add_time(took, waited)
             reporter.step(len(labels), took, waited)
             if wants_checkpoint:
                 reporter.checkpoint(training.snapshot())
             if progress.is_due():
-                progress.log_step(epoch, training.step, training.tally)
+                progress.log_step(epoch, training.step, training.meter)
             asked = time.perf_counter()
     _raise_if_bad(guard, config, epoch, first_step, len(batches))
-    training.tally.add_time(time.perf_counter() - asked, waited=0.0)  # what was still queued
+    training.meter.add_time(
+        time.perf_counter() - asked, waited=0.0
+    )  # work still queued on the device
 
 
 def take_step(
@@ -163,10 +167,10 @@ def take_step(
     *,
     normalize: Callable[[Tensor], Tensor],
 ) -> None:
-    """Learn from this worker's part of a global batch."""
+    """Update the weights from this worker's share of a global batch."""
     config, optimizer = training.config, training.optimizer
-    # A number of its own for every step and worker, so that it does not matter where one resumed;
-    # strings are hashed, so that neighbouring ones have nothing in common.
+    # Every step of every worker has its own seed, so that a resumed run draws the same random
+    # numbers; seeding by a string hashes it, so that the seeds of successive steps are unrelated.
     seed = f"{config.seed} {training.epoch} {training.step} {rank()}"
     torch.manual_seed(random.Random(seed).getrandbits(63))
     global_step = training.epoch * steps_per_epoch + training.step
@@ -176,17 +180,17 @@ def take_step(
     optimizer.zero_grad()
     num_micro = math.ceil(len(labels) / config.micro_batch_size) if config.micro_batch_size else 1
     micro_batches = zip(images.tensor_split(num_micro), labels.tensor_split(num_micro), strict=True)
-    for number, (some, their_labels) in enumerate(micro_batches, start=1):
+    for number, (micro_images, micro_labels) in enumerate(micro_batches, start=1):
         with nullcontext() if number == num_micro else accumulating(training.wrapped):
-            logits = compute_logits(training.called, some, normalize, config.precision)
+            logits = compute_logits(training.called, micro_images, normalize, config.precision)
             weights = curriculum_weights(
                 config.loss.exit_weights, len(logits), config.loss.curriculum, progress
             )
-            loss = exit_loss(logits, their_labels, weights, config.loss.label_smoothing)
-            # DDP divides the sum over the workers by their number.
-            share = len(their_labels) * world_size() / config.batch_size
+            loss = exit_loss(logits, micro_labels, weights, config.loss.label_smoothing)
+            # DDP divides the sum over workers by their number; world_size() undoes that.
+            share = len(micro_labels) * world_size() / config.batch_size
             guard.backward(loss * share)
-        training.tally.add_images(loss, logits, their_labels)
+        training.meter.add_images(loss, logits, micro_labels)
     guard.check()
     optimizer.step()
     if training.average is not None:
@@ -199,7 +203,7 @@ def _raise_if_bad(
     if (step := guard.first_bad_step()) is not None:
         raise NonFiniteLoss(
             f"the loss or its gradient is infinite or not a number in epoch {epoch + 1} of "
-            f"{config.epochs}, step {first_step + step + 1} of {num_steps}; the weights are those "
-            f"before that step; train.optim.lr is {config.optim.lr}: lower it, or lengthen "
-            "train.optim.warmup_epochs"
+            f"{config.epochs}, step {first_step + step + 1} of {num_steps}; the weights from "
+            f"before that step are kept; train.optim.lr is {config.optim.lr}: lower it, or "
+            "lengthen train.optim.warmup_epochs"
         )

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy of every exit, summed."""
+"""Training loss: sum of the cross-entropies of all exits."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,22 @@ from torch.nn import functional as F
 def exit_loss(
     logits: Tensor, labels: Tensor, weights: Sequence[float] = (), label_smoothing: float = 0.0
 ) -> Tensor:
-    """Sum the mean cross-entropy of a batch over the exits, as the paper does.
+    """Sum the mean cross-entropy of a batch over the exits, as in the paper.
 
     Args:
         logits: (exits, batch, classes).
         labels: (batch,).
-        weights: factor of each exit's loss, first exit first; empty: 1 for all.
-        label_smoothing: share of the target that is spread evenly over all classes.
+        weights: weight of each exit's loss, first exit first; empty: 1 for every exit.
+        label_smoothing: share of the target that is distributed evenly over all classes.
 
     Raises:
-        ValueError: there is not one weight per exit.
+        ValueError: the number of weights is not the number of exits.
     """
     num_exits, batch_size, _ = logits.shape
     if weights and len(weights) != num_exits:
         raise ValueError(
             f"train.loss.exit_weights must have one entry per exit: got {len(weights)} entries "
-            f"{tuple(weights)} for {num_exits} exits; leave it empty to weigh all exits alike"
+            f"{tuple(weights)} for {num_exits} exits; leave it empty for equal weights"
         )
     losses = F.cross_entropy(
         logits.flatten(0, 1).float(),
@@ -45,13 +45,16 @@ def exit_loss(
 def curriculum_weights(
     weights: Sequence[float], num_exits: int, shift: float, progress: float
 ) -> tuple[float, ...]:
-    """Give the weight of each exit's loss at one point of a training.
+    """Compute the weight of each exit's loss at one point of a training.
 
     Args:
-        weights: those at the end of the training; empty: 1 for all, then too where nothing shifts.
-        num_exits: exits of the network.
+        weights: weights at the end of the training; empty: 1 for every exit.
+        num_exits: number of exits of the network.
         shift: `train.loss.curriculum`.
         progress: share of all steps that is done, 0 to 1.
+
+    Returns:
+        One weight per exit; `weights` itself, even if empty, where there is no curriculum.
     """
     if shift == 0 or num_exits == 1:
         return tuple(weights)

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent, its learning rate, and a guard against non-finite updates."""
+"""Stochastic gradient descent and a guard against non-finite updates."""
 
 import math
 from collections.abc import Mapping
@@ -9,35 +9,15 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import SGD
 
-from ranet.config import OptimConfig, TrainConfig
+from ranet.config import OptimConfig
 
 
-class NonFiniteLoss(RuntimeError):  # noqa: N818 - it says what was found
-    """The loss or its gradient became infinite or not a number; the update was not made."""
-
-
-def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step, counted from 0 over all epochs: a function of the step alone.
-
-    It first rises to `lr`, reached at the last step of the warm-up. Multistep milestones count
-    from the start of training, the cosine begins where the warm-up ends and would reach 0 one
-    step after the last.
-    """
-    optim = config.optim
-    warmup_steps = optim.warmup_epochs * steps_per_epoch
-    rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-    if optim.schedule == "cosine":
-        total_steps = config.epochs * steps_per_epoch
-        progress = max(0.0, step - warmup_steps) / (total_steps - warmup_steps)
-        return optim.lr * rise * (1 + math.cos(math.pi * progress)) / 2
-    epoch = step // steps_per_epoch
-    # A product such as 0.55 * 100 may land just above the epoch it means.
-    passed = sum(epoch >= share * config.epochs - 1e-9 for share in optim.milestones)
-    return optim.lr * rise * optim.gamma**passed
+class NonFiniteLoss(RuntimeError):  # noqa: N818 - named after its condition
+    """The loss or its gradient became infinite or NaN; the update was skipped."""
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> SGD:
-    """Make the optimizer of a model; `learning_rate` gives its rate anew at every step."""
+    """Make the optimizer of a model; the training loop sets its learning rate at every step."""
     parameters = list(model.parameters())
     groups = [{"params": parameters, "weight_decay": config.weight_decay}]
     if config.decay == "weights":
@@ -45,22 +25,22 @@ def make_optimizer(config: OptimConfig, model: nn.Module) -> SGD:
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
         ]
-    # Fused: one kernel for many parameters, and the only form that can skip an update unasked.
+    # Fused: one kernel for many parameters, and the only form that supports `found_inf`.
     return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov, fused=True)
 
 
 def optimizer_state(optimizer: SGD, model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Tensors that the optimizer keeps, by name of the parameter; its settings are not in it."""
+    """Return the tensors of the optimizer by parameter name, without its settings."""
     return {name: dict(optimizer.state[p]) for name, p in model.named_parameters()}
 
 
 def load_optimizer_state(
     optimizer: SGD, model: nn.Module, state: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Put back what `optimizer_state` gave.
+    """Restore an optimizer from the result of `optimizer_state`.
 
     Raises:
-        ValueError: the state is of other parameters, or of other shapes.
+        ValueError: the parameters of the state have other names or shapes.
     """
     parameters = dict(model.named_parameters())
     if different := parameters.keys() ^ state.keys():
@@ -75,17 +55,17 @@ def load_optimizer_state(
                     f"the optimizer's state does not fit the network: {key} of {name} has shape "
                     f"{tuple(saved.shape)}, the parameter has {tuple(parameter.shape)}"
                 )
-            # The fused kernel walks through memory: the state must lie there as its parameter.
+            # The fused kernel needs state tensors with the memory layout of their parameter.
             optimizer.state[parameter][key] = torch.empty_like(parameter).copy_(saved)
 
 
 class FiniteGuard:
-    """Skips every update from the first on whose loss or gradient is not finite.
+    """Guard that skips all updates from the first non-finite loss or gradient on.
 
-    All of it happens on the device, so that no step waits for the answer: `first_bad_step` may be
-    read rarely, and the weights are still those before the bad step. A loss that is not finite
-    turns its gradients into NaN; the sum of the gradients over the workers carries that to all of
-    them, so every worker stops at the same step and none waits for another.
+    All checks run on the device, so that no step waits for a result: `first_bad_step` may be
+    read rarely, and the weights are still the weights before the bad step. A non-finite loss
+    turns its gradients into NaN; the sum of the gradients over the workers is then NaN on every
+    worker, so all workers stop at the same step and no collective operation blocks.
 
     Args:
         optimizer: a fused optimizer.
@@ -96,23 +76,23 @@ class FiniteGuard:
         device = self._parameters[0].device
         self._found = torch.zeros((), device=device)
         self._clean_steps = torch.zeros((), dtype=torch.int64, device=device)
-        # The name by which torch.amp.GradScaler tells fused kernels to leave the parameters alone.
+        # Attribute through which torch.amp.GradScaler makes fused kernels skip an update.
         optimizer.found_inf = self._found  # pyright: ignore[reportAttributeAccessIssue]
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
-        # Times 1, or times NaN: an infinite loss may have a finite gradient, and on one worker
-        # only. Arithmetic, because torch.where would copy its two numbers to the device.
+        """Accumulate the gradients of a loss."""
+        # The factor is 1, or NaN for a non-finite loss: an infinite loss may have a finite
+        # gradient. Arithmetic, because torch.where would copy two numbers to the device.
         loss.backward(loss.detach() * 0 + 1)
 
     @torch.no_grad()
     def check(self) -> None:
-        """Look at the gradients of a whole step, before the optimizer takes it."""
+        """Check the gradients of a whole step; call before `optimizer.step`."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         bad = get_total_norm(gradients, norm_type=math.inf).isfinite().logical_not()
         torch.maximum(self._found, bad.to(self._found.dtype), out=self._found)
         self._clean_steps += self._found == 0
 
     def first_bad_step(self) -> int | None:
-        """Read from the device which step was the first to be skipped, counted from 0."""
+        """Read the first skipped step, counted from 0, from the device; None without one."""
         return int(self._clean_steps) if self._found else None

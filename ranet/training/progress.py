@@ -1,4 +1,4 @@
-"""What a training says of itself while it runs."""
+"""Progress log lines of a training."""
 
 import logging
 import time
@@ -12,16 +12,16 @@ from ranet.training.meters import EpochMeter
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 20.0
-"""Time after which a long epoch logs another line."""
+"""Seconds between two log lines within an epoch."""
 
 
 class ProgressLog:
-    """Logs, on the first worker only, how far training is and how long it will still take.
+    """Log of progress and remaining time, written by rank 0 only.
 
     Args:
         num_epochs: epochs of the whole training.
-        steps_per_epoch: steps of each.
-        first_step: steps done before, counted over all epochs.
+        steps_per_epoch: steps of an epoch.
+        first_step: steps done by previous invocations, counted over all epochs.
     """
 
     def __init__(self, num_epochs: int, steps_per_epoch: int, first_step: int) -> None:
@@ -31,26 +31,26 @@ class ProgressLog:
         self._started = self._logged = time.monotonic()
 
     def is_due(self) -> bool:
-        """Tell whether it is time for another line within the epoch."""
+        """Return whether another line within the epoch is due."""
         return rank() == 0 and time.monotonic() - self._logged > SECONDS_BETWEEN_LINES
 
     def log_resumed(self, epoch: int, step: int) -> None:
-        """Log a line on what an earlier start has done."""
+        """Log the epochs and steps that previous invocations have done."""
         if rank() == 0:
-            logger.info("going on after %d epochs and %d steps", epoch, step)
+            logger.info("resuming after %d epochs and %d steps", epoch, step)
 
-    def log_step(self, epoch: int, step: int, tally: EpochMeter) -> None:
-        """Log a line from the training images that this worker saw in the epoch so far."""
-        loss, first, last = tally.means()
+    def log_step(self, epoch: int, step: int, meter: EpochMeter) -> None:
+        """Log loss and accuracy of this worker's training images in the epoch so far."""
+        loss, first, last = meter.means()
         self._log(
             epoch,
             step,
-            f"{tally.images_per_second:.0f} images/s, training loss {loss:.4g}, "
+            f"{meter.images_per_second:.0f} images/s, training loss {loss:.4g}, "
             f"top-1 first exit {first * 100:.2f} %, last exit {last * 100:.2f} %",
         )
 
     def log_epoch(self, epoch: int, metrics: Metrics) -> None:
-        """Log a line from the metrics of a whole epoch."""
+        """Log the metrics of a whole epoch."""
         top1 = validation_top1(metrics)
         self._log(
             epoch,
@@ -66,7 +66,7 @@ class ProgressLog:
         self._logged = time.monotonic()
         steps_done = epoch * self._steps_per_epoch + step
         steps_left = self._num_epochs * self._steps_per_epoch - steps_done
-        # None are done yet where training was resumed between an epoch's last step and its end.
+        # The difference is 0 if the run resumed between an epoch's last step and the epoch's end.
         pace = (self._logged - self._started) / max(1, steps_done - self._first_step)
         logger.info(
             "epoch %d/%d, step %d/%d: %s; %s left",

@@ -1,4 +1,4 @@
-"""What changes while a network learns: saved as a snapshot, and put back from one."""
+"""Training state: model, optimizer, EMA and progress; saved to and restored from snapshots."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,17 +27,18 @@ KEYS = {"epoch", "step", "seed", "model", "optimizer", "average", "workers", "hi
 
 
 class TrainState:
-    """A network, its optimizer, and how far they are.
+    """State of a training: network, optimizer, EMA, and progress.
 
-    Taking a snapshot changes nothing. Within an epoch the workers differ in the running
-    statistics of their batch norms, each of which has seen its own images; so a snapshot holds
-    those of every worker, and as many workers go on exactly. Another number of workers goes on
-    with the mean, which is exact in the mean: the statistics move linearly, and the epoch ends
-    with their mean. Everything else is the same on every worker.
+    A snapshot does not change the state. Within an epoch the running statistics of the batch
+    norms differ between workers, because every worker reads its own images. Therefore a snapshot
+    holds the statistics of every worker, from which the same number of workers resumes exactly.
+    Another number of workers resumes from the mean of the statistics, which is exact in the mean:
+    updates of the statistics are linear, and the epoch ends with their mean. All other state is
+    equal on every worker.
 
     Args:
-        config: how to train.
-        model: on its device; the first worker's weights count.
+        config: settings of the training.
+        model: on its device; DDP copies the weights of rank 0 to all workers.
     """
 
     def __init__(self, config: TrainConfig, model: nn.Module) -> None:
@@ -45,49 +46,49 @@ class TrainState:
         self.model = model
         self.wrapped = wrap(model)
         self.called = torch.compile(self.wrapped, dynamic=False) if config.compile else self.wrapped
-        """What a training step calls; evaluation calls the network as it is."""
+        """Module that a training step calls; evaluation calls the network itself."""
         self.average = (
             ExponentialMovingAverage(model, config.ema.decay) if config.ema.decay else None
         )
         self.optimizer = make_optimizer(config.optim, model)
         self.device = next(model.parameters()).device
         self.epoch = 0
-        """Epochs done."""
+        """Number of complete epochs."""
         self.step = 0
-        """Steps done in the epoch that runs."""
-        self.tally = EpochMeter(self.device)
+        """Number of steps done in the current epoch."""
+        self.meter = EpochMeter(self.device)
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {"value": -1.0}
 
     @property
     def scored(self) -> nn.Module:
-        """The network that is evaluated and kept: the average of the weights where there is one."""
+        """Network to evaluate and to keep: the EMA if there is one, else the model."""
         return self.average.model if self.average else self.model
 
     def end_steps(self) -> Metrics:
-        """Make the workers alike when all steps of an epoch are done; give its metrics."""
+        """Average the batch norm statistics over the workers; return the metrics of the steps."""
         average(self._statistics())
-        return self.tally.metrics()
+        return self.meter.metrics()
 
     def end_epoch(self, metrics: Metrics) -> None:
-        """Count the epoch that was trained and evaluated."""
+        """Record the metrics of a complete epoch, and its weights if it is the best."""
         self.epoch += 1
         self.step = 0
-        self.tally = EpochMeter(self.device)
+        self.meter = EpochMeter(self.device)
         self.history.append(metrics)
-        # Of epochs that are equally good, the one that trained longer.
+        # Among equally good epochs, the last is the best: it was trained longest.
         if (value := _selection_value(self.config, metrics)) >= self.best["value"]:
             weights = _to_cpu(self.scored.state_dict())
             self.best = {"epoch": self.epoch, "value": value, "model": weights}
 
     def snapshot(self) -> Snapshot:
-        """Copy all that a resumed training needs; every worker must ask for it."""
+        """Return a copy of the state to resume from; a collective call of all workers."""
         workers = None
         if self.step:
             own = self._statistics()
             workers = {
                 "statistics": torch.stack(gather(joined(own) if own else torch.zeros(0))).cpu(),
-                "tally": self.tally.state(),
+                "meter": self.meter.state(),
             }
         return {
             "epoch": self.epoch,
@@ -102,17 +103,17 @@ class TrainState:
         }
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go on from a snapshot, with any number of workers.
+        """Restore the state from a snapshot, with any number of workers.
 
         Raises:
-            ValueError: it is not complete, or of another training.
+            ValueError: the snapshot is incomplete, or belongs to another training.
         """
         _check(self.config, snapshot)
         try:
             self.model.load_state_dict(snapshot["model"])
         except RuntimeError as error:
             raise ValueError(
-                f"the snapshot to resume from is of another network: {error}"
+                f"the snapshot to resume from belongs to another network: {error}"
             ) from error
         if self.average is not None:
             self.average.model.load_state_dict(snapshot["average"])
@@ -124,35 +125,35 @@ class TrainState:
             rows = snapshot["workers"]["statistics"]
             own = rows[rank()] if len(rows) == world_size() else rows.mean(dim=0)
             fill(self._statistics(), own)
-            self.tally = EpochMeter.from_state(snapshot["workers"]["tally"], rank(), self.device)
+            self.meter = EpochMeter.from_state(snapshot["workers"]["meter"], rank(), self.device)
 
     def _statistics(self) -> list[Tensor]:
-        """Running statistics, of which each worker has its own while an epoch runs."""
+        """Return the running statistics, which differ between workers within an epoch."""
         own = statistics(self.model)
         return own + statistics(self.average.model) if self.average else own
 
 
 def _check(config: TrainConfig, snapshot: Snapshot) -> None:
-    """Refuse a snapshot that is not one of this training."""
+    """Reject a snapshot that is incomplete or belongs to another training."""
     if missing := KEYS - snapshot.keys():
         raise ValueError(
             f"the snapshot to resume from lacks {', '.join(sorted(missing))}: "
-            "it is not complete; resume from another one, or start anew"
+            "the snapshot is incomplete; resume from another one, or start from scratch"
         )
     if snapshot["seed"] != config.seed:
         raise ValueError(
             f"train.seed is {config.seed}, but the snapshot to resume from was trained with seed "
-            f"{snapshot['seed']}: set that seed, or start anew"
+            f"{snapshot['seed']}: set that seed, or start from scratch"
         )
     if config.ema.decay and snapshot["average"] is None:
         raise ValueError(
             f"train.ema.decay is {config.ema.decay}, but the snapshot to resume from has no "
-            "average of the weights: set it to 0, or start anew"
+            "EMA of the weights: set train.ema.decay to 0, or start from scratch"
         )
     if snapshot["epoch"] > config.epochs:
         raise ValueError(
             f"train.epochs is {config.epochs}, but the snapshot to resume from has "
-            f"{snapshot['epoch']} epochs already: train for more epochs, or start anew"
+            f"{snapshot['epoch']} epochs already: raise train.epochs, or start from scratch"
         )
 
 
@@ -162,7 +163,7 @@ def _selection_value(config: TrainConfig, metrics: Metrics) -> float:
 
 
 def _to_cpu(value: Any) -> Any:
-    """Copy nested dicts of tensors to the CPU; the copies do not change with the originals."""
+    """Copy nested dicts of tensors to the CPU; the copies share no memory with the originals."""
     if isinstance(value, Mapping):
         return {key: _to_cpu(each) for key, each in value.items()}
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

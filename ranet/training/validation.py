@@ -1,4 +1,4 @@
-"""Validation of a network during training, by all workers together."""
+"""Validation of a network during training, on all workers."""
 
 from collections.abc import Callable
 
@@ -21,13 +21,13 @@ def evaluate(
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> Metrics:
-    """Give the loss, and each exit's top-1 and top-5 in percent, over the images of all workers.
+    """Compute the loss, and top-1 and top-5 of every exit in percent, over all workers.
 
-    The loss is the weighted sum over exits without label smoothing. Workers meet only at the
-    end: they may hold unequal numbers of batches, or none.
+    The loss is the weighted sum over exits without label smoothing. Workers communicate only at
+    the end; their numbers of batches may differ and may be 0.
     """
     model.eval()
-    # One row for top-1, one for top-5, (2, exits); a worker without batches knows no exits.
+    # Row 0 for top-1, row 1 for top-5, (2, exits); 0 exits on a worker without batches.
     hits = torch.zeros((2, 0), dtype=torch.float64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     num_images = 0
@@ -41,7 +41,7 @@ def evaluate(
     hit_sums = torch.stack([each for each in gather(hits) if each.numel()]).sum(dim=0)
     sums = torch.stack(gather(torch.stack((loss_sum, loss_sum.new_tensor(num_images)))))
     loss_total, num_images = sums.sum(dim=0).tolist()
-    assert num_images == batches.num_samples, "every image is evaluated exactly once"
+    assert num_images == batches.num_samples, "every image must be evaluated exactly once"
     top1, top5 = (hit_sums * 100 / num_images).tolist()
     metrics = {"val/loss": loss_total / num_images}
     for k, (first, fifth) in enumerate(zip(top1, top5, strict=True), start=1):

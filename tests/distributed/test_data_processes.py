@@ -1,4 +1,4 @@
-"""Preparing data in processes of their own: killed in the middle, and two at once."""
+"""Data preparation in separate processes: a killed process, and two concurrent ones."""
 
 import signal
 import subprocess
@@ -22,12 +22,12 @@ def config(tmp_path):
 
 
 def shared_memory() -> set[Path]:
-    """Segments of Python's shared memory."""
+    """List the segments of Python's shared memory."""
     return set(Path("/dev/shm").glob("psm_*"))
 
 
 def start(script: str, *arguments) -> subprocess.Popen[str]:
-    """Run Python code in a process of its own."""
+    """Run Python code in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)],
         cwd=PROJECT,
@@ -36,7 +36,7 @@ def start(script: str, *arguments) -> subprocess.Popen[str]:
     )
 
 
-def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
+def test_killed_writer_leaves_no_file_that_is_accepted(config):
     before = shared_memory()
     process = start(
         """
@@ -76,7 +76,7 @@ def test_a_killed_writer_leaves_nothing_that_is_trusted(config):
     assert shared_memory() <= before
 
 
-def test_two_processes_may_prepare_the_same_files_at_once(config):
+def test_two_processes_can_prepare_the_same_files_concurrently(config):
     script = """
         import sys
         from pipelines.data import prepare

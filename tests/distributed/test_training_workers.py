@@ -1,4 +1,4 @@
-"""Training by several gloo workers."""
+"""Training with several gloo workers."""
 
 import math
 import os
@@ -39,7 +39,7 @@ ONE_EPOCH = TrainConfig(epochs=1, batch_size=32, optim=OptimConfig(lr=0.05))
 
 
 def run_workers(work, num_workers, folder: Path, seconds=300):
-    """Run `work(rank, num_workers)` in new processes; give what each returned."""
+    """Run `work(rank, num_workers)` in new processes; return the result of each."""
     context = spawn(start_worker, (work, num_workers, folder), nprocs=num_workers, join=False)
     assert context is not None
     deadline = time.monotonic() + seconds
@@ -65,15 +65,15 @@ def start_worker(rank, work, num_workers, folder: Path):
     )
     torch.save(work(rank, num_workers), folder / f"{rank}.pt")
     distributed.destroy_process_group()
-    # Where a thread of gloo's still wants Python's lock, the interpreter's end would abort the
-    # process, once in some ten starts of three workers on two busy cores.
+    # If a gloo thread still waits for the GIL, the shutdown of the interpreter aborts the process:
+    # about once in ten starts of three workers on two busy cores.
     os._exit(0)
 
 
 def train(
     config, rank, num_workers, model, *, resume=None, prepare=normalize, kill_after=0, notice=False
 ):
-    """Fit a network, to its end or until it is killed; give all snapshots."""
+    """Train a network until the end or until it is killed; return all snapshots."""
     recorder = Recorder(kill_after, with_notice=notice)
     with suppress(Killed):
         fit(
@@ -90,14 +90,14 @@ def train(
 
 
 def train_and_resume(rank, num_workers, make_model):
-    # Each worker comes with weights of its own: the first one's must win.
-    unbroken = train(QUICK, rank, num_workers, make_model(seed=rank))
-    resumed = train(QUICK, rank, num_workers, make_model(seed=5), resume=unbroken[1])
-    return {"unbroken": unbroken[-1], "resumed": resumed[-1]}
+    # Each worker starts with different weights; the weights of rank 0 must replace the others.
+    uninterrupted = train(QUICK, rank, num_workers, make_model(seed=rank))
+    resumed = train(QUICK, rank, num_workers, make_model(seed=5), resume=uninterrupted[1])
+    return {"uninterrupted": uninterrupted[-1], "resumed": resumed[-1]}
 
 
 def train_and_be_killed(rank, num_workers, config):
-    """Go through two kills, one of them with notice."""
+    """Train with two interruptions, one of them with notice."""
     killed = train(
         replace(config, checkpoint_every_steps=3),
         rank,
@@ -110,14 +110,14 @@ def train_and_be_killed(rank, num_workers, config):
     )
     resumed = train(config, rank, num_workers, small_ranet(7), resume=noticed[-1])
     return {
-        "unbroken": train(config, rank, num_workers, small_ranet(rank))[-1],
+        "uninterrupted": train(config, rank, num_workers, small_ranet(rank))[-1],
         "resumed": resumed[-1],
-        "places": [(each["epoch"], each["step"]) for each in (killed[-1], noticed[-1])],
+        "positions": [(each["epoch"], each["step"]) for each in (killed[-1], noticed[-1])],
     }
 
 
 def diverge_on_one_worker(rank, num_workers):
-    """Meet NaN on the second worker, at step 2 of epoch 2, and tell how training ended."""
+    """Return the error and the weights of a training with NaN on rank 1, epoch 2, step 2."""
     model = TwoExits()
     calls, weights = 0, {}
 
@@ -137,16 +137,16 @@ def diverge_on_one_worker(rank, num_workers):
 
 
 def evaluate_shares(rank, num_workers, num_images):
-    """Evaluate in batches of 7 a worker."""
+    """Evaluate in batches of 7 images per worker."""
     batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
     model = TwoExits()
     metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
-    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).alone
+    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).single
     return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
 
 
 def everything(rank, num_workers):
-    """Do all that the tests look at: starting processes takes longer than their work."""
+    """Run all work of the tests at once, because starting processes takes longer."""
     return {
         "tiny": train_and_resume(rank, num_workers, TwoExits),
         "ranet": train_and_resume(rank, num_workers, small_ranet),
@@ -175,20 +175,20 @@ def two_workers(tmp_path_factory):
 
 
 @pytest.mark.parametrize("network", ["tiny", "ranet"])
-def test_workers_end_with_equal_weights_statistics_and_metrics(two_workers, network):
-    first, second = (worker[network]["unbroken"] for worker in two_workers)
+def test_workers_finish_with_equal_weights_statistics_and_metrics(two_workers, network):
+    first, second = (worker[network]["uninterrupted"] for worker in two_workers)
     assert_same(first, second)
     assert first["history"] == second["history"]
     assert first["history"][-1]["val/exit2/top1"] > first["history"][0]["val/exit2/top1"]
 
 
 @pytest.mark.parametrize("network", ["tiny", "ranet"])
-def test_resumed_workers_end_where_unbroken_ones_do(two_workers, network):
+def test_resumed_workers_reach_the_state_of_uninterrupted_workers(two_workers, network):
     for worker in two_workers:
-        assert_same(worker[network]["resumed"], worker[network]["unbroken"])
+        assert_same(worker[network]["resumed"], worker[network]["uninterrupted"])
 
 
-def test_two_workers_take_the_steps_of_one_with_the_whole_batch(two_workers):
+def test_two_workers_take_the_same_steps_as_one_worker(two_workers):
     alone = train(ONE_EPOCH, 0, 1, TwoExits(normed=False))[-1]
     together = two_workers[0]["normless"]
     for name, weight in alone["model"].items():
@@ -198,9 +198,7 @@ def test_two_workers_take_the_steps_of_one_with_the_whole_batch(two_workers):
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])
-def test_workers_with_unequal_parts_take_the_steps_of_one_with_the_whole_batch(
-    two_workers, micro_batch
-):
+def test_workers_with_unequal_shares_take_the_same_steps_as_one_worker(two_workers, micro_batch):
     alone = train(ODD, 0, 1, TwoExits(normed=False))[-1]
     together = two_workers[0]["odd"][micro_batch]
     for name, weight in alone["model"].items():
@@ -210,34 +208,34 @@ def test_workers_with_unequal_parts_take_the_steps_of_one_with_the_whole_batch(
 
 
 @pytest.mark.parametrize("case", ["killed", "killed odd"])
-def test_workers_killed_within_an_epoch_end_where_unbroken_ones_do(two_workers, case):
+def test_workers_killed_within_an_epoch_reach_the_state_of_uninterrupted_workers(two_workers, case):
     for worker in two_workers:
-        assert worker[case]["places"] == [(1, 6), (2, 5)]
-        assert_same(worker[case]["resumed"], worker[case]["unbroken"])
+        assert worker[case]["positions"] == [(1, 6), (2, 5)]
+        assert_same(worker[case]["resumed"], worker[case]["uninterrupted"])
 
 
-def test_training_goes_on_within_an_epoch_with_any_number_of_workers(tmp_path):
+def test_training_resumes_within_an_epoch_with_any_number_of_workers(tmp_path):
     config = replace(QUICK, epochs=3)
-    unbroken = train(config, 0, 1, TwoExits(normed=False))
-    resume, places = None, []
+    uninterrupted = train(config, 0, 1, TwoExits(normed=False))
+    resume, positions = None, []
     for turn, (num_workers, kill_after) in enumerate([(2, 4), (1, 8), (3, 9), (1, 0)]):
         folder = tmp_path / str(turn)
         folder.mkdir()
-        work = partial(go_on, config=config, resume=resume, kill_after=kill_after)
+        work = partial(resume_training, config=config, resume=resume, kill_after=kill_after)
         ends = run_workers(work, num_workers, folder) if num_workers > 1 else [work(0, 1)]
         resume = ends[0]
-        places.append((resume["epoch"], resume["step"]))
+        positions.append((resume["epoch"], resume["step"]))
     assert resume is not None
-    assert places == [(0, 4), (1, 2), (2, 1), (3, 0)]
-    for name, weight in unbroken[-1]["model"].items():
+    assert positions == [(0, 4), (1, 2), (2, 1), (3, 0)]
+    for name, weight in uninterrupted[-1]["model"].items():
         torch.testing.assert_close(resume["model"][name], weight, atol=1e-5, rtol=1e-5)
-    for now, then in zip(resume["history"], unbroken[-1]["history"], strict=True):
-        # Every image of every epoch is in the mean, once, whoever saw it.
+    for now, then in zip(resume["history"], uninterrupted[-1]["history"], strict=True):
+        # Every image of every epoch counts once in the mean, on whichever worker.
         assert now["train/loss"] == pytest.approx(then["train/loss"], rel=1e-5)
         assert now["train/lr"] == then["train/lr"]
 
 
-def go_on(rank, num_workers, config, resume, kill_after):
+def resume_training(rank, num_workers, config, resume, kill_after):
     model = TwoExits(normed=False)
     snapshots = train(
         config, rank, num_workers, model, resume=resume, kill_after=kill_after, notice=True
@@ -245,7 +243,7 @@ def go_on(rank, num_workers, config, resume, kill_after):
     return snapshots[-1]
 
 
-def test_a_bad_loss_on_one_worker_stops_all_before_the_step(two_workers):
+def test_nan_loss_on_one_worker_stops_all_workers_before_the_step(two_workers):
     ends = [worker["diverged"] for worker in two_workers]
     for end in ends:
         assert "epoch 2 of 4, step 2 of 10" in end["error"]
@@ -254,13 +252,13 @@ def test_a_bad_loss_on_one_worker_stops_all_before_the_step(two_workers):
 
 
 @pytest.mark.parametrize(("num_images", "num_batches"), [(57, [5, 4]), (1, [1, 0])])
-def test_unequal_shares_are_evaluated_exactly(two_workers, num_images, num_batches):
+def test_validation_of_unequal_shares_is_exact(two_workers, num_images, num_batches):
     first, second = (worker["evaluated"][num_images] for worker in two_workers)
     assert [first.pop("num_batches"), second.pop("num_batches")] == num_batches
     assert_same(first, second)
     alone = evaluate_shares(0, 1, num_images)
     assert first["metrics"] == pytest.approx(alone["metrics"], rel=1e-6)
-    # Workers take every second image: back into the order of the split.
+    # Each worker reads every second image; restore the order of the split.
     order = torch.cat([torch.arange(num_images)[k::2] for k in range(2)]).argsort()
     for key, values in alone["scores"].items():
         gathered = first["scores"][key][:, order]

@@ -65,7 +65,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     )  # fmt: skip
     normalize = Normalize(run.data.mean, run.data.std)
     answers = collect_exit_outputs(network.model, test, normalize=normalize, device=cpu)
-    top1, _ = anytime_accuracy(answers.by(network.evaluation.answer))
+    top1, _ = anytime_accuracy(answers.of(network.evaluation.exit_ensemble))
     experiment = client.get_experiment_by_name("ranet")
     assert experiment is not None
     (found,) = client.search_runs(

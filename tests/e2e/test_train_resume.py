@@ -11,7 +11,7 @@ from pipelines.data import open_batches, prepare
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize
-from ranet.protocols import LogReporter
+from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
 from tests.support.training import (
     CONFIG,
@@ -128,12 +128,12 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
         assert epochs() <= reached + 1  # it waits for a checkpoint: one more if its line was late
         s3.start()
         process.wait_until(lambda: epochs() > reached + 1)
-        assert "going on after" not in process.output()  # by the worker that waited
+        assert "resuming after" not in process.output()  # by the worker that waited
         process.worker().kill()
         assert process.wait() == 0, process.output()
         output = process.output()
     assert "was lost: it was killed" in output
-    assert output.count("failure 1 in a row") == output.count("going on after") == 1
+    assert output.count("failure 1 in a row") == output.count("resuming after") == 1
     check_against(trained_in_one_process, tmp_path)
 
 

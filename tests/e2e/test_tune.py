@@ -259,7 +259,7 @@ def test_submitted_sweep_survives_a_lost_host_and_is_resumed_by_the_same_command
         time.sleep(0.2)
     for number in cut:
         assert f"trial {number} resumed" in again.output()
-    assert "going on after" in again.output()
+    assert "resuming after" in again.output()
     before = ended(database)
 
     last = submit()

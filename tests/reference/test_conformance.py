@@ -1,4 +1,4 @@
-"""Our network against reference outputs of the authors' network, where they are at hand."""
+"""Equality with reference outputs of the authors' network."""
 
 import json
 import zlib
@@ -13,7 +13,7 @@ from ranet import model_from_official, mult_adds, official_ops, official_state_d
 
 
 def authors_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
-    """Weights that anyone can make again: each entry is seeded by its own name."""
+    """Create reproducible weights: the name of each entry is its seed."""
     state = {}
     for name, shape in shapes.items():
         layer, _, entry = name.rpartition(".")
@@ -32,7 +32,7 @@ def authors_weights(shapes: dict[str, list[int]]) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["cifar_readme_lg2_123_10", "imagenet_sh_c16_1000"])
-def test_logits_costs_and_parameters_are_the_authors(shared_data: Path, name: str):
+def test_logits_costs_and_parameters_equal_the_authors(shared_data: Path, name: str):
     folder = shared_data.parent / "conformance"
     reference: dict[str, Any] = json.loads((folder / f"{name}.json").read_text())
     state = authors_weights(reference["shapes"])

@@ -10,7 +10,7 @@ COSTS = (10, 30)
 def make_exit_outputs(confidences: list[list[float]], correct: list[list[int]]) -> SplitOutputs:
     hits = torch.tensor(correct, dtype=torch.bool)
     scores = ExitOutputs(torch.tensor(confidences), hits, hits | hits.roll(1))
-    return SplitOutputs(alone=scores, together=scores)
+    return SplitOutputs(single=scores, ensemble=scores)
 
 
 # Exit 1 is correct where its confidence is high, and only there; exit 2 is always correct.

@@ -15,7 +15,7 @@ from pipelines.run import read_run
 from ranet import PRESETS, RANet
 from ranet.model.preprocessing import Normalize
 from ranet.training.loop import fit
-from ranet.training.optim import learning_rate
+from ranet.training.schedule import epoch_sizes, learning_rate
 from tests.support.paths import PROJECT
 from tests.support.tiny import Recorder
 
@@ -85,7 +85,7 @@ def test_imagenet_config_trains_on_photographs(name, photographs, tmp_path):
     train, val = (
         open_batches(
             data, split, image_size=224, batch_size=8, rank=0, num_workers=1, seed=0,
-            device=torch.device("cpu"), epoch_sizes=config.epoch_sizes,
+            device=torch.device("cpu"), epoch_sizes=epoch_sizes(config),
         )
         for split in ("train", "val")
     )  # fmt: skip

@@ -15,13 +15,13 @@ def test_evaluation_with_an_ensemble_reports_accuracies_of_the_ensemble():
     # Exit 2 is correct on every other image, the ensemble on all images, exit 1 on none.
     confidences = torch.linspace(1, 0, 200).repeat(2, 1)
     none, half = torch.zeros(200, dtype=torch.bool), torch.arange(200) % 2 == 0
-    alone = torch.stack([none, half])
-    together = torch.stack([none, ~none])
+    single = torch.stack([none, half])
+    ensemble = torch.stack([none, ~none])
     answers = SplitOutputs(
-        ExitOutputs(confidences, alone, alone), ExitOutputs(confidences, together, together)
+        ExitOutputs(confidences, single, single), ExitOutputs(confidences, ensemble, ensemble)
     )
     evaluation = evaluate_outputs(COSTS, answers, answers, (0.34, 1.0))
-    assert evaluation.answer == "together"
+    assert evaluation.exit_ensemble == "mean_logits"
     assert [row.test_top1 for row in evaluation.exits] == [0, 100]
     assert evaluation.reported[-1].test_top1 == 100
     assert "averages the logits of all exits passed" in format_tables(evaluation)

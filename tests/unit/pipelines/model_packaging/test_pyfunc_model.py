@@ -15,7 +15,7 @@ from cluster.tracking import registry
 from pipelines.evaluation.budgets import evaluate_outputs
 from pipelines.model_packaging.package import RegisteredVersion, register_model
 from ranet.evaluation.exit_outputs import SplitOutputs
-from ranet.inference.threshold_search import assign_exits
+from ranet.inference.thresholds import assign_exits
 from tests.support.registered import COSTS, INFO, MODEL, RUN, create_run, trained_network
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16), dtype=np.uint8)
@@ -33,7 +33,7 @@ def test_predictions_match_the_full_forward_pass_with_thresholds(
 ):
     network = trained_network()
     rows = {row.budget_fraction: row for row in network.evaluation.curve}
-    scores = network.test.by(network.evaluation.answer)
+    scores = network.test.of(network.evaluation.exit_ensemble)
     exits = assign_exits(scores.confidences, torch.tensor(rows[budget].thresholds))
     predictions = model.predict(test_images, params={"budget_fraction": budget})
     assert predictions["exit"].tolist() == (exits + 1).tolist()
@@ -51,23 +51,24 @@ def test_loaded_model_uses_the_ensemble_it_was_registered_with(
     client: MlflowClient, mlflow_folder: Path, test_images: np.ndarray
 ):
     network = trained_network()
-    val, test = (SplitOutputs(each.together, each.together) for each in (network.val, network.test))
+    val, test = (SplitOutputs(each.ensemble, each.ensemble) for each in (network.val, network.test))
     evaluation = replace(
-        evaluate_outputs(COSTS, val, test, RUN.evaluation.budget_fractions), answer="together"
+        evaluate_outputs(COSTS, val, test, RUN.evaluation.budget_fractions),
+        exit_ensemble="mean_logits",
     )
-    run = replace(RUN, registry=replace(RUN.registry, model_name="together"))
+    run = replace(RUN, registry=replace(RUN.registry, model_name="ensemble"))
     weights = network.model.state_dict()
     register_model(run, weights, evaluation, INFO, create_run(client, mlflow_folder))
-    predictions = registry.load("models:/together/1").predict(
+    predictions = registry.load("models:/ensemble/1").predict(
         test_images, params={"budget_fraction": 0.75}
     )
     (row,) = (row for row in evaluation.reported if row.budget_fraction == 0.75)
-    exits = assign_exits(test.together.confidences, torch.tensor(row.thresholds))
+    exits = assign_exits(test.ensemble.confidences, torch.tensor(row.thresholds))
     assert predictions["exit"].tolist() == (exits + 1).tolist()
-    expected = test.together.confidences.gather(0, exits[None])[0]
+    expected = test.ensemble.confidences.gather(0, exits[None])[0]
     np.testing.assert_allclose(predictions["confidence"], expected, atol=5e-5)
-    alone = network.test.alone.confidences.gather(0, exits[None])[0]
-    assert not np.allclose(predictions["confidence"], alone, atol=5e-5)
+    single = network.test.single.confidences.gather(0, exits[None])[0]
+    assert not np.allclose(predictions["confidence"], single, atol=5e-5)
 
 
 def test_model_uses_the_largest_of_at_least_40_budgets_within_the_request(

@@ -1,4 +1,4 @@
-"""The cascade against the full pass, and that it really stops."""
+"""Cascade: same predictions as a full pass, and nothing computed after an exit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +52,7 @@ def quantiles(confidences: Tensor, share: float) -> Tensor:
 @pytest.mark.parametrize("is_optimized", [False, True])
 @pytest.mark.parametrize("share", [0.05, 0.2, 0.5, 0.9])
 @pytest.mark.parametrize("change", [{}, {2: INF}, {0: INF, 1: INF}, {3: -INF}, {7: INF}])
-def test_answers_are_those_of_the_full_pass(
+def test_cascade_predicts_like_the_full_pass_at_the_assigned_exit(
     model: RANet,
     images: Tensor,
     full: tuple[Tensor, Tensor],
@@ -75,9 +75,11 @@ def test_answers_are_those_of_the_full_pass(
     assert torch.equal(prediction.labels, labels.gather(0, first[None])[0])
     expected = confidences.gather(0, first[None])[0]
     torch.testing.assert_close(prediction.confidences, expected, rtol=0, atol=5e-5)
-    heads = [block.exit.cost.mult_adds for block in make_network_spec(CONFIG).blocks if block.exit]
+    exit_costs = [
+        block.exit.cost.mult_adds for block in make_network_spec(CONFIG).blocks if block.exit
+    ]
     skipped = [
-        sum(head for head, t in zip(heads[:k], rule.tolist(), strict=False) if t > 1)
+        sum(cost for cost, t in zip(exit_costs[:k], rule.tolist(), strict=False) if t > 1)
         for k in range(1, 9)
     ]
     expected = torch.tensor(mult_adds(CONFIG))[first] - torch.tensor(skipped)[first]
@@ -85,8 +87,8 @@ def test_answers_are_those_of_the_full_pass(
 
 
 @contextmanager
-def watched(cascade: Cascade) -> Iterator[dict[str, int]]:
-    """Images that each block and exit was run on, by its name."""
+def recorded_batch_sizes(cascade: Cascade) -> Iterator[dict[str, int]]:
+    """Record the batch size of each block and exit by module name."""
     seen: dict[str, int] = {}
     hooks = [
         module.register_forward_hook(
@@ -100,11 +102,11 @@ def watched(cascade: Cascade) -> Iterator[dict[str, int]]:
         hook.remove()
 
 
-def test_every_block_sees_only_the_images_that_reached_it(
+def test_each_block_runs_only_on_the_images_that_reach_it(
     model: RANet, images: Tensor, full: tuple[Tensor, Tensor]
 ):
     cascade = Cascade(model, quantiles(full[0], 0.3))
-    with watched(cascade) as seen:
+    with recorded_batch_sizes(cascade) as seen:
         prediction = cascade(images)
     reached = {k: int((prediction.exits >= k).sum()) for k in range(1, 9)}
     expected = {}
@@ -120,29 +122,29 @@ def test_every_block_sees_only_the_images_that_reached_it(
     assert len(set(reached.values())) > 3
 
 
-def test_nothing_runs_once_all_images_have_left(model: RANet, images: Tensor):
+def test_no_block_runs_after_all_images_have_left(model: RANet, images: Tensor):
     cascade = Cascade(model, torch.full((8,), -INF))
-    with watched(cascade) as seen:
+    with recorded_batch_sizes(cascade) as seen:
         prediction = cascade(images)
     assert list(seen) == ["subnetworks.0.blocks.0", "subnetworks.0.exits.0"]
     assert prediction.exits.tolist() == [1] * len(images)
     assert prediction.mult_adds.tolist() == [mult_adds(CONFIG)[0]] * len(images)
 
 
-def test_an_exit_that_no_image_can_take_is_neither_computed_nor_charged(
-    model: RANet, images: Tensor
-):
+def test_exit_with_infinite_threshold_is_neither_computed_nor_counted(model: RANet, images: Tensor):
     cascade = Cascade(model, torch.full((8,), INF))
-    with watched(cascade) as seen:
+    with recorded_batch_sizes(cascade) as seen:
         prediction = cascade(images)
-    heads = [block.exit.cost.mult_adds for block in make_network_spec(CONFIG).blocks if block.exit]
+    exit_costs = [
+        block.exit.cost.mult_adds for block in make_network_spec(CONFIG).blocks if block.exit
+    ]
     assert [name for name in seen if "exits" in name] == ["subnetworks.3.exits.1"]
     assert prediction.exits.tolist() == [8] * len(images)
-    expected = mult_adds(CONFIG)[-1] - sum(heads[:-1])
+    expected = mult_adds(CONFIG)[-1] - sum(exit_costs[:-1])
     assert prediction.mult_adds.tolist() == [expected] * len(images)
 
 
-def test_a_stream_gives_the_best_answer_so_far_and_says_which_are_final(
+def test_stream_yields_the_predictions_so_far_and_marks_final_ones(
     model: RANet, images: Tensor, full: tuple[Tensor, Tensor]
 ):
     confidences, labels = full
@@ -151,20 +153,22 @@ def test_a_stream_gives_the_best_answer_so_far_and_says_which_are_final(
     final_before = torch.zeros(len(images), dtype=torch.bool)
     number = 0
     for number, progress in enumerate(cascade.stream(images), start=1):
-        answer, is_final = progress.prediction, progress.is_final
+        prediction, is_final = progress.prediction, progress.is_final
         assert torch.equal(is_final, whole.exits <= number)
-        assert torch.equal(answer.exits, whole.exits.clamp(max=number))
-        assert torch.equal(answer.labels, labels.gather(0, answer.exits[None] - 1)[0])
-        assert torch.equal(answer.mult_adds, torch.tensor(mult_adds(CONFIG))[answer.exits - 1])
+        assert torch.equal(prediction.exits, whole.exits.clamp(max=number))
+        assert torch.equal(prediction.labels, labels.gather(0, prediction.exits[None] - 1)[0])
+        assert torch.equal(
+            prediction.mult_adds, torch.tensor(mult_adds(CONFIG))[prediction.exits - 1]
+        )
         assert (final_before <= is_final).all()
         final_before = is_final
     assert final_before.all()
     assert number == int(whole.exits.max())
 
 
-def test_reading_a_stream_no_further_computes_no_further(model: RANet, images: Tensor):
+def test_closed_stream_runs_no_further_blocks(model: RANet, images: Tensor):
     cascade = Cascade(model, torch.full((8,), 1.0))
-    with watched(cascade) as seen:
+    with recorded_batch_sizes(cascade) as seen:
         stream = cascade.stream(images)
         first = next(stream)
         stream.close()
@@ -172,21 +176,21 @@ def test_reading_a_stream_no_further_computes_no_further(model: RANet, images: T
     assert first.prediction.exits.tolist() == [1] * len(images)
 
 
-def test_images_of_another_shape_are_refused_at_the_call(model: RANet):
+def test_images_of_another_shape_are_rejected_at_the_call(model: RANet):
     cascade = Cascade(model, torch.full((8,), 1.0))
     for classify in (cascade, cascade.stream):
         with pytest.raises(ValueError, match=r"must have the shape .* got \(3, 32, 32\)"):
             classify(torch.zeros(3, 32, 32))
 
 
-def test_together_every_exit_answers_by_the_mean_of_those_before_it(model: RANet, images: Tensor):
+def test_ensemble_predicts_from_the_mean_logits_of_all_exits_so_far(model: RANet, images: Tensor):
     with torch.inference_mode():
         passed = torch.arange(1, CONFIG.num_exits + 1)[:, None, None]
         means = model(images).cumsum(dim=0) / passed
     confidences, labels = means.softmax(dim=2).max(dim=2)
     thresholds = quantiles(confidences, 0.3)
-    thresholds[1] = INF  # its logits are in the means behind it: it runs, and is charged
-    prediction = Cascade(model, thresholds, "together")(images)
+    thresholds[1] = INF  # its logits are part of later means: it runs and is counted
+    prediction = Cascade(model, thresholds, "mean_logits")(images)
     assert prediction.exits.unique().numel() > 3
     assert 2 not in prediction.exits
     exits = prediction.exits[None] - 1
@@ -197,31 +201,31 @@ def test_together_every_exit_answers_by_the_mean_of_those_before_it(model: RANet
     assert torch.equal(prediction.mult_adds, torch.tensor(mult_adds(CONFIG))[exits[0]])
 
 
-def test_a_large_batch_in_parts_gets_the_answers_of_its_images(model: RANet):
+def test_large_batch_in_chunks_gets_the_predictions_of_its_single_images(model: RANet):
     torch.manual_seed(5)
     images = torch.randn(150, 3, 32, 32)
     cascade = Cascade(model, torch.full((8,), 0.7))
-    together = cascade(images)
-    apart = [cascade(image[None]) for image in images]
-    assert torch.equal(together.labels, torch.cat([one.labels for one in apart]))
-    assert torch.equal(together.exits, torch.cat([one.exits for one in apart]))
+    batched = cascade(images)
+    separate = [cascade(image[None]) for image in images]
+    assert torch.equal(batched.labels, torch.cat([one.labels for one in separate]))
+    assert torch.equal(batched.exits, torch.cat([one.exits for one in separate]))
 
 
-def test_one_image_none_and_a_model_in_training_mode(model: RANet, images: Tensor):
+def test_single_image_empty_batch_and_training_mode_are_supported(model: RANet, images: Tensor):
     thresholds = torch.full((8,), 0.6)
     all_at_once = Cascade(model, thresholds)(images)
     model.train()
-    alone = Cascade(model, thresholds)(images[3:4])
+    single = Cascade(model, thresholds)(images[3:4])
     assert model.training
     model.eval()
-    assert alone.exits.tolist() == all_at_once.exits[3:4].tolist()
-    assert alone.labels.tolist() == all_at_once.labels[3:4].tolist()
-    nobody = Cascade(model, thresholds)(images[:0])
-    assert [len(field) for field in vars(nobody).values()] == [0, 0, 0, 0]
-    assert not alone.confidences.requires_grad
+    assert single.exits.tolist() == all_at_once.exits[3:4].tolist()
+    assert single.labels.tolist() == all_at_once.labels[3:4].tolist()
+    empty = Cascade(model, thresholds)(images[:0])
+    assert [len(field) for field in vars(empty).values()] == [0, 0, 0, 0]
+    assert not single.confidences.requires_grad
 
 
-def test_thresholds_and_images_of_a_wrong_shape_are_refused(model: RANet):
+def test_thresholds_and_images_of_a_wrong_shape_are_rejected(model: RANet):
     with pytest.raises(ValueError, match="one number for each of the 8 exits"):
         Cascade(model, torch.zeros(7))
     with pytest.raises(ValueError, match="one number for each of the 8 exits"):

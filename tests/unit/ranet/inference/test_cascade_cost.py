@@ -1,4 +1,4 @@
-"""The multiply-adds that really run, counted, are those that a prediction reports."""
+"""Reported mult-adds of a cascade equal the counted mult-adds of its operations."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ INF = float("inf")
 
 
 class MultAddCounter(TorchFunctionMode):
-    """Counts multiply-adds by the operations that run; zeros in a weight are not counted."""
+    """Counter of executed mult-adds; zeros in a weight are not counted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def count(cascade: Cascade, images: Tensor) -> tuple[int, Tensor]:
     return counter.total, prediction.mult_adds
 
 
-def test_all_images_to_one_exit_cost_what_the_plan_says_to_the_last_digit(model: RANet):
+def test_cost_of_a_single_exit_equals_the_architecture_exactly(model: RANet):
     images = images_for(model.config)
     optimized = model.optimized()
     num_exits = model.config.num_exits
@@ -86,7 +86,7 @@ def test_all_images_to_one_exit_cost_what_the_plan_says_to_the_last_digit(model:
 
 @pytest.mark.parametrize("skipped", [[], [1], [0, 2, 4]])
 @pytest.mark.parametrize("share", [0.2, 0.5])
-def test_what_runs_for_leaving_images_is_what_their_predictions_report(
+def test_reported_mult_adds_match_the_blocks_that_ran(
     model: RANet, share: float, skipped: list[int]
 ):
     images = images_for(model.config)
@@ -98,14 +98,14 @@ def test_what_runs_for_leaving_images_is_what_their_predictions_report(
     counted, reported = count(cascade, images)
     assert len(set(reported.tolist())) >= 3  # they leave at different exits
     assert counted == reported.sum()
-    for image, cost in zip(images, reported, strict=True):  # and one by one
-        counted, alone = count(cascade, image[None])
-        assert counted == alone.item() == cost
+    for image, cost in zip(images, reported, strict=True):  # and each image on its own
+        counted, single = count(cascade, image[None])
+        assert counted == single.item() == cost
 
 
-def test_an_exit_that_is_skipped_is_not_paid_for(model: RANet):
+def test_skipped_exits_cost_nothing(model: RANet):
     images = images_for(model.config)[:2]
     num_exits = model.config.num_exits
-    everything, _ = count(Cascade(model, torch.full((num_exits,), 1.0)), images)
-    straight, reported = count(Cascade(model, torch.full((num_exits,), INF)), images)
-    assert straight == reported.sum() < 0.9 * everything
+    all_exits, _ = count(Cascade(model, torch.full((num_exits,), 1.0)), images)
+    last_exit, reported = count(Cascade(model, torch.full((num_exits,), INF)), images)
+    assert last_exit == reported.sum() < 0.9 * all_exits

@@ -1,4 +1,4 @@
-"""Thresholds: the budget holds exactly, and nothing simple does better on the fitting images."""
+"""Threshold search: exact budgets, and better accuracy than simple rules on fitting images."""
 
 import itertools
 import math
@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ranet.inference.threshold_search import assign_exits, fit_budgets, fit_thresholds, score_budget
+from ranet.inference.threshold_search import fit_budgets, fit_thresholds
+from ranet.inference.thresholds import assign_exits, score_budget
 
 INF = math.inf
 
@@ -25,24 +26,24 @@ def exact_mean_cost(confidences: Tensor, costs: list[float], thresholds: Tensor)
     return sum((Fraction(costs[k]) for k in exits), Fraction(0)) / len(exits)
 
 
-def net(num_samples: int, skills: list[float], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Confidences and answers of exits with these skills on images of varying difficulty."""
+def make_outputs(num_images: int, skills: list[float], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Confidences and correctness of exits with these skills on images of varying difficulty."""
     generator = torch.Generator().manual_seed(seed)
-    difficulty = torch.randn(num_samples, generator=generator)
-    noise = torch.randn(len(skills), num_samples, generator=generator)
+    difficulty = torch.randn(num_images, generator=generator)
+    noise = torch.randn(len(skills), num_images, generator=generator)
     margins = torch.tensor(skills)[:, None] - difficulty + 0.5 * noise
     return torch.sigmoid(2 * margins.abs()), margins > 0
 
 
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[float], list[float]]:
-    """Small problems, most with many equal confidences: confidences, correct, costs, budgets."""
+    """Small problems with many ties: confidences, correct, costs, budgets."""
     num_exits = draw(st.integers(1, 4))
-    num_samples = draw(st.integers(1, 12))
+    num_images = draw(st.integers(1, 12))
     levels = draw(st.sampled_from([1, 3, 1000]))
     seed = draw(st.integers(0, 10_000))
     generator = torch.Generator().manual_seed(seed)
-    shape = (num_exits, num_samples)
+    shape = (num_exits, num_images)
     confidences = torch.randint(levels, shape, generator=generator) / levels
     correct = torch.rand(shape, generator=generator) < 0.6
     steps = draw(st.lists(st.sampled_from([0.0, 0.1, 1.0, 3.7]), min_size=num_exits - 1))
@@ -52,33 +53,10 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[float], list[float]]
     return confidences, correct, costs, [*between, *costs]
 
 
-def test_an_image_leaves_at_the_first_exit_whose_threshold_it_reaches() -> None:
-    confidences = torch.tensor([[0.9, 0.5, 0.2, 0.8], [0.1, 0.6, 0.3, 0.9], [0.1, 0.1, 0.1, 0.1]])
-    exits = assign_exits(confidences, torch.tensor([0.8, 0.6, -INF]))
-    assert exits.tolist() == [0, 1, 2, 0]
-    assert exits.dtype == torch.int64
-
-
-def test_infinite_thresholds_mean_everybody_and_nobody() -> None:
-    confidences = torch.tensor([[0.9, 1.0], [0.0, 0.5], [0.3, 0.4]])
-    assert assign_exits(confidences, torch.tensor([INF, -INF, -INF])).tolist() == [1, 1]
-    assert assign_exits(confidences, torch.tensor([-INF, INF, INF])).tolist() == [0, 0]
-    assert assign_exits(confidences, torch.tensor([INF, INF, INF])).tolist() == [2, 2]
-
-
-def test_score_budget_gives_accuracy_cost_and_shares_by_hand() -> None:
-    confidences = torch.tensor([[0.9, 0.1, 0.1, 0.1], [0.5, 0.5, 0.9, 0.1]])
-    correct = torch.tensor([[True, True, True, True], [True, False, True, False]])
-    score = score_budget(confidences, correct, [2, 10], torch.tensor([0.9, -INF]))
-    assert score.top1 == 50.0
-    assert score.mean_cost == 8.0
-    assert score.shares == (0.25, 0.75)
-
-
 @pytest.mark.parametrize("rule", ["joint", "geometric"])
 @settings(max_examples=50, deadline=None)
 @given(problem=problems())
-def test_the_mean_cost_on_the_fitting_images_never_exceeds_the_budget(problem, rule) -> None:
+def test_mean_cost_on_the_fitting_images_never_exceeds_the_budget(problem, rule) -> None:
     confidences, correct, costs, budgets = problem
     fitted = fit_budgets(confidences, correct, costs, budgets, rule=rule)
     assert fitted.shape == (len(budgets), len(costs))
@@ -89,7 +67,7 @@ def test_the_mean_cost_on_the_fitting_images_never_exceeds_the_budget(problem, r
 
 @settings(max_examples=30, deadline=None)
 @given(problem=problems())
-def test_joint_gets_no_fewer_right_than_geometric_nor_with_enough_budget_than_the_last_exit(
+def test_joint_rule_is_at_least_as_accurate_as_geometric_rule_and_last_exit(
     problem,
 ) -> None:
     confidences, correct, costs, budgets = problem
@@ -102,28 +80,28 @@ def test_joint_gets_no_fewer_right_than_geometric_nor_with_enough_budget_than_th
             assert right >= int(correct[-1].sum())
 
 
-def test_a_larger_budget_gets_more_images_right() -> None:
-    confidences, correct = net(5000, [0.3, 0.7, 0.0, 1.3, 1.5])
+def test_larger_budget_gives_higher_accuracy() -> None:
+    confidences, correct = make_outputs(5000, [0.3, 0.7, 0.0, 1.3, 1.5])
     budgets = torch.linspace(10, 100, 19)
     fitted = fit_budgets(confidences, correct, [10, 25, 40, 60, 100], budgets)
     right = [num_correct(confidences, correct, thresholds) for thresholds in fitted]
-    # Not strictly so: expected correctness is maximised, 5 of 5000 images are its noise.
+    # Up to noise of 5 in 5000 images, because the expected correctness is maximised.
     assert all(later >= earlier - 5 for earlier, later in itertools.pairwise(right))
     assert right[-1] > right[0] + 1000
 
 
 def every_policy(confidences: Tensor) -> list[Tensor]:
-    """All thresholds that differ in who leaves."""
+    """All thresholds with different exit assignments."""
     levels = [[*row.unique().tolist(), INF] for row in confidences[:-1]]
     return [torch.tensor([*chosen, -INF]) for chosen in itertools.product(*levels)]
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_joint_comes_within_one_image_in_six_of_the_best_thresholds_there_are(seed: int) -> None:
-    confidences, correct = net(6, [0.0, 0.6, 1.2], seed)
+def test_joint_rule_is_within_one_image_in_six_of_the_best_thresholds(seed: int) -> None:
+    confidences, correct = make_outputs(6, [0.0, 0.6, 1.2], seed)
     costs = [1.0, 2.0, 4.0]
     policies = every_policy(confidences)
-    # Each image ten times: a lead of one in six alone would be taken for luck.
+    # Ten copies of each image: an advantage of one image in six is not significant.
     confidences, correct = (each.repeat_interleave(10, dim=1) for each in (confidences, correct))
     for budget in (1.0, 1.5, 2.0, 3.0, 4.0):
         best = max(
@@ -135,10 +113,10 @@ def test_joint_comes_within_one_image_in_six_of_the_best_thresholds_there_are(se
         assert num_correct(confidences, correct, fitted) >= best - 10
 
 
-def test_a_lead_that_may_be_luck_is_left_to_the_geometric_rule() -> None:
-    # The same answers, once as 60 images and once as 3,000.
-    def lead(copies: int) -> int:
-        confidences, correct = net(60, [0.5, 0.6, 0.7], seed=4)
+def test_insignificant_advantage_falls_back_to_the_geometric_rule() -> None:
+    # The same exit outputs, once as 60 images and once as 3,000.
+    def advantage(copies: int) -> int:
+        confidences, correct = make_outputs(60, [0.5, 0.6, 0.7], seed=4)
         confidences = confidences.repeat_interleave(copies, dim=1)
         correct = correct.repeat_interleave(copies, dim=1)
         joint, geometric = (
@@ -148,12 +126,12 @@ def test_a_lead_that_may_be_luck_is_left_to_the_geometric_rule() -> None:
         right = (num_correct(confidences, correct, each) for each in (joint, geometric))
         return next(right) - next(right)
 
-    assert lead(copies=1) == 0
-    assert lead(copies=50) > 0
+    assert advantage(copies=1) == 0
+    assert advantage(copies=50) > 0
 
 
-def test_joint_finds_the_only_thresholds_that_get_every_image_right() -> None:
-    # Exit 1 knows the confident half, exit 2 knows nothing, exit 3 knows everything.
+def test_joint_rule_finds_the_only_perfect_thresholds() -> None:
+    # Exit 1 is correct on the confident half, exit 2 never, exit 3 always.
     confidences = torch.linspace(1, 0, 40).repeat(3, 1)
     correct = torch.tensor([[True] * 20 + [False] * 20, [False] * 40, [True] * 40])
     fitted = fit_thresholds(confidences, correct, [1, 5, 10], 5.5)
@@ -161,8 +139,8 @@ def test_joint_finds_the_only_thresholds_that_get_every_image_right() -> None:
     assert fitted[1] == INF
 
 
-def test_joint_skips_a_harmful_exit_and_gains_where_geometric_cannot() -> None:
-    confidences, correct = net(4000, [0.3, 1.0, 0.0, 1.5])
+def test_joint_rule_skips_a_harmful_exit_where_the_geometric_rule_cannot() -> None:
+    confidences, correct = make_outputs(4000, [0.3, 1.0, 0.0, 1.5])
     half = slice(0, 2000), slice(2000, None)
     fit, held_out = ((confidences[:, part], correct[:, part]) for part in half)
     costs = [10, 30, 60, 100]
@@ -175,8 +153,8 @@ def test_joint_skips_a_harmful_exit_and_gains_where_geometric_cannot() -> None:
     assert scores["joint"].mean_cost == pytest.approx(60, rel=0.03)
 
 
-def test_few_images_do_not_overfit_where_every_exit_pays() -> None:
-    confidences, correct = net(6000, [0.3, 0.7, 1.0, 1.3, 1.5])
+def test_joint_rule_does_not_overfit_few_images() -> None:
+    confidences, correct = make_outputs(6000, [0.3, 0.7, 1.0, 1.3, 1.5])
     costs = [10, 25, 40, 60, 100]
     budgets = [20, 40, 70, 100]
     gain = []
@@ -191,7 +169,7 @@ def test_few_images_do_not_overfit_where_every_exit_pays() -> None:
     assert torch.stack(gain).mean() > -0.3
 
 
-def test_geometric_shares_fall_by_one_factor_and_spend_the_budget() -> None:
+def test_geometric_shares_decrease_by_one_factor_and_use_the_budget() -> None:
     confidences = torch.stack(
         [torch.rand(8000, generator=torch.Generator().manual_seed(k)) for k in range(3)]
     )
@@ -206,20 +184,22 @@ def test_geometric_shares_fall_by_one_factor_and_spend_the_budget() -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(problem=problems(), seed=st.integers(0, 100))
-def test_neither_order_nor_scale_of_the_confidences_matters(problem, seed: int) -> None:
+def test_exit_assignment_is_independent_of_image_order_and_confidence_scale(
+    problem, seed: int
+) -> None:
     confidences, correct, costs, budgets = problem
     fitted = fit_budgets(confidences, correct, costs, budgets)
     order = torch.randperm(confidences.shape[1], generator=torch.Generator().manual_seed(seed))
     assert torch.equal(
         fit_budgets(confidences[:, order], correct[:, order], costs, budgets), fitted
     )
-    stretched = fit_budgets(8 * confidences, correct, costs, budgets)
-    for ours, theirs in zip(fitted, stretched, strict=True):
+    scaled = fit_budgets(8 * confidences, correct, costs, budgets)
+    for ours, theirs in zip(fitted, scaled, strict=True):
         assert torch.equal(assign_exits(confidences, ours), assign_exits(8 * confidences, theirs))
 
 
-def test_one_budget_of_many_is_found_in_its_place() -> None:
-    confidences, correct = net(300, [0.0, 0.6, 1.2])
+def test_thresholds_are_returned_in_the_order_of_the_budgets() -> None:
+    confidences, correct = make_outputs(300, [0.0, 0.6, 1.2])
     budgets = torch.tensor([4.0, 1.0, 2.0, 4.0])
     fitted = fit_budgets(confidences, correct, torch.tensor([1, 2, 4]), budgets)
     costs = [score_budget(confidences, correct, [1, 2, 4], t).mean_cost for t in fitted]
@@ -231,30 +211,30 @@ def test_one_budget_of_many_is_found_in_its_place() -> None:
     assert fit_budgets(confidences, correct, [1, 2, 4], []).shape == (0, 3)
 
 
-def test_a_budget_without_limit_is_at_least_as_good_as_the_last_exit() -> None:
-    confidences, correct = net(500, [0.3, 1.4, 1.2])
+def test_infinite_budget_is_at_least_as_accurate_as_the_last_exit() -> None:
+    confidences, correct = make_outputs(500, [0.3, 1.4, 1.2])
     fitted = fit_thresholds(confidences, correct, [1, 2, 4], INF)
     assert num_correct(confidences, correct, fitted) >= int(correct[-1].sum())
 
 
-def test_one_exit_takes_all() -> None:
+def test_single_exit_takes_all_images() -> None:
     fitted = fit_thresholds(torch.tensor([[0.3, 0.4]]), torch.tensor([[True, False]]), [5], 5)
     assert fitted.tolist() == [-INF]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_thresholds_have_the_type_of_the_confidences_and_the_budget_still_holds(
+def test_thresholds_have_the_type_of_the_confidences_and_keep_the_budget(
     dtype: torch.dtype,
 ) -> None:
-    confidences, correct = net(400, [0.0, 0.6, 1.2])
+    confidences, correct = make_outputs(400, [0.0, 0.6, 1.2])
     confidences = confidences.to(dtype)
     fitted = fit_thresholds(confidences, correct, [1.0, 2.0, 4.0], 2.5)
     assert fitted.dtype == dtype
     assert exact_mean_cost(confidences, [1.0, 2.0, 4.0], fitted) <= 2.5
 
 
-def test_thresholds_lie_halfway_so_that_rounding_moves_no_image() -> None:
-    confidences, correct = net(300, [0.0, 0.6, 1.2])
+def test_thresholds_are_midpoints_between_leaving_and_staying_images() -> None:
+    confidences, correct = make_outputs(300, [0.0, 0.6, 1.2])
     fitted = fit_thresholds(confidences, correct, [1, 2, 4], 2.5)
     arrived = torch.ones(300, dtype=torch.bool)
     for k in range(2):
@@ -273,28 +253,26 @@ RIGHT = torch.tensor([[True, False], [True, True]])
     [
         (GOOD, RIGHT[:, :1], [1, 2], 2, r"correct must be bool of the shape"),
         (GOOD, RIGHT.float(), [1, 2], 2, r"correct must be bool of the shape"),
-        (GOOD[0], RIGHT[0], [1, 2], 2, r"shape \(exits, samples\)"),
+        (GOOD[0], RIGHT[0], [1, 2], 2, r"shape \(exits, images\)"),
         (GOOD.int(), RIGHT, [1, 2], 2, r"confidences must be floating point"),
-        (GOOD[:, :0], RIGHT[:, :0], [1, 2], 2, r"at least one exit and one sample"),
-        (GOOD[:0], RIGHT[:0], [], 2, r"at least one exit and one sample"),
+        (GOOD[:, :0], RIGHT[:, :0], [1, 2], 2, r"at least one exit and one image"),
+        (GOOD[:0], RIGHT[:0], [], 2, r"at least one exit and one image"),
         (GOOD / 0, RIGHT, [1, 2], 2, r"confidences must be finite, got 4 entries"),
         (GOOD * math.nan, RIGHT, [1, 2], 2, r"confidences must be finite, got 4 entries"),
         (GOOD, RIGHT, [1, 2, 3], 2, r"one entry for each of the 2 exits .* got shape \(3,\)"),
-        (GOOD, RIGHT, [0, 2], 2, r"above 0 and never fall .* got \[0.0, 2.0\]"),
-        (GOOD, RIGHT, [2, 1], 2, r"never fall"),
+        (GOOD, RIGHT, [0, 2], 2, r"above 0 and never decrease .* got \[0.0, 2.0\]"),
+        (GOOD, RIGHT, [2, 1], 2, r"never decrease"),
         (GOOD, RIGHT, [1, INF], 2, r"costs must be finite"),
         (GOOD, RIGHT, [1, math.nan], 2, r"costs must be finite"),
         (GOOD, RIGHT, [1.5, 2], 1.4, r"at least the first exit's cost, 1.5, got 1.4"),
         (GOOD, RIGHT, [1, 2], math.nan, r"at least the first exit's cost, 1.0, got nan"),
     ],
 )
-def test_bad_input_is_named(confidences, correct, costs, budget, message: str) -> None:
+def test_invalid_argument_is_rejected(confidences, correct, costs, budget, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         fit_thresholds(confidences, correct, costs, budget)
 
 
-def test_an_unknown_rule_and_thresholds_of_another_net_are_named() -> None:
+def test_unknown_rule_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"rule must be joint or geometric, got 'best'"):
         fit_thresholds(GOOD, RIGHT, [1, 2], 2, rule="best")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match=r"each of the 2 exits .* got shape \(3,\)"):
-        assign_exits(GOOD, torch.zeros(3))

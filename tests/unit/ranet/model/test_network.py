@@ -1,4 +1,4 @@
-"""The fast network against the plain one, and its laziness."""
+"""Network: equality with the plain network, and lazy computation."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ SMALL = ModelConfig(stem_channels=4, growth_rate=4, layers_per_block=2, num_clas
 
 
 def randomised(config: ModelConfig, seed: int = 0) -> RANet:
-    """A network in float64 whose batch norms have seen one batch."""
+    """Create a float64 network whose batch norms have statistics of one batch."""
     torch.manual_seed(seed)
     model = RANet(config).double()
     norms = [module for module in model.modules() if isinstance(module, NormRelu)]
@@ -40,7 +40,7 @@ def plain_twin(model: RANet) -> PlainRANet:
 def configs(draw: st.DrawFn) -> ModelConfig:
     scales = draw(st.sampled_from([(1,), (1, 2), (1, 3), (1, 2, 2), (1, 2, 3), (1, 2, 3, 3)]))
     factors = st.tuples(*[st.integers(1, 3) for _ in scales])
-    # Sizes that leave every exit a map of 5 to 12 pixels, odd ones among them.
+    # Sizes, also odd ones, that give every exit a feature map of 5 to 12 pixels.
     halvings = len(set(scales)) - 1
     low = draw(st.integers(6, 9))
     return ModelConfig(
@@ -61,11 +61,11 @@ def configs(draw: st.DrawFn) -> ModelConfig:
 
 
 @settings(max_examples=12, deadline=None)
-@given(configs(), st.integers(1, 40), st.sampled_from(["alone", "together"]), st.floats(0, 1))
-def test_all_forms_agree_in_float32(
-    config: ModelConfig, batch: int, answer: ExitEnsemble, share: float
+@given(configs(), st.integers(1, 40), st.sampled_from(["none", "mean_logits"]), st.floats(0, 1))
+def test_all_forms_give_equal_outputs_in_float32(
+    config: ModelConfig, batch: int, ensemble: ExitEnsemble, share: float
 ):
-    """Plain = full = optimized = cascade = stream, whatever the number of pixels."""
+    """Compare plain, full, optimized, cascade and stream for any number of pixels."""
     model = randomised(config).float().eval()
     plain = PlainRANet(config).eval()
     plain.load_state_dict(official_state_dict(model))
@@ -76,18 +76,18 @@ def test_all_forms_agree_in_float32(
         optimized = model.optimized()
         for form in (model, optimized):
             torch.testing.assert_close(form(images), expected, rtol=0, atol=5e-5 * scale)
-    if answer == "together":
+    if ensemble == "mean_logits":
         expected = expected.cumsum(dim=0) / torch.arange(1, len(expected) + 1)[:, None, None]
     confidences, labels = expected.softmax(dim=2).max(dim=2)
     thresholds = confidences.quantile(share, dim=1)
-    *_, last = Cascade(optimized, thresholds, answer).stream(images)
+    *_, last = Cascade(optimized, thresholds, ensemble).stream(images)
     assert last.is_final.all()
     taken = confidences >= thresholds[:, None]
     taken[-1] = True
     exits = taken.float().argmax(dim=0)
-    # Where a confidence lies on its threshold, the forms may round it to either side.
+    # A confidence close to its threshold may be rounded to either side.
     clear = ((confidences - thresholds[:, None]).abs() > 1e-4 * scale).all(dim=0)
-    for prediction in (Cascade(optimized, thresholds, answer)(images), last.prediction):
+    for prediction in (Cascade(optimized, thresholds, ensemble)(images), last.prediction):
         assert torch.equal(prediction.exits[clear], exits[clear] + 1)
         chosen = prediction.exits[None] - 1
         torch.testing.assert_close(
@@ -99,14 +99,14 @@ def test_all_forms_agree_in_float32(
 
 
 @pytest.mark.parametrize("batch", [5, 7])
-def test_an_odd_number_of_many_pixels_is_no_matter(batch: int):
+def test_inference_form_supports_many_pixels_not_divisible_by_16(batch: int):
     model = randomised(replace(PRESETS["cifar_readme"], image_size=33)).float().eval()
     images = torch.randn(batch, 3, 33, 33)  # more than 4,096 pixels, no multiple of 16
     with torch.inference_mode():
         torch.testing.assert_close(model.optimized()(images), model(images), rtol=0, atol=5e-5)
 
 
-def test_the_inference_form_takes_no_images_and_changes_its_type():
+def test_inference_form_supports_empty_batches_and_type_conversion():
     model = RANet(SMALL).eval()
     optimized = model.optimized()
     images = torch.randn(2, 3, 32, 32)
@@ -117,7 +117,7 @@ def test_the_inference_form_takes_no_images_and_changes_its_type():
 
 @settings(max_examples=8, deadline=None)
 @given(configs())
-def test_any_network_gives_the_plain_networks_answers_and_gradients(config: ModelConfig):
+def test_network_equals_the_plain_network_in_outputs_and_gradients(config: ModelConfig):
     model = randomised(config)
     plain = plain_twin(model)
     images = torch.randn(3, 3, config.image_size, config.image_size, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_any_network_gives_the_plain_networks_answers_and_gradients(config: Mode
     targets = torch.randn_like(plain(images))
     for network in (model.train(), plain.train()):
         ((network(images) - targets) ** 2).sum().backward()
-    # A gradient step, exported, is a gradient step of the plain network, statistics included.
+    # After a gradient step both state dicts are equal, including running statistics.
     with torch.no_grad():
         for parameter in (*model.parameters(), *plain.parameters()):
             assert parameter.grad is not None
@@ -140,7 +140,7 @@ def test_any_network_gives_the_plain_networks_answers_and_gradients(config: Mode
 
 
 @pytest.mark.parametrize("name", ["cifar_readme", "cifar_script"])
-def test_the_published_cifar_networks_equal_their_plain_form_in_float32(name: str):
+def test_published_cifar_networks_equal_the_plain_network_in_float32(name: str):
     model = randomised(PRESETS[name]).float().eval()
     plain = plain_twin(model).float().eval()
     images = torch.randn(4, 3, 32, 32)
@@ -152,7 +152,7 @@ def test_the_published_cifar_networks_equal_their_plain_form_in_float32(name: st
         torch.testing.assert_close(model.optimized()(images), expected, rtol=0, atol=5e-5)
 
 
-def test_the_large_stem_keeps_its_answers_in_the_inference_form():
+def test_large_stem_gives_equal_outputs_in_the_inference_form():
     config = replace(SMALL, stem="large", image_size=128, exit_channels=None, compress_factor=0.5)
     model = randomised(config).eval()
     images = torch.randn(2, 3, 128, 128, dtype=torch.float64)
@@ -161,7 +161,7 @@ def test_the_large_stem_keeps_its_answers_in_the_inference_form():
     torch.testing.assert_close(model.optimized(torch.float64)(images), expected, rtol=0, atol=1e-10)
 
 
-def test_the_inference_form_is_frozen_and_its_own():
+def test_inference_form_is_frozen_and_shares_no_memory_with_the_model():
     model = randomised(SMALL).float().eval()
     images = torch.randn(2, 3, 32, 32)
     optimized = model.optimized()
@@ -183,7 +183,7 @@ def test_the_inference_form_is_frozen_and_its_own():
     torch.testing.assert_close(half.float(), before, rtol=0.1, atol=0.1)
 
 
-def test_forward_gives_what_reading_exit_by_exit_gives():
+def test_forward_equals_lazy_predictions():
     model = randomised(SMALL).eval()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     lazily = torch.stack(list(model.predictions(images)))
@@ -191,7 +191,7 @@ def test_forward_gives_what_reading_exit_by_exit_gives():
     assert torch.equal(model(images), lazily)
 
 
-def test_no_block_runs_behind_the_exit_at_which_reading_stops():
+def test_no_block_runs_after_the_exit_at_which_reading_stops():
     model = randomised(SMALL).eval()
     ran: list[str] = []
     for name, module in model.named_modules():
@@ -207,7 +207,7 @@ def test_no_block_runs_behind_the_exit_at_which_reading_stops():
     assert ran[4:] == [f"subnetworks.1.blocks.{k}" for k in range(3)] + ["subnetworks.1.exits.0"]
 
 
-def test_weights_start_as_the_authors_do():
+def test_initial_weights_follow_the_authors_distribution():
     torch.manual_seed(0)
     state = official_state_dict(RANet(PRESETS["cifar_script"]))
     for name, value in state.items():
@@ -222,7 +222,7 @@ def test_weights_start_as_the_authors_do():
     assert state["classifier.0.linear.weight"].abs().max() <= 1 / math.sqrt(128)
 
 
-def test_every_training_batch_is_counted_once():
+def test_each_training_batch_is_counted_once():
     model = randomised(SMALL).train()
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     model(images)
@@ -233,4 +233,4 @@ def test_every_training_batch_is_counted_once():
         for name, value in official_state_dict(model).items()
         if name.endswith("num_batches_tracked")
     }
-    assert counts == {1 + 2}  # `randomised` trains on one
+    assert counts == {1 + 2}  # `randomised` has run one batch

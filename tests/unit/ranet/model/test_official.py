@@ -1,4 +1,4 @@
-"""The authors' state dict, in and out."""
+"""Conversion from and to the authors' state dict."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ OFFICIAL = {
 
 
 def checkpoint(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """An authors' checkpoint with values of its own in every entry."""
+    """Create a checkpoint in the authors' format with random values in every entry."""
     torch.manual_seed(1)
     config = ModelConfig(
         scales=(1, 2, 3),
@@ -43,7 +43,7 @@ def checkpoint(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_round_trip_keeps_every_bit(prefix: str, dtype: torch.dtype):
+def test_round_trip_of_the_authors_checkpoint_keeps_every_bit(prefix: str, dtype: torch.dtype):
     state = checkpoint(dtype)
     given = {prefix + name: value for name, value in state.items()}
     returned = official_state_dict(model_from_official(OFFICIAL, 6, 32, given))
@@ -53,7 +53,7 @@ def test_the_round_trip_keeps_every_bit(prefix: str, dtype: torch.dtype):
         assert torch.equal(returned[name], value), name
 
 
-def test_our_state_dict_survives_the_way_out_and_in():
+def test_round_trip_of_our_state_dict_keeps_every_value():
     model = model_from_official(OFFICIAL, 6, 32, checkpoint())
     again = model_from_official(OFFICIAL, 6, 32, official_state_dict(model))
     for name, value in model.state_dict().items():
@@ -61,7 +61,7 @@ def test_our_state_dict_survives_the_way_out_and_in():
     assert again.config == model.config
 
 
-def test_loaded_counts_are_kept_and_the_batches_trained_added():
+def test_training_adds_to_the_loaded_batch_counts():
     state = checkpoint()
     model = model_from_official(OFFICIAL, 6, 32, state).train()
     model(torch.randn(2, 3, 32, 32))
@@ -71,7 +71,7 @@ def test_loaded_counts_are_kept_and_the_batches_trained_added():
             assert value.dtype == torch.int64
 
 
-def test_changing_the_model_leaves_the_checkpoint_alone():
+def test_changing_the_model_does_not_change_the_checkpoint():
     state = checkpoint()
     copies = {name: value.clone() for name, value in state.items()}
     model = model_from_official(OFFICIAL, 6, 32, state)
@@ -81,17 +81,17 @@ def test_changing_the_model_leaves_the_checkpoint_alone():
     assert all(torch.equal(state[name], copies[name]) for name in state)
 
 
-def test_wrong_entries_are_named():
+def test_invalid_entry_is_rejected_with_its_name():
     state = checkpoint()
     name = "scale_flows.1.1.layers.2.conv_up.net.0.weight"
-    with pytest.raises(ValueError, match=f"lacks {name}"):
+    with pytest.raises(ValueError, match=f"has no entry {name}"):
         model_from_official(OFFICIAL, 6, 32, {k: v for k, v in state.items() if k != name})
     with pytest.raises(ValueError, match=rf"{name} must have the shape .* got \(3, 3\)"):
         model_from_official(OFFICIAL, 6, 32, {**state, name: torch.zeros(3, 3)})
-    with pytest.raises(ValueError, match="has stray"):
+    with pytest.raises(ValueError, match="has the unknown entry stray"):
         model_from_official(OFFICIAL, 6, 32, {**state, "stray.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match=r"classifier\.0\.linear\.weight must have the shape"):
         model_from_official(OFFICIAL, 7, 32, state)
     short = {k: v for k, v in OFFICIAL.items() if k not in ("grFactor", "step")}
-    with pytest.raises(ValueError, match="lacks the authors' arguments step, grFactor"):
+    with pytest.raises(ValueError, match="must have the authors' arguments step, grFactor"):
         model_from_official(short, 6, 32, state)

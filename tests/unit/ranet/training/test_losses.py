@@ -1,4 +1,4 @@
-"""The training loss against numbers worked out by hand."""
+"""Training loss against hand-computed values."""
 
 import math
 
@@ -12,7 +12,7 @@ LOGITS = torch.tensor([0.0, math.log(3.0)])
 LABEL_0, LABEL_1 = math.log(4.0), math.log(4.0 / 3.0)
 
 
-def test_the_loss_is_the_mean_over_the_batch_and_the_sum_over_exits():
+def test_exit_loss_is_the_mean_over_the_batch_and_the_sum_over_exits():
     logits = torch.stack((LOGITS.expand(2, 2), LOGITS.flip(0).expand(2, 2), torch.zeros(2, 2)))
     labels = torch.tensor([0, 0])
     expected = LABEL_0 + LABEL_1 + math.log(2.0)
@@ -22,19 +22,19 @@ def test_the_loss_is_the_mean_over_the_batch_and_the_sum_over_exits():
     assert exit_loss(logits, mixed).item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_each_exit_counts_as_much_as_its_weight():
+def test_exit_loss_is_weighted_by_exit():
     logits = torch.stack((LOGITS[None], LOGITS[None].flip(1)))
     loss = exit_loss(logits, torch.tensor([0]), weights=(0.5, 3.0))
     assert loss.item() == pytest.approx(0.5 * LABEL_0 + 3.0 * LABEL_1, rel=1e-6)
 
 
-def test_label_smoothing_spreads_its_share_over_all_classes():
+def test_label_smoothing_distributes_its_share_over_all_classes():
     # Smoothing 0.2 over two classes: the target of label 0 is (0.9, 0.1).
     loss = exit_loss(LOGITS[None, None], torch.tensor([0]), label_smoothing=0.2)
     assert loss.item() == pytest.approx(0.9 * LABEL_0 + 0.1 * LABEL_1, rel=1e-6)
 
 
-def test_logits_in_bfloat16_give_a_loss_in_float32():
+def test_exit_loss_of_bfloat16_logits_is_float32():
     logits = torch.randn(2, 8, 10, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.arange(8)
     loss = exit_loss(logits, labels)
@@ -42,12 +42,12 @@ def test_logits_in_bfloat16_give_a_loss_in_float32():
     assert loss.item() == exit_loss(logits.float(), labels).item()
 
 
-def test_weights_that_do_not_fit_the_exits_are_refused():
-    with pytest.raises(ValueError, match=r"exit_loss_weights .* 3 entries .* for 2 exits"):
+def test_wrong_number_of_exit_weights_is_rejected():
+    with pytest.raises(ValueError, match=r"loss.exit_weights .* 3 entries .* for 2 exits"):
         exit_loss(torch.zeros(2, 1, 10), torch.tensor([0]), weights=(1.0, 1.0, 1.0))
 
 
-def test_a_shift_moves_the_weights_evenly_from_the_early_exits_to_those_of_the_end():
+def test_curriculum_weights_are_linear_in_exit_and_progress():
     assert curriculum_weights((), 3, shift=1.0, progress=0.0) == (2.0, 1.0, 0.0)
     assert curriculum_weights((), 3, shift=1.0, progress=0.5) == (1.5, 1.0, 0.5)
     assert curriculum_weights((), 3, shift=-1.0, progress=0.0) == (0.0, 1.0, 2.0)
