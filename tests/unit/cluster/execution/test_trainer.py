@@ -42,7 +42,9 @@ def test_a_submitted_job_must_say_where_its_results_go(submitted_job, tmp_path):
         resolve_storage("outputs/runs")
     assert list(tmp_path.iterdir()) == []
     assert resolve_storage(str(tmp_path / "runs")) == str(tmp_path / "runs")
-    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is not set: a submitted job"):
+    with pytest.raises(
+        TrackingError, match="MLFLOW_TRACKING_URI is not set: the working folder of a submitted job"
+    ):
         check_reachable()
 
 
