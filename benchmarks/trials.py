@@ -24,7 +24,7 @@ from ray.train import Checkpoint, UserCallback
 
 from benchmarks.network import describe_machine
 from cluster.cli import parse_settings
-from cluster.execution.trainer import connected
+from cluster.execution.connection import connected
 from cluster.tracking import runs
 from cluster.tracking.record import TrackedRun
 from pipelines.run import EvaluationConfig, Run

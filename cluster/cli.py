@@ -100,7 +100,10 @@ class CommandLine(ArgumentParser):
             kwargs.setdefault(
                 "usage", "%(prog)s [--config FILE] [OPTION] [--section.field=value ...]"
             )
-        super().__init__(description=description, exit_on_error=False, allow_abbrev=False, **kwargs)
+        # jsonargparse makes parsers of nested types with this class and passes exit_on_error itself.
+        kwargs.setdefault("exit_on_error", False)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(description=description, **kwargs)
         self.settings_type = settings
         if settings is not None:
             self.add_argument("--config", action="config", help="YAML file of settings")

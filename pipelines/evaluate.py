@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from cluster.cli import CommandLine, configure_logging, main_guard
-from cluster.execution.trainer import connected, launch
+from cluster.execution.connection import connected
+from cluster.execution.trainer import launch
 from cluster.storage.checkpoints import load_checkpoint
 from cluster.storage.filesystem import resolve_storage
 from cluster.tracking import client, registry

@@ -19,9 +19,10 @@ from ray.train import Checkpoint, UserCallback
 
 from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.config import in_submitted_job
+from cluster.execution.connection import connected
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
-from cluster.execution.trainer import connected, launch
+from cluster.execution.trainer import launch
 from cluster.storage.checkpoints import SNAPSHOT, checkpoint_uri, load_checkpoint
 from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri

@@ -17,7 +17,8 @@ import yaml
 
 from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
 from cluster.errors import RunError
-from cluster.execution.trainer import check_capacity, connected, wants_gpu
+from cluster.execution.connection import connected
+from cluster.execution.resources import check_capacity, wants_gpu
 from cluster.tracking import client, runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun

@@ -7,7 +7,7 @@ from typing import Any, Generic
 from ray.tune.search import Searcher
 
 from cluster.config import ClusterConfig
-from cluster.execution.trainer import capacity_for
+from cluster.execution.resources import capacity_for
 from cluster.tracking import client
 from tuning.sampler import RunT, Sampler, SpaceExhaustedError
 from tuning.trial_lifecycle import Proposal, TrialLifecycle

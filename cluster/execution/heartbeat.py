@@ -12,6 +12,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+BEAT_SECONDS = 2.0
+"""Time between two signs of life of the workers."""
 ABORT_SECONDS = 10.0
 """How long a stopped run waits for Ray's controller to end its workers."""
 

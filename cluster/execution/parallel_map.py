@@ -8,7 +8,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
-from cluster.execution.trainer import connected
+from cluster.execution.connection import connected
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

@@ -64,7 +64,10 @@ def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_fold
     )
     refused = submit(head, *arguments, MLFLOW_TRACKING_URI=uri)
     assert refused.returncode != 0
-    assert "error: cluster.storage_path is outputs/runs: a submitted job" in refused.stdout
+    assert (
+        "error: cluster.storage_path is outputs/runs: the working folder of a submitted job"
+        in refused.stdout
+    )
     storage = f"--cluster.storage_path={tmp_path}/runs"
     done = submit(head, *arguments, storage, MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 0, done.stdout + done.stderr

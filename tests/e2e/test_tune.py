@@ -13,7 +13,7 @@ from ray.util import placement_group, placement_group_table
 
 from cluster.cli import parse_settings
 from cluster.config import ClusterConfig
-from cluster.execution.trainer import capacity_for, worker_resources
+from cluster.execution.resources import capacity_for, worker_resources
 from pipelines.data.config import DataConfig
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run

@@ -8,7 +8,7 @@ import pytest
 from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
-from cluster.execution.trainer import connected
+from cluster.execution.connection import connected
 from cluster.tracking.record import TrackedRun
 
 

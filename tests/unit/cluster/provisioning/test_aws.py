@@ -1,0 +1,95 @@
+"""Cluster file, image and AWS account agree with each other."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+from packaging.specifiers import SpecifierSet
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.unit.cluster.provisioning.definitions import groups_of, kuberay
+from tests.unit.test_project import PROJECT, ROOT, pinned_versions
+
+
+def test_ray_accepts_the_cluster_file(aws):
+    validate_config(prepare_config(aws))
+
+
+def test_all_nodes_run_one_image_of_the_pinned_ray(aws):
+    image = aws["docker"]["image"]
+    version = pinned_versions()["ray"]
+    assert re.fullmatch(rf"[\w.:/-]+/ranet:ray{re.escape(version)}", image)  # with any registry
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    assert dockerfile.count(f"REGISTRY/ranet:ray{version}") == 2  # commands that build and push it
+    base = re.search(r"^FROM rayproject/ray:([\d.]+)-py3(\d+)-gpu$", dockerfile, re.MULTILINE)
+    assert base
+    assert base[1] == version
+    assert f"3.{base[2]}" in SpecifierSet(PROJECT["requires-python"])
+    for spec in (kuberay("raycluster")["spec"], kuberay("rayjob")["spec"]["rayClusterSpec"]):
+        assert spec["rayVersion"] == version
+        for group in groups_of(spec):
+            assert [each["image"] for each in group["template"]["spec"]["containers"]] == [image]
+
+
+def test_a_node_asks_for_a_token_and_no_file_has_it(aws):
+    assert "--env RAY_AUTH_MODE=token" in aws["docker"]["run_options"]
+    for commands in (aws["head_start_ray_commands"], aws["worker_start_ray_commands"]):
+        stop, token, start = commands
+        assert stop == "ray stop"
+        assert 'SecretId="ranet/ray-token"' in token
+        assert token.endswith("> $RAY_AUTH_TOKEN_PATH")
+        assert start.startswith("ray start ")
+    [path] = [each for each in aws["docker"]["run_options"] if "RAY_AUTH_TOKEN_PATH" in each]
+    assert path.startswith("--env RAY_AUTH_TOKEN_PATH=/dev/shm/")
+    assert "--dashboard-host=127.0.0.1" in aws["head_start_ray_commands"][-1]
+
+
+def test_the_cluster_file_uses_what_the_account_was_given(aws):
+    class Loader(yaml.SafeLoader):
+        pass
+
+    Loader.add_multi_constructor("!", lambda loader, suffix, node: node.value)
+    template = yaml.load((ROOT / "cluster" / "provisioning" / "aws.yaml").read_text(), Loader)
+    resources = template["Resources"]
+    names = {
+        value
+        for each in resources.values()
+        for key, value in each["Properties"].items()
+        if key in ("GroupName", "InstanceProfileName", "Name")
+    }
+    profiles = {
+        node["node_config"]["IamInstanceProfile"]["Name"]
+        for node in aws["available_node_types"].values()
+    }
+    group = aws["provider"]["security_group"]["GroupName"]
+    assert names == {group, *profiles, "ranet/ray-token"}
+    [rule] = resources["SecurityGroup"]["Properties"]["SecurityGroupIngress"]
+    assert rule == {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "CidrIp": "Address"}
+    allowed = template["Parameters"]["Address"]["AllowedPattern"]
+    assert re.search(allowed, "203.0.113.7/32")
+    for wide in ("0.0.0.0/0", "0.0.0.0/1", "10.0.0.0/8", "203.0.113.0/23", "::/0", "0.0.0.0"):
+        assert not re.search(allowed, wide), wide
+    rules = [each for each in resources.values() if "Ingress" in each["Type"]]
+    own = "SecurityGroup.GroupId"
+    assert [each["Properties"] for each in rules] == [
+        {"GroupId": own, "SourceSecurityGroupId": own, "IpProtocol": "-1"}
+    ]
+
+
+def test_commands_on_the_machines_are_sound_shell(aws, tmp_path):
+    nodes = aws["available_node_types"].values()
+    commands = [
+        *aws["initialization_commands"],
+        *(line for node in nodes for line in node.get("initialization_commands", [])),
+        *aws["head_start_ray_commands"],
+        *aws["worker_start_ray_commands"],
+    ]
+    script = tmp_path / "commands.sh"
+    script.write_text(
+        "\n".join(["RAY_HEAD_IP='' RAY_AUTH_TOKEN_PATH=''", *dict.fromkeys(commands)])
+    )
+    lint = [Path(sys.executable).with_name("shellcheck"), "--shell=bash", "--severity=warning"]
+    outcome = subprocess.run([*lint, script], capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stdout

@@ -1,0 +1,139 @@
+"""Files of KubeRay agree with the cluster file, and with Kubernetes."""
+
+import copy
+import re
+
+import kubernetes_validate
+import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import (
+    _derive_autoscaling_config_from_ray_cr,
+)
+
+from cluster.cli import parse_settings
+from cluster.provisioning.instance_types import INSTANCE_TYPES
+from pipelines.run import Run
+from tests.unit.cluster.provisioning.definitions import IMAGENET_BYTES, groups_of, kuberay
+from tests.unit.test_project import ROOT
+
+KUBERAY_FIELDS = {  # of ray.io/v1, by KubeRay's own types: docs/decisions/011
+    "RayCluster": {
+        "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions",
+        "gcsFaultToleranceOptions", "headGroupSpec", "workerGroupSpecs",
+    },
+    "RayJob": {
+        "entrypoint", "runtimeEnvYAML", "backoffLimit", "shutdownAfterJobFinishes",
+        "ttlSecondsAfterFinished", "rayClusterSpec",
+    },
+    "autoscalerOptions": {
+        "resources", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts",
+        "securityContext", "idleTimeoutSeconds", "upscalingMode",
+    },
+    "gcsFaultToleranceOptions": {
+        "redisAddress", "redisPassword", "redisUsername", "externalStorageNamespace",
+    },
+    "headGroupSpec": {"rayStartParams", "template"},
+    "workerGroupSpec": {
+        "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
+    },
+}  # fmt: skip
+
+
+def test_kubernetes_has_the_same_groups_as_aws(aws):
+    cluster = kuberay("raycluster")
+    cluster["metadata"]["namespace"] = "default"
+    derived = _derive_autoscaling_config_from_ray_cr(cluster)  # as Ray's autoscaler reads it
+    assert derived["idle_timeout_minutes"] == aws["idle_timeout_minutes"]
+    names = {"head": "headgroup", "gpu_worker": "gpu-worker", "spot_gpu_worker": "spot-gpu-worker"}
+    assert derived["available_node_types"].keys() == set(names.values())
+    for name, node in aws["available_node_types"].items():
+        there = derived["available_node_types"][names[name]]
+        assert {key: there["resources"].get(key, 0) for key in node["resources"]} == (
+            node["resources"]
+        )
+        for count in ("min_workers", "max_workers"):
+            assert there[count] == node.get(count, 0)
+    machines = [
+        node["node_config"]["InstanceType"] for node in aws["available_node_types"].values()
+    ]
+    for group, machine in zip(groups_of(cluster["spec"])[1:], machines[1:], strict=True):
+        selector = group["template"]["spec"]["nodeSelector"]
+        assert selector["node.kubernetes.io/instance-type"] == machine
+    folders = [
+        each["mountPath"]
+        for each in groups_of(cluster["spec"])[1]["template"]["spec"]["containers"][0][
+            "volumeMounts"
+        ]
+    ]
+    [volume] = aws["available_node_types"]["gpu_worker"]["docker"]["worker_run_options"]
+    assert volume.rpartition(":")[2] in folders
+    for group, machine in zip(groups_of(cluster["spec"])[1:], machines[1:], strict=True):
+        volumes = {each["name"]: each for each in group["template"]["spec"]["volumes"]}
+        limit = volumes["cache"]["emptyDir"]["sizeLimit"]
+        assert limit.endswith("Gi")
+        cache_bytes = int(limit[:-2]) * 2**30
+        assert IMAGENET_BYTES < cache_bytes < INSTANCE_TYPES[machine].cache_gb * 1e9 * 0.95
+
+
+def test_drivers_find_their_password_for_mlflow_where_the_image_has_its_home():
+    [place] = re.findall(
+        r"ray rsync-up ray_cluster.yaml ~/.mlflow/credentials (\S+)",
+        (ROOT / "docs" / "operating" / "cluster.md").read_text(),
+    )
+    [home] = re.findall(r"^WORKDIR (\S+)/ranet$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert place == f"{home}/.mlflow/credentials"
+    head, *workers = groups_of(kuberay("raycluster")["spec"])
+    pod = head["template"]["spec"]
+    assert pod["volumes"] == [
+        {
+            "name": "mlflow",
+            "secret": {"secretName": "ranet-mlflow", "optional": True, "defaultMode": 0o440},
+        }
+    ]
+    [mount] = pod["containers"][0]["volumeMounts"]
+    assert mount == {"name": "mlflow", "mountPath": f"{home}/.mlflow", "readOnly": True}
+    for group in workers:
+        assert "secret" not in str(group["template"]["spec"]["volumes"])
+
+
+def test_a_run_with_a_cluster_of_its_own_has_the_same_cluster():
+    lasting = copy.deepcopy(kuberay("raycluster")["spec"])
+    del lasting["gcsFaultToleranceOptions"]  # the operator makes another cluster instead
+    job = kuberay("rayjob")["spec"]
+    assert job["rayClusterSpec"] == lasting
+    assert job["backoffLimit"] > 0
+
+
+def test_kuberay_files_have_known_fields_and_sound_pods():
+    cluster, job = kuberay("raycluster"), kuberay("rayjob")
+    for each in (cluster, job):
+        assert each["apiVersion"] == "ray.io/v1"
+        assert each["spec"].keys() <= KUBERAY_FIELDS[each["kind"]]
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    for name in ("autoscalerOptions", "gcsFaultToleranceOptions"):
+        assert cluster["spec"][name].keys() <= KUBERAY_FIELDS[name]
+    head, *workers = groups_of(cluster["spec"])
+    assert head.keys() <= KUBERAY_FIELDS["headGroupSpec"]
+    for group in (head, *workers):
+        if group is not head:
+            assert group.keys() <= KUBERAY_FIELDS["workerGroupSpec"]
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "node"}, **group["template"]}
+        kubernetes_validate.validate(pod, "1.37", strict=True)
+        assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert any(
+        each.get("value") == "spot" for each in workers[1]["template"]["spec"]["tolerations"]
+    )
+    others = yaml.safe_load_all(
+        (ROOT / "cluster" / "provisioning" / "kuberay" / "redis.yaml").read_text()
+    )
+    for each in others:
+        kubernetes_validate.validate(each, "1.37", strict=True)
+
+
+def test_the_job_is_a_run_that_can_be_read():
+    words = kuberay("rayjob")["spec"]["entrypoint"].split()
+    assert words[:2] == ["python", "pipelines/train.py"]
+    arguments = [word.replace("BUCKET", "bucket") for word in words[2:]]
+    config = arguments[arguments.index("--config") + 1]
+    arguments[arguments.index("--config") + 1] = str(ROOT / config)
+    assert parse_settings(Run, arguments).cluster.device == "gpu"
