@@ -10,7 +10,8 @@ import torch
 
 from cluster.config import ClusterConfig
 from cluster.errors import EXPECTED_ERRORS
-from cluster.execution.trainer import connected, local_cpus, wants_gpu
+from cluster.execution.connection import connected, local_cpus
+from cluster.execution.resources import wants_gpu
 from cluster.findings import Finding, check, missing
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
 from cluster.storage.filesystem import resolve_storage
