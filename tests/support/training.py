@@ -31,12 +31,13 @@ model:
   extra_blocks: 1
   exit_channels: 16
   image_size: 16
-data: {source: digits, folder: data/digits, loader: memory, flip: false}
+data: {source: digits, prepared_dir: data/digits, loader: memory, augment: {flip: false}}
 train:
   epochs: 6
   optim: {schedule: cosine}
 cluster: {num_workers: 1}
-registry: {model: small, budgets: [0.8, 1.0]}
+registry: {model_name: small}
+evaluation: {budget_fractions: [0.8, 1.0]}
 """
 
 

@@ -17,7 +17,7 @@ def staged_data(config: DataConfig, cache: Cache) -> Iterator[DataConfig]:
     """Give settings whose folder is on this node and stays there inside the context.
 
     Raises:
-        OSError: the files cannot be had; see `cluster.storage.download.staged`.
+        OSError: the files cannot be had; see `cluster.storage.cache.staged`.
         ValueError: they are not what their sidecars say.
     """
     if not is_uri(config.prepared_dir):
