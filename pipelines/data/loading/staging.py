@@ -17,7 +17,7 @@ def staged_data(config: DataConfig, cache: Cache) -> Iterator[DataConfig]:
     """Yield settings whose prepared files are on this node and stay there inside the context.
 
     Raises:
-        OSError: the files cannot be downloaded; see `cluster.storage.download.staged`.
+        OSError: the files cannot be downloaded; see `cluster.storage.cache.staged`.
         ValueError: the files do not match their metadata files.
     """
     if not is_uri(config.prepared_dir):
