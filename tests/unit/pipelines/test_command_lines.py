@@ -3,6 +3,7 @@
 `python -m tests.unit.pipelines.test_command_lines` rewrites the list of options.
 """
 
+import argparse
 import importlib
 import subprocess
 import sys
@@ -43,6 +44,18 @@ def own_options(parser: CommandLine, prefix: str) -> list[str]:
     return lines
 
 
+def all_actions(parser: CommandLine) -> list[argparse.Action]:
+    """Arguments of a parser and of its subcommands."""
+    actions = []
+    for action in parser._actions:
+        if isinstance(action.choices, dict):  # subcommands
+            for child in action.choices.values():
+                actions += all_actions(child)
+        else:
+            actions.append(action)
+    return actions
+
+
 def options_of_all_scripts() -> list[str]:
     lines = []
     for module in MODULES:
@@ -71,8 +84,8 @@ def test_help_of_a_script_is_complete_and_has_status_0(module: str):
     description = (sys.modules[module].__doc__ or "").splitlines()[0]
     assert description in done.stdout
     for action in parser._actions:
-        for text in action.option_strings:
-            assert text in done.stdout
+        assert all(text in done.stdout for text in action.option_strings)
+    for action in all_actions(parser):
         assert action.help, f"{action.dest} has no help"
 
 
