@@ -85,7 +85,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert "are not those that were held out when the model was trained" in done.stderr
+    assert "are not the images that were held out when the model was trained" in done.stderr
 
 
 def test_missing_model_uri_is_a_wrong_command_line():
