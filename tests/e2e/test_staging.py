@@ -264,7 +264,7 @@ def test_who_may_only_read_is_given_copies_and_otherwise_told_so_without_a_secre
             monkeypatch.setenv(name, value)
         checksum = hashlib.sha256(b"x").hexdigest()
         stage([RemoteFile("s3://open/images/x", 1, checksum)], Cache(tmp_path / "cache"))
-        config = folder_config(image_folder(tmp_path / "tree"), folder="s3://open/prepared")
+        config = folder_config(image_folder(tmp_path / "tree"), prepared_dir="s3://open/prepared")
         with pytest.raises(PermissionError, match=r"s3://open/prepared/.*S3 denies access"):
             prepare(config, 32)
         remote = RemoteFile("s3://shut/images/x", 1, "0" * 64)  # of which there is no copy
