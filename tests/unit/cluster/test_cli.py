@@ -23,14 +23,14 @@ def test_command_line_overrides_the_config_file(tmp_path):
     [
         (["--train.epochz=3"], "train.epochz is not a setting; did you mean train.epochs?"),
         (["--train.epochs=three"], "train.epochs: must be int, got three"),
-        (["--model.scales=[3,1,1]"], "model.scales must start at 1 and never fall"),
+        (["--model.scales=[3,1,1]"], "model.scales must start at 1 and never decrease"),
         (["--model.image_size=8"], "model.image_size"),
         (
             ["--train.optim.schedule=steps"],
             "train.optim.schedule: must be one of 'multistep', 'cosine', got",
         ),
         (["--config", "/nowhere.yaml"], "config: File does not exist: '/nowhere.yaml'"),
-        (["--train.seed=9223372036854775808"], "train.seed must be 0 to 2^63 - 1, got 9223"),
+        (["--train.seed=9223372036854775808"], "train.seed must be from 0 to 9223372036854775807, got 9223"),
         (["--name=a/b"], "name must be letters"),
         (
             ["--train.batch_size=1"],
@@ -45,7 +45,7 @@ def test_command_line_overrides_the_config_file(tmp_path):
         (["--train.progressive_sizes=[0]"], "train.progressive_sizes must be 1 or more pixels"),
         (
             ["--train.progressive_sizes=[24,32]", "--train.epochs=1"],
-            "train.progressive_sizes must be 1 or more pixels, at most one size an epoch (1)",
+            "train.progressive_sizes must be 1 or more pixels, at most one size per epoch (1)",
         ),
         (
             ["--train.progressive_sizes=[8]", "--data.augment.crop=none"],
@@ -64,7 +64,7 @@ def test_command_line_overrides_the_config_file(tmp_path):
             ["--cluster.gpus_per_worker=0.5", "--cluster.num_workers=2"],
             "cluster.gpus_per_worker must be 1, or a part of 1 where cluster.num_workers is 1",
         ),
-        (["--train.loss.curriculum=2"], "train.loss.curriculum must lie between -1 and 1, got 2"),
+        (["--train.loss.curriculum=2"], "train.loss.curriculum must be from -1 to 1, got 2"),
         (["--cluster.storage_path="], "cluster.storage_path must name a folder"),
         (
             ["--cluster.storage_path=s3://team/runs/../others"],
@@ -148,7 +148,7 @@ def test_help_and_print_config_contain_every_setting(option, capsys):
     assert ending.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())  # help is wrapped
     assert all(name.split(".")[-1] in shown for name in flatten(Run()))
-    assert ("Images a step, over all workers together" in shown) == (option == "--help")
+    assert ("Images per step, over all workers (global batch size)" in shown) == (option == "--help")
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
