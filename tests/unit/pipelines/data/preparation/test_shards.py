@@ -75,7 +75,7 @@ def test_unreadable_image_in_shard_is_named_in_error(tmp_path, small_shards):
 
 
 def test_preparation_logs_its_progress(tmp_path, small_shards, caplog, monkeypatch):
-    caplog.set_level(logging.INFO, logger="pipelines")
+    caplog.set_level(logging.INFO, logger="cluster")
     monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
     config = folder_config(image_folder(tmp_path / "tree"))
     prepare(config, 32, parallel_map=one_after_the_other)
