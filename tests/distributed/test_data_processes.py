@@ -42,8 +42,8 @@ def test_killed_writer_leaves_no_file_that_is_accepted(config):
     process = start(
         """
         import sys, time
-        from pipelines.data import prepare
-        from pipelines.data.sources.factory import FileImages
+        from pipelines.data.preparation.prepare import prepare
+        from pipelines.data.sources.base import FileImages
         from tests.support.image_files import folder_config
         from pathlib import Path
 
@@ -80,7 +80,7 @@ def test_killed_writer_leaves_no_file_that_is_accepted(config):
 def test_two_processes_can_prepare_the_same_files_concurrently(config):
     script = """
         import sys
-        from pipelines.data import prepare
+        from pipelines.data.preparation.prepare import prepare
         from tests.support.image_files import folder_config
         from pathlib import Path
 
