@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ranet.evaluation.cross_fit import cross_fit
 from ranet.evaluation.exit_outputs import ExitOutputs
-from ranet.inference.threshold_search import fit_budgets
 from ranet.inference.thresholds import score_budget
 from tuning.pareto import Direction
 
@@ -149,12 +149,10 @@ def cross_fitted(
         budgets: mean costs per image, in the unit of `cost`.
     """
     num_samples = scores.correct.shape[1]
-    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
-    halves = order.tensor_split(2)
     num_correct = torch.zeros(len(budgets), dtype=torch.float64)
-    for fit, rest in (halves, halves[::-1]):
-        fitted = fit_budgets(scores.confidences[:, fit], scores.correct[:, fit], cost, budgets)
-        for k, thresholds in enumerate(fitted):
+    for fold in cross_fit(scores.confidences, scores.correct, cost, budgets):
+        rest = fold.held_out
+        for k, thresholds in enumerate(fold.thresholds):
             scored = score_budget(
                 scores.confidences[:, rest], scores.correct[:, rest], cost, thresholds
             )

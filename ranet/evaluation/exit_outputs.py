@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from ranet.distributed import gather
 from ranet.evaluation.accuracy import compute_logits, exit_hits
+from ranet.evaluation.cross_fit import cross_fit
 from ranet.inference.ensemble import ExitEnsemble, mean_logits
 from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
-from ranet.inference.threshold_search import fit_budgets
 from ranet.inference.thresholds import assign_exits
 from ranet.protocols import Batches
 
@@ -122,13 +122,11 @@ def select_ensemble(
     num_samples = val.single.correct.shape[1]
     if num_samples < 2:
         return "none"
-    order = torch.randperm(num_samples, generator=torch.Generator().manual_seed(0))
-    halves = order.tensor_split(2)
     lead = torch.zeros(num_samples, dtype=torch.float64)
-    for fit, rest in (halves, halves[::-1]):
-        for scores, sign in ((val.ensemble, 1), (val.single, -1)):
-            fitted = fit_budgets(scores.confidences[:, fit], scores.correct[:, fit], costs, budgets)
-            for thresholds in fitted:
+    for scores, sign in ((val.ensemble, 1), (val.single, -1)):
+        for fold in cross_fit(scores.confidences, scores.correct, costs, budgets):
+            rest = fold.held_out
+            for thresholds in fold.thresholds:
                 exits = assign_exits(scores.confidences[:, rest], thresholds)
                 right = scores.correct[:, rest].gather(0, exits[None])[0]
                 lead[rest] += sign * right.double()  # integers: equal predictions cancel exactly
