@@ -86,7 +86,7 @@ class CommandLine(ArgumentParser):
     """Command line of a script: settings, options of the invocation, and positionals.
 
     Settings come from a YAML file and from options. Options of the invocation and positionals are
-    declared with `add_argument`; they are no settings, and config files must not contain them.
+    declared with `add_argument`; they are not settings, and config files must not contain them.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class CommandLine(ArgumentParser):
         """Parse the command line, or exit with status 2.
 
         Args:
-            argv: Command line without the name of the script; None: that of this process.
+            argv: Command line without the name of the script; None: `sys.argv`.
             check: Further check of the parsed options; raises ValueError.
 
         Returns:
@@ -162,7 +162,7 @@ class CommandLine(ArgumentParser):
         return super().dump(settings, **{**kwargs, "skip_validation": True})
 
     def _option_names(self) -> dict[str, str]:
-        """Return how options of the invocation and positionals are written, by name."""
+        """Return the command-line spelling of options and positionals, by name."""
         if self.settings_type is None:
             settings = set()
         else:
@@ -189,7 +189,7 @@ class CommandLine(ArgumentParser):
                 for name, written in self._option_names().items():
                     if name in content:
                         raise ValueError(
-                            f"{file} contains {name}, which is no setting: it belongs on the "
+                            f"{file} contains {name}, which is not a setting: it belongs on the "
                             f"command line ({written})"
                         )
 
@@ -242,7 +242,7 @@ def parse_settings(kind: type[_Settings], arguments: Sequence[str]) -> _Settings
 
 
 def setting_names(kind: type, prefix: str = "") -> list[str]:
-    """Return the dotted names of all settings of a dataclass and of its sections."""
+    """Return the dotted setting names of a dataclass and its sections."""
     names: list[str] = []
     for entry in fields(kind):
         names.append(f"{prefix}{entry.name}")
@@ -253,7 +253,7 @@ def setting_names(kind: type, prefix: str = "") -> list[str]:
 
 
 def configure_logging(*, only_errors: bool = False) -> None:
-    """Log this project at INFO level and libraries at WARNING level, to stderr.
+    """Log this project at INFO, libraries at WARNING, to stderr.
 
     Args:
         only_errors: Log only errors, of this project and of libraries.
@@ -273,7 +273,7 @@ def configure_logging(*, only_errors: bool = False) -> None:
 def main_guard(
     interrupted: str = "interrupted; run it again under the same name to resume",
 ) -> Iterator[None]:
-    """Turn expected errors of a script into one sentence and an exit status.
+    """Turn expected errors into a one-sentence message and an exit status.
 
     The status is 1 after an expected error and 130 after Ctrl-C or SIGTERM, which stops a Ray job.
     Unexpected errors keep their traceback.

@@ -2,7 +2,10 @@
 
 
 class RanetError(RuntimeError):
-    """Base of the errors that end a command with one sentence instead of a traceback."""
+    """Base class of errors that end a command without a traceback.
+
+    The message is one sentence.
+    """
 
 
 class RunError(RanetError):
@@ -10,11 +13,17 @@ class RunError(RanetError):
 
 
 class UntrainableError(RunError):
-    """Run that would fail again: it diverges, a setting is wrong, or memory is too small."""
+    """Run whose failure a restart cannot fix.
+
+    The loss diverges, a setting is wrong, or the memory is too small.
+    """
 
 
 class TrackingError(RanetError):
-    """MLflow is unavailable, incompatible or refuses the run; the message says what to do."""
+    """Failure of MLflow, or rejected run; the message contains the remedy.
+
+    MLflow is unavailable or incompatible, or the run cannot start under its name.
+    """
 
 
 EXPECTED_ERRORS = (RanetError, ValueError, OSError)

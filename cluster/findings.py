@@ -26,7 +26,11 @@ def missing(sentences: Iterable[str]) -> list[Finding]:
 
 
 def check(*checks: Callable[[], object]) -> list[Finding]:
-    """Call checks in order; return the first expected error as a missing requirement."""
+    """Call checks in order, up to the first expected error.
+
+    Returns:
+        The error as a missing requirement; empty if all checks pass.
+    """
     try:
         for each in checks:
             each()

@@ -1,12 +1,13 @@
-"""MLflow server of a team: runs in PostgreSQL, artifacts in S3, users with passwords.
+"""MLflow server of a team, with PostgreSQL, S3 and user accounts.
 
     python -m cluster.mlflow_server serve               # `make mlflow-server`: until Ctrl-C
     python -m cluster.mlflow_server add-user ada --permission write
 
-The server proxies artifacts, so only the server needs keys for S3. All settings come from the
-environment, so that no secret is in a file or on a command line: PGHOST,
-PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass), MLFLOW_ARTIFACTS_DESTINATION,
-MLFLOW_SERVER_ALLOWED_HOSTS, MLFLOW_AUTH_ADMIN_PASSWORD, and the S3 settings of boto3.
+Runs are stored in PostgreSQL and artifacts in S3. The server proxies artifacts, so only the server
+needs keys for S3. All settings come from the environment, so that no secret is in a file or on a
+command line: PGHOST, PGDATABASE, PGUSER and PGPASSWORD (or ~/.pgpass),
+MLFLOW_ARTIFACTS_DESTINATION, MLFLOW_SERVER_ALLOWED_HOSTS, MLFLOW_AUTH_ADMIN_PASSWORD, and the S3
+settings of boto3.
 """
 
 import os
@@ -156,7 +157,7 @@ def add_user(name: str, *, may_write: bool) -> str:
             admin.grant_user_permission(name, kind, "*", permission)
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"MLflow at {tracking_uri()} did not make user {name}: {explain(error)}"
+            f"MLflow at {tracking_uri()} did not create user {name}: {explain(error)}"
         ) from error
     return password
 

@@ -1,4 +1,4 @@
-"""Pre-flight checks of MLflow, the storage, and the capacity for a run's workers."""
+"""Pre-flight checks of MLflow, storage, and capacity for workers."""
 
 import os
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ class Allocation:
 
 
 def check_tracking(name: str, settings: Mapping[str, str], *, new_attempt: bool) -> list[Finding]:
-    """Check that MLflow is reachable and that a run of this name can start."""
+    """Check that MLflow is reachable and the run can start."""
     can_start = partial(runs.check_can_start, name, settings=settings, new_attempt=new_attempt)
     return check(client.check_reachable, can_start)
 
@@ -59,7 +59,10 @@ def check_storage(cluster: ClusterConfig) -> list[Finding]:
 
 
 def current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity | None]:
-    """Look at the current cluster, or at this machine; None where it cannot be reached."""
+    """Return the capacity of the current cluster or of this machine.
+
+    The capacity is None if the cluster cannot be reached.
+    """
     try:
         return _current_capacity(cluster)
     except EXPECTED_ERRORS as error:
@@ -92,7 +95,7 @@ def _current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity]:
 def allocate(
     cluster: ClusterConfig, capacity: Capacity, cache_bytes: int
 ) -> tuple[list[Finding], Allocation | None]:
-    """Allocate workers on the current cluster, or on machines of the cluster file.
+    """Allocate workers on the current cluster or the cluster file's machines.
 
     Args:
         cluster: Resources that the run requests.

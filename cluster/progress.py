@@ -1,4 +1,7 @@
-"""Progress of a long operation: a bar on a terminal, log lines elsewhere."""
+"""Progress of a long operation, as a bar or as log lines.
+
+The bar is for terminals; log lines are for files.
+"""
 
 import logging
 import sys
@@ -22,7 +25,7 @@ class Progress:
     def __init__(
         self, title: str, total: int, *, unit: Literal["image", "byte"] = "image", done: int = 0
     ) -> None:
-        """Start to count.
+        """Start counting.
 
         Args:
             title: name of the operation.
@@ -60,7 +63,10 @@ class Progress:
             self.add(1)
 
     def log(self) -> None:
-        """Log the count now, with the rate and the time left if anything has been counted."""
+        """Log the count, the rate and the time left.
+
+        Rate and time left are omitted until something has been counted.
+        """
         self._logged = time.monotonic()
         rate = (self.done - self._first) / max(self._logged - self._began, 1e-6)
         done, total, per_second = self.done, self.total, f"{rate:.0f} images/s"

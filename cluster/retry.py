@@ -1,4 +1,4 @@
-"""Pauses between the attempts of a network call, with back-off and a time limit."""
+"""Retries of network calls, with back-off and a time limit."""
 
 import math
 import random
@@ -33,7 +33,7 @@ class Retry:
         self.reset()
 
     def reset(self) -> None:
-        """Start from the first pause and the full time limit again, as after a success."""
+        """Restart the pauses and the time limit, as after a success."""
         self._pause = self._first_pause
         self._deadline = time.monotonic() + self._timeout_seconds
 
@@ -44,7 +44,7 @@ class Retry:
             cancelled: an event that ends the wait.
 
         Returns:
-            Whether to try again: the limit would not have passed, and nobody cancelled.
+            Whether to try again: the pause fits into the time limit, and was not cancelled.
         """
         pause = self._pause * random.uniform(0.5, 1)
         self._pause = min(2 * self._pause, self._max_pause)

@@ -28,7 +28,7 @@ ACTIONS = {
 
 
 def describe(cluster: LocalCluster) -> str:
-    """Return the text that `make cluster` prints: addresses, environment, first commands."""
+    """Return the text that `make cluster` prints: IP addresses, environment, first commands."""
     python = Path(sys.executable)
     lines = ["", *(f"{name:8} {cluster.address(name)}" for name in cluster.members), ""]
     lines += [f"export {name}={value}" for name, value in cluster.environment.items()]
@@ -80,7 +80,7 @@ def command_line() -> CommandLine:
 
 
 def main() -> None:
-    """Run a cluster in the foreground, or change the state of its members."""
+    """Run a cluster in the foreground, or change its members' state."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = command_line().read()
     with main_guard("interrupted"):
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def run_cluster(folder: Path, options: Namespace) -> None:
-    """Start a cluster, print how to use it, and run it until Ctrl-C."""
+    """Start a cluster, print its usage, and run it until Ctrl-C."""
     with local_cluster(
         folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
         isolated=not options.no_isolation, fresh=options.fresh,
@@ -104,7 +104,7 @@ def run_cluster(folder: Path, options: Namespace) -> None:
 
 
 def change_members(folder: Path, command: str, options: Namespace) -> None:
-    """Apply a subcommand to members of the cluster that runs from a folder."""
+    """Apply a subcommand to members of the folder's running cluster."""
     cluster = LocalCluster.find(folder)
     unknown = set(options.members) - set(cluster.members)
     if unknown:

@@ -1,4 +1,4 @@
-"""Local cluster of Ray hosts, an S3 server and an MLflow server on one machine.
+"""Local cluster on one machine: Ray hosts, S3 and MLflow servers.
 
 As root, every member is a host of its own: a network namespace with an IP address on a bridge,
 and its own process IDs and hostname. Otherwise members are plain processes on loopback. All
@@ -62,7 +62,10 @@ _USUAL_PORTS = {"s3.port": 8333, "mlflow": 5000, "gcs": 6379, "dashboard": 8265}
 
 @dataclass(frozen=True, kw_only=True)
 class LocalCluster:
-    """Members `s3`, `mlflow`, `head`, `host1`, ... of a cluster, and their addresses."""
+    """Members of a cluster, and their IP addresses.
+
+    The members are `s3`, `mlflow`, `head`, `host1`, `host2` and so on.
+    """
 
     folder: str
     """Folder for data of S3 and MLflow, logs and `cluster.json`."""
@@ -113,7 +116,7 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Environment of a client: URIs of Ray's jobs, MLflow and S3, and the keys of Ray and S3."""
+        """Environment variables of a client: service URIs and access keys."""
         return {
             "RAY_API_SERVER_ADDRESS": self._url("head", "dashboard"),
             "RAY_AUTH_MODE": "token",
@@ -152,7 +155,9 @@ class LocalCluster:
         return str(ipaddress.ip_network(self.subnet)[2 + self.members.index(member)])
 
     def start(self, *members: str) -> None:
-        """Start members and wait until they answer; a new head restarts all hosts.
+        """Start members and wait until they are ready.
+
+        A new head restarts all hosts.
 
         Raises:
             ClusterError: a member is running already, or did not answer in time.
@@ -186,7 +191,10 @@ class LocalCluster:
         self._signal(members, signal.SIGCONT)
 
     def preempt(self, host: str, seconds: float) -> None:
-        """Preempt a host like a spot instance: send the notice, wait, then kill it."""
+        """Preempt a host like a spot instance: notice first, then kill.
+
+        The kill follows `seconds` after the notice.
+        """
         node = self.living_nodes().get(host)
         if node is None:
             raise ClusterError(f"{host} is not a live Ray node")
@@ -241,7 +249,7 @@ class LocalCluster:
         return f"http://{self.address(member)}:{self.ports[service]}"
 
     def create(self) -> None:
-        """Create folders, the S3 server's users and the network, and start all members."""
+        """Create folders, S3 users and the network, and start all members."""
         for part in ("s3", "logs"):
             (Path(self.folder) / part).mkdir(parents=True, exist_ok=True)
         write_s3_users(Path(self.scratch), self.secret)
@@ -286,7 +294,10 @@ class LocalCluster:
         return ray_worker_command(member, address, scratch, num_cpus=self.cpus_per_host, head=head)
 
     def _wait_for(self, member: str, process: subprocess.Popen[bytes], old: str | None) -> None:
-        """Wait until a member answers; as a Ray node, with an ID other than the dead node's `old`."""
+        """Wait until a member is ready.
+
+        A Ray node is ready when its ID differs from `old`, the ID of the member's dead node.
+        """
         deadline = time.monotonic() + START_SECONDS
         while not self._answers(member, old):
             log = Path(self.folder) / "logs" / f"{member}.log"
@@ -318,7 +329,10 @@ class LocalCluster:
         return True
 
     def living_nodes(self) -> dict[str, str]:
-        """Return the IDs of Ray's live nodes by member; the member's name is a resource of the node."""
+        """Return the IDs of Ray's live nodes by member.
+
+        Each node has a resource that is named after its member.
+        """
         living = [node for node in self.ray_state("nodes") if node["state"] == "ALIVE"]
         living.sort(key=lambda node: node["start_time_ms"])
         return {
@@ -329,7 +343,7 @@ class LocalCluster:
         }
 
     def ray_state(self, kind: Literal["nodes", "placement_groups"]) -> list[dict[str, Any]]:
-        """Return the nodes or placement groups from the state API of Ray's head."""
+        """Return nodes or placement groups from the state API of Ray."""
         answer = requests.get(
             f"{self._url('head', 'dashboard')}/api/v0/{kind}",
             params={"detail": "true"}, headers=self.ray_headers, timeout=20,
@@ -352,10 +366,12 @@ def local_cluster(
     isolated: bool = True,
     fresh: bool = False,
 ) -> Iterator[LocalCluster]:
-    """Run a cluster for this context, after killing the members of a dead owner of `folder`.
+    """Run a cluster for the duration of the context.
+
+    Members that a dead owner of `folder` left are killed first.
 
     Args:
-        folder: data of the cluster; data of S3 and MLflow are kept for the next start.
+        folder: data of the cluster; the data of S3 and MLflow are kept.
         num_hosts: number of Ray nodes besides the head.
         cpus_per_host: CPUs per host, as Ray counts them.
         isolated: give members network namespaces where that is possible; otherwise they are processes

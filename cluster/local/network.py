@@ -1,4 +1,4 @@
-"""Network of a local cluster: namespaces on a bridge, free subnets and free ports."""
+"""Network of a local cluster: namespaces on a bridge, subnets and ports."""
 
 import contextlib
 import ipaddress
@@ -19,7 +19,7 @@ LOOPBACK = "127.77.0.0/24"
 
 
 class ClusterError(RanetError):
-    """A request that the local cluster cannot fulfil; the message gives the reason."""
+    """Failed request to the local cluster; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Network:
         return f"rn{self.token}-{member}"
 
     def create(self) -> None:
-        """Create the bridge and one namespace per member, each with a default route."""
+        """Create the bridge and one network namespace per member."""
         network = ipaddress.ip_network(self.subnet)
         names = [
             f"{prefix}{address} {member}"
@@ -65,7 +65,7 @@ class Network:
             run_ip("-n", space, "address", "add", f"{address}/{network.prefixlen}", "dev", "eth0")
             for interface in ("lo", "eth0"):
                 run_ip("-n", space, "link", "set", interface, "up")
-            # The route leads nowhere, but programs find their own address through it.
+            # The route leads nowhere, but programs find their own IP address through the route.
             run_ip("-n", space, "route", "add", "default", "via", str(network[1]))
 
     def remove(self) -> None:
@@ -91,7 +91,10 @@ class Network:
 
 
 def can_isolate() -> bool:
-    """Return whether members can get namespaces of their own: as root, with `ip` and `unshare`."""
+    """Return whether members can get namespaces of their own.
+
+    Namespaces require root, and the programs `ip` and `unshare`.
+    """
     if os.geteuid() != 0 or not shutil.which("ip") or not shutil.which("unshare"):
         return False
     probe = ["unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc",
@@ -107,7 +110,9 @@ def free_ports(address: str, count: int) -> list[int]:
 
 
 def free_subnet() -> str:
-    """Return a subnet that overlaps no address and no route of this machine.
+    """Return a subnet that is unused on this machine.
+
+    The subnet overlaps no IP address and no route of the machine.
 
     Raises:
         ClusterError: every subnet of 10.77.0.0/16 is in use.

@@ -1,4 +1,4 @@
-"""Commands that start the services of a local cluster: S3, MLflow and Ray."""
+"""Commands that start a local cluster's services: S3, MLflow and Ray."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def s3_command(folder: Path, scratch: Path, address: str, ports: Mapping[str, in
 
     Args:
         folder: objects of the server.
-        scratch: folder with a short path for the server's sockets, and with `s3.json`, its users.
+        scratch: folder with a short path, for the server's sockets and its users (`s3.json`).
         address: IP address to listen on.
         ports: one port for each of `S3_PORTS`.
 
@@ -65,7 +65,10 @@ def remove_sockets(ports: Mapping[str, int]) -> None:
 
 
 def mlflow_command(folder: Path, address: str, port: int) -> list[str]:
-    """Return the command that starts an MLflow server with SQLite and S3 artifacts."""
+    """Return the command that starts an MLflow server.
+
+    The server keeps its runs in SQLite and its artifacts in S3.
+    """
     return [
         sys.executable, "-m", "mlflow", "server", "--host", address,
         "--port", str(port), "--workers", "1",
@@ -95,7 +98,10 @@ def ray_head_command(address: str, scratch: Path, ports: Mapping[str, int]) -> l
 def ray_worker_command(
     member: str, address: str, scratch: Path, *, num_cpus: int, head: str
 ) -> list[str]:
-    """Return the command that starts a Ray worker node and joins it to the head at `head`."""
+    """Return the command that starts a Ray worker node.
+
+    The node joins the cluster of the head node at `head`.
+    """
     return [
         *_ray_command(member, address, scratch),
         f"--num-cpus={num_cpus}", f"--address={head}",

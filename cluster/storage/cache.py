@@ -49,10 +49,11 @@ def staged(
     *,
     retry_timeout_seconds: float = RETRY_TIMEOUT_SECONDS,
 ) -> Iterator[Path]:
-    """Download files into this node's cache and pin them for the duration of the context.
+    """Download files into this node's cache and pin them there.
 
-    Of several processes one downloads, and the others wait while it makes progress. Interrupted
-    downloads resume. Least recently used files are evicted when their space is needed.
+    The files stay pinned for the duration of the context. Of several processes
+    one downloads, and the others wait while that download makes progress. Interrupted downloads
+    resume. Least recently used files are evicted when their space is needed.
 
     Raises:
         FileNotFoundError: no such object or bucket.
@@ -84,8 +85,9 @@ def staged(
 
 
 def _open_use_lock(folder: Path) -> BinaryIO:
-    """Open the lock file that pins a folder; it outlives the folder, as processes may wait.
+    """Open the lock file that pins a folder.
 
+    The lock file outlives the folder, as other processes may wait for the lock. The package
     filelock has no shared lock on `flock`: its `ReadWriteLock` is a SQLite database.
     """
     return folder.with_name(f"{folder.name}.use").open("ab")
@@ -99,7 +101,9 @@ def _is_complete(folder: Path, files: Sequence[RemoteFile]) -> bool:
 def _download_lock(
     folder: Path, files: Sequence[RemoteFile], stall_seconds: float
 ) -> Iterator[None]:
-    """Hold the lock of a folder's download, and log the progress of its holder meanwhile.
+    """Hold the lock of a folder's download during the context.
+
+    While another process holds the lock, the progress of its download is logged.
 
     Raises:
         TimeoutError: the holder made no progress for `stall_seconds`.
@@ -158,7 +162,10 @@ def _download(
 
 
 def _make_space(missing: Sequence[RemoteFile], folder: Path, cache: Cache) -> None:
-    """Evict least recently used files until the disk and the cache limit have enough space."""
+    """Evict least recently used files until the missing files fit.
+
+    The missing files must fit onto the disk and into the size limit of the cache.
+    """
     others = sorted(
         (path for path in cache.folder.iterdir() if path.is_dir() and path != folder),
         key=lambda path: path.with_name(f"{path.name}.use").stat().st_mtime,

@@ -20,7 +20,7 @@ class DamagedCheckpointError(ValueError):
 
 
 def checkpoint_uri(checkpoint: Checkpoint) -> str:
-    """Return the location of a checkpoint: a path, or a URI such as s3://bucket/runs/...."""
+    """Return a checkpoint's location: a path, or an s3:// URI."""
     filesystem = checkpoint.filesystem
     assert filesystem is not None, "Ray gives every reported checkpoint its filesystem"
     kind = filesystem.type_name
@@ -32,7 +32,7 @@ def write_checkpoint(folder: Path, files: Mapping[str, Any]) -> None:
     checksums = {}
     for name, state in files.items():
         written = io.BytesIO()
-        torch.save(state, written)  # directly to a full disk, its error hides the cause
+        torch.save(state, written)  # its error on a full disk would hide the cause
         (folder / name).write_bytes(written.getbuffer())
         checksums[name] = hashlib.sha256(written.getbuffer()).hexdigest()
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))

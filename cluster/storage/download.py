@@ -37,7 +37,7 @@ class RemoteFile:
 
 
 def downloaded_bytes(folder: Path, file: RemoteFile) -> int:
-    """Return how many bytes of a file a download has written to a folder so far."""
+    """Return the number of bytes that a download has written so far."""
     if (folder / file.name).is_file():
         return file.bytes
     try:
@@ -68,7 +68,11 @@ def check_size(store: ObjectStore, file: RemoteFile) -> str:
 
 
 class Download:
-    """Download of one object to `target`, through a `.part` file and a list of its parts."""
+    """Resumable download of one object to `target`.
+
+    Until the object is complete, a `.part` file has its content and a `.parts` file lists the
+    downloaded parts.
+    """
 
     def __init__(self, store: ObjectStore, file: RemoteFile, etag: str, target: Path) -> None:
         self.store = store
@@ -81,7 +85,7 @@ class Download:
         self.header = json.dumps({"etag": etag, "bytes": file.bytes, "part_bytes": PART_BYTES})
 
     def run(self) -> None:
-        """Download the missing parts, verify the checksum, and rename the file to `target`.
+        """Download missing parts, verify the checksum, and rename to `target`.
 
         Raises:
             ValueError: the object's content has another checksum.
@@ -106,7 +110,10 @@ class Download:
         self.parts.unlink()
 
     def _listed_parts(self) -> frozenset[int]:
-        """Return the parts on disk from an interrupted download of the same object."""
+        """Return the parts that an interrupted download left on the disk.
+
+        Parts of another version of the object are discarded.
+        """
         try:
             # The text after the last newline is an incomplete line.
             header, *lines = self.parts.read_text().split("\n")[:-1]
@@ -166,7 +173,7 @@ class Download:
         return digest.hexdigest()
 
     def _reserve(self, descriptor: int, *, is_new: bool) -> None:
-        """Reserve the disk space, so that a full disk is found before a long download."""
+        """Reserve disk space, so that a full disk is found early."""
         try:
             os.posix_fallocate(descriptor, 0, self.file.bytes)
         except OSError:

@@ -1,4 +1,4 @@
-"""File system of the checkpoints: S3 with retries that survive a restart of the server."""
+"""File system of checkpoints: S3 with retries across server restarts."""
 
 import os
 import shutil
@@ -42,8 +42,11 @@ class RetryingS3FileSystem(S3FileSystem):
 
 
 def open_storage(storage: str) -> tuple[str, FileSystem | None]:
-    """Return path and file system of a storage path; None where Ray finds the file system."""
-    if not storage.startswith("s3://") or "?" in storage:  # a URI with options is Ray's alone
+    """Return the path and the file system of a storage path.
+
+    The file system is None where Ray derives it from the path.
+    """
+    if not storage.startswith("s3://") or "?" in storage:  # only Ray parses options of a URI
         return storage, None
     found, path = FileSystem.from_uri(storage)
     assert isinstance(found, S3FileSystem)
@@ -69,13 +72,15 @@ def upload(folder: Path, filesystem: FileSystem, path: str) -> None:
 
 
 def resolve_storage(storage: str) -> str:
-    """Return a storage path as an absolute, writable path; URIs are returned unchanged.
+    """Return a storage path in absolute form, checked to be writable.
+
+    URIs are returned unchanged.
 
     Raises:
         ValueError: the path is relative in a submitted job, or cannot be written.
     """
     if "://" in storage:
-        if is_uri(storage) and "?" not in storage:  # a URI with options is Ray's alone
+        if is_uri(storage) and "?" not in storage:  # only Ray parses options of a URI
             check_uri("cluster.storage_path", storage)
             check_writable("cluster.storage_path", storage)
         return storage

@@ -1,4 +1,4 @@
-"""S3 client: read, write and list objects by URI, with retries and clear errors.
+"""S3 client: read, write and list objects by URI, with retries.
 
 boto3 takes endpoint and credentials from the environment of the process. No error contains a
 credential, and neither does a pickled `ObjectStore`.
@@ -65,7 +65,9 @@ def is_uri(path: str) -> bool:
 
 
 def check_uri(setting: str, uri: str) -> None:
-    """Check that a URI has the form s3://bucket/folder, without credentials, `.` and `..`.
+    """Check that a URI has the form s3://bucket/folder.
+
+    Credentials and the path segments `.` and `..` are rejected.
 
     Raises:
         ValueError: names the setting.
@@ -175,7 +177,11 @@ class ObjectStore:
         self._retry(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
 
     def write_new(self, uri: str, data: bytes) -> bool:
-        """Write a small object unless it exists, and return whether it was written."""
+        """Write a small object unless it exists.
+
+        Returns:
+            Whether the object was written.
+        """
         bucket, key = _split(uri)
 
         def put() -> bool:
@@ -190,7 +196,10 @@ class ObjectStore:
         return self._retry(uri, put)
 
     def upload(self, path: Path, uri: str) -> None:
-        """Upload a file of any size in parts; the object appears when it is complete."""
+        """Upload a file of any size in parts.
+
+        The object appears only when it is complete.
+        """
         bucket, key = _split(uri)
         transfer = TransferConfig(
             multipart_chunksize=max(16 << 20, -(-path.stat().st_size // 9000)),  # at most 10,000
@@ -209,12 +218,16 @@ class ObjectStore:
         self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def check_writable(self, folder: str) -> None:
-        """Check that a folder can be written, by writing and deleting an object."""
+        """Check write access to a folder with a temporary object."""
         self.write(f"{folder}/writable", b"")
         self.delete(f"{folder}/writable")
 
     def names(self, folder: str) -> Iterator[str]:
-        """List the objects below a folder in order, by their names relative to it."""
+        """List the objects below a folder in order.
+
+        Yields:
+            Names of the objects, relative to the folder.
+        """
         bucket, key = _split(folder)
         following: dict[str, str] = {}
         while True:
@@ -266,7 +279,7 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def _permanent_error(uri: str, error: Exception) -> Exception | None:
-    """Return the exception for a permanent error, and None for a transient one."""
+    """Return the exception for a permanent error, None for a transient one."""
     if isinstance(error, HTTPClientError | NoConnectionError):
         return None
     if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
@@ -302,7 +315,10 @@ def _permanent_error(uri: str, error: Exception) -> Exception | None:
 
 
 def _error_code(error: Exception) -> str:
-    """Return an error's code or class, as its text may contain URIs with passwords."""
+    """Return an error's code or class.
+
+    The error's text may contain URIs with passwords.
+    """
     if isinstance(error, ClientError):
         return str(error.response["Error"].get("Code", "unknown error"))
     return type(error).__name__

@@ -30,14 +30,14 @@ FAILURES = (
 
 
 def tracking_uri() -> str:
-    """Return MLflow's tracking URI, with an absolute path where it names a SQLite file."""
+    """Return MLflow's tracking URI, with an absolute path for SQLite."""
     uri = mlflow.get_tracking_uri()
     file = sqlite_file(uri)
     return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, and None for any other URI."""
+    """Return the file of a SQLite URI, None for other URIs."""
     path = uri.removeprefix("sqlite:///")
     return None if path == uri else Path(path)
 
@@ -52,7 +52,7 @@ def make_client(uri: str) -> MlflowClient:
 
 
 def search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
-    """Return all runs of an experiment that match a filter string, page by page."""
+    """Return all runs of an experiment that match a filter string."""
     runs: list[Run] = []
     token = None
     while True:
@@ -101,7 +101,7 @@ def check_reachable() -> None:
 
 
 def check_version(uri: str, version: str) -> None:
-    """Reject a server that may lack functions which this client calls.
+    """Reject a server whose version may not support this client's calls.
 
     Raises:
         TrackingError: the server is older, of another major version, or not an MLflow server.
@@ -117,14 +117,14 @@ def check_version(uri: str, version: str) -> None:
 
 
 def explain(error: Exception) -> str:
-    """Return one sentence on the cause of an MLflow failure and its remedy."""
+    """Explain the cause and the remedy of an MLflow failure."""
     status = _http_status(error)
     user = configured_user()
     text = first_line(error)
     if status == 401:
         problem = f"user {user} with this password" if user else "calls without a user"
         return (
-            f"it refuses {problem}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+            f"it rejects {problem}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
             "write ~/.mlflow/credentials, on the machine of the driver"
         )
     if status == 403 and "Host header" in str(error):
@@ -156,5 +156,5 @@ def first_line(error: Exception) -> str:
 
 
 def masked(text: str) -> str:
-    """Return a text with the users and passwords of its URIs replaced by `***`."""
+    """Return a text with `***` for the credentials in its URIs."""
     return re.sub(r"(?<=://)[^/\s@]*@", "***@", text)

@@ -52,7 +52,7 @@ class Lease:
         return None if text is None else cls(**json.loads(text))
 
     def to_json(self) -> str:
-        """Return the lease as JSON, with a heartbeat of now."""
+        """Return the lease as JSON, with the current time as heartbeat."""
         return json.dumps(asdict(replace(self, last_heartbeat=time.time())))
 
     def is_alive(self) -> bool:
@@ -67,7 +67,10 @@ class Lease:
 
 
 class LeaseRenewal(Thread):
-    """Renews a run's lease, and interrupts the process if another driver has taken it over."""
+    """Thread that renews a run's lease.
+
+    The thread interrupts the process if another driver has taken over the run.
+    """
 
     def __init__(self, record: TrackedRun, lease: Lease) -> None:
         super().__init__(name="lease-renewal", daemon=True)
@@ -78,7 +81,7 @@ class LeaseRenewal(Thread):
         self._in_main = current_thread() is main_thread()
 
     def run(self) -> None:
-        """Renew the lease every `HEARTBEAT_SECONDS` until `leaving` is set or it is lost."""
+        """Renew the lease periodically, until it is lost or `leaving` is set."""
         client = self._record.client
         machine = SystemMetrics(self._record.run_id, self._record.uri)
         while not self.leaving.wait(HEARTBEAT_SECONDS):
@@ -88,7 +91,7 @@ class LeaseRenewal(Thread):
                 if holder is not None and holder.token != self._lease.token:
                     break
                 client.set_tag(run.info.run_id, LEASE_TAG, self._lease.to_json())
-                if run.info.status != "RUNNING":  # another driver took this one for dead
+                if run.info.status != "RUNNING":  # another driver considered this one dead
                     client.update_run(run.info.run_id, status="RUNNING")
                 _log_machine(client, run, machine)
             except Exception as error:
@@ -105,7 +108,7 @@ def _log_machine(client: MlflowClient, run: Run, machine: SystemMetrics) -> None
     """Log the machine's load as system metrics."""
     values = machine.collect()
     now = now_ms()
-    step = (now - run.info.start_time) // 1000  # from the first start, so a resumed run continues
+    step = (now - run.info.start_time) // 1000  # since the first invocation of the run
     client.log_batch(
         run.info.run_id,
         metrics=[Metric(f"system/{key}", value, now, step) for key, value in values.items()],
@@ -113,7 +116,10 @@ def _log_machine(client: MlflowClient, run: Run, machine: SystemMetrics) -> None
 
 
 def _host() -> str:
-    """Return the host name and boot ID, as process IDs are unique only within one boot."""
+    """Return the host name and the boot ID.
+
+    Process IDs are unique only within one boot.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{socket.gethostname()}/{boot}"
 

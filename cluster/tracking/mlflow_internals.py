@@ -11,7 +11,7 @@ LOGGED_ARTIFACTS_TAG = "mlflow.loggedArtifacts"
 
 
 def server_version(uri: str) -> str:
-    """Return the version text of a server, requested with the client's own credentials.
+    """Return a server's version text, requested with the client's credentials.
 
     MLflow's public client has no method for the endpoint `/version`.
     """

@@ -1,4 +1,4 @@
-"""MLflow run of a training, and delivery of its metrics and checkpoints."""
+"""Handle of an MLflow run, and logging of metrics and checkpoints."""
 
 import json
 import logging
@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 RETRY_PAUSE_SECONDS = 5.0
 """Longest pause between two calls to an unavailable MLflow."""
 RETRY_TIMEOUT_SECONDS = 300.0
-"""How long the end of a run waits for an unavailable MLflow."""
-DELIVERY_SECONDS = 5.0
-"""How long the driver waits for Ray's controller to deliver the metrics of the last epochs."""
+"""Longest wait for an unavailable MLflow at the end of a run."""
+CONTROLLER_SECONDS = 5.0
+"""Longest wait of the driver for Ray's controller to log the metrics of the last epochs."""
 
 _CHECKPOINTS = "checkpoints.json"
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """Handle of an MLflow run that this process owns, cheap to send to other processes."""
+    """Picklable handle of an MLflow run that this driver owns."""
 
     uri: str
     run_id: str
@@ -56,14 +56,14 @@ class TrackedRun:
     def log_history(self, history: Iterable[Metrics]) -> None:
         """Log the metrics of those epochs that MLflow does not have.
 
-        A `MetricWriter` of another process may be about to deliver the same metrics, so this
-        method first waits for `DELIVERY_SECONDS`.
+        A `MetricWriter` of another process may be about to log the same metrics, so this
+        method first waits for `CONTROLLER_SECONDS`.
 
         Raises:
             TrackingError: MLflow was unavailable for `RETRY_TIMEOUT_SECONDS`.
         """
         entries = [MetricEntry(dict(metrics), None, now_ms()) for metrics in history]
-        deadline = time.monotonic() + DELIVERY_SECONDS
+        deadline = time.monotonic() + CONTROLLER_SECONDS
         while time.monotonic() < deadline:
             if {entry.step for entry in entries} <= self._retry(lambda: known_steps(self)):
                 return
@@ -104,7 +104,7 @@ def now_ms() -> int:
 
 
 class MetricWriter:
-    """Logs the metrics of each epoch from a thread, and keeps them during an outage of MLflow."""
+    """Background writer of metrics that queues them during outages of MLflow."""
 
     def __init__(
         self,
@@ -120,14 +120,14 @@ class MetricWriter:
         Thread(target=self._run, name="mlflow-metrics", daemon=True).start()
 
     def put(self, metrics: Metrics, checkpoint_uri: str | None = None) -> None:
-        """Queue the metrics of one epoch and the URI of its checkpoint, without blocking."""
+        """Queue an epoch's metrics and checkpoint URI, without blocking."""
         self._queue.put(MetricEntry(dict(metrics), checkpoint_uri, now_ms()))
 
     def flush(self, timeout: float) -> bool:
-        """Wait until the queue is delivered, for at most `timeout` seconds.
+        """Wait until all queued metrics are logged, at most `timeout` seconds.
 
         Returns:
-            Whether everything was delivered.
+            Whether all metrics were logged.
         """
         deadline = time.monotonic() + timeout
         while self._queue.unfinished_tasks and time.monotonic() < deadline:
@@ -157,7 +157,7 @@ class MetricWriter:
                 is_available = False
                 retry.wait()
         if not is_available:
-            logger.warning("MLflow answers again, kept metrics are being delivered")
+            logger.warning("MLflow answers again, logging the kept metrics")
 
 
 @dataclass(frozen=True)
@@ -175,17 +175,23 @@ class MetricEntry:
 
     @property
     def is_within_epoch(self) -> bool:
-        """Whether this is a checkpoint between two epochs, without metrics to log."""
+        """Return whether the entry is a checkpoint within an epoch.
+
+        Such an entry has no metrics to log.
+        """
         return "step" in self.metrics
 
 
 def known_steps(record: TrackedRun) -> set[int]:
-    """Return the epochs that MLflow has metrics of."""
+    """Return the epochs whose metrics MLflow has."""
     return {metric.step for metric in record.client.get_metric_history(record.run_id, "epoch")}
 
 
 def deliver(record: TrackedRun, entries: list[MetricEntry]) -> None:
-    """Log those entries whose step MLflow does not have: it keeps duplicates of a step."""
+    """Log the entries whose step MLflow does not have yet.
+
+    MLflow would store a second entry of the same step as a duplicate.
+    """
     client = record.client
     entries = [entry for entry in entries if not entry.is_within_epoch]
     if not entries:
@@ -220,5 +226,5 @@ def log_checkpoint_entry(record: TrackedRun, entry: MetricEntry, keep: int) -> N
 
 
 def _progress_of(metrics: Metrics) -> tuple[float, float]:
-    """Return the number of complete epochs and the steps of the next epoch."""
+    """Return the number of complete epochs, and steps of the next."""
     return metrics["epoch"], metrics.get("step", 0.0)

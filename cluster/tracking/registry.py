@@ -33,7 +33,7 @@ class Promotion:
 
 @contextmanager
 def client_to(action: str) -> Iterator[MlflowClient]:
-    """Give a client of this process's MLflow, and turn its failures into one sentence.
+    """Yield an MLflow client, and explain its failures in one sentence.
 
     Args:
         action: purpose of the client, to complete the sentence "MLflow cannot ...".
@@ -50,14 +50,17 @@ def client_to(action: str) -> Iterator[MlflowClient]:
 
 
 def load(model_uri: str) -> PyFuncModel:
-    """Load a model, such as `models:/NAME@champion`; this runs the code logged with it."""
+    """Load a model by URI, such as `models:/NAME@champion`.
+
+    Loading runs the code that was logged with the model.
+    """
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with client_to(f"load {model_uri}"):
         return mlflow.pyfunc.load_model(model_uri)
 
 
 def find_version(name: str, run_id: str) -> ModelVersion | None:
-    """Return the newest version of the model that a run registered, if any."""
+    """Return the newest model version that a run registered, if any."""
     with client_to(f"look for versions of {name}") as client:
         versions = client.search_model_versions(f"name='{name}' and run_id='{run_id}'")
     return max(versions, key=lambda version: int(version.version), default=None)
@@ -92,9 +95,9 @@ def register(
 
 
 def promote_if_better(name: str, version: str, *, metric_name: str) -> Promotion:
-    """Make a version the candidate, and the champion if `compare` says so.
+    """Make a version the candidate, and the champion if it is better.
 
-    A second call for the same version changes nothing.
+    `compare` decides whether the version becomes the champion. A second call for the same version changes nothing.
 
     Args:
         name: registered name.

@@ -66,7 +66,7 @@ def open_run(
     config_text: str,
     new_attempt: bool = False,
 ) -> Iterator[TrackedRun]:
-    """Open the run of a name, and set its final state when the context ends.
+    """Open a run, and set its final state when the context ends.
 
     Args:
         name: letters, digits, dots, dashes and underscores.
@@ -83,22 +83,9 @@ def open_run(
     check_reachable()
     uri = tracking_uri()
     lease = Lease.of_this_process()
-    # Find or create the run and claim it. Every failure here ends the invocation: nothing has
-    # been started yet, so the user can correct it and start again.
-    try:
-        record = _claim_run(uri, _Claim(name, settings, parameters, new_attempt, lease))
-        for key, value in tags.items():
-            record.client.set_tag(record.run_id, key, value)
-        record.client.log_text(record.run_id, config_text, "config.yaml")
-    except FAILURES as error:
-        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
-    logger.info(
-        "%s attempt %d of %s, MLflow run %s",
-        "resuming" if record.resumed else "starting",
-        record.attempt,
-        name,
-        record.run_id,
-    )
+    # Find or create the run and claim it.
+    claim = _Claim(name, settings, parameters, new_attempt, lease)
+    record = _claim_and_describe(uri, claim, tags, config_text)
     # Renew the lease while the context is open, so that other drivers leave this run alone.
     state = RunStatus.FAILED
     renewal = LeaseRenewal(record, lease)
@@ -124,6 +111,31 @@ def open_run(
             _set_state(record, state)
 
 
+def _claim_and_describe(
+    uri: str, claim: _Claim, tags: Mapping[str, str], config_text: str
+) -> TrackedRun:
+    """Claim a run, and log its tags and its configuration.
+
+    Every failure here ends the invocation: nothing has been started yet, so the user can correct
+    the cause and run the command again.
+    """
+    try:
+        record = _claim_run(uri, claim)
+        for key, value in tags.items():
+            record.client.set_tag(record.run_id, key, value)
+        record.client.log_text(record.run_id, config_text, "config.yaml")
+    except FAILURES as error:
+        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
+    logger.info(
+        "%s attempt %d of %s, MLflow run %s",
+        "resuming" if record.resumed else "starting",
+        record.attempt,
+        record.name,
+        record.run_id,
+    )
+    return record
+
+
 def check_can_start(name: str, *, settings: Mapping[str, str], new_attempt: bool = False) -> None:
     """Check what `open_run` would check, without opening a run; call `check_reachable` first.
 
@@ -143,9 +155,9 @@ def check_can_start(name: str, *, settings: Mapping[str, str], new_attempt: bool
 def open_child(
     parent: TrackedRun, name: str, *, parameters: Mapping[str, str], tags: Mapping[str, str]
 ) -> TrackedRun:
-    """Open a child run of a run that this process owns; close it with `close_child`.
+    """Open a child run of a run that this process owns.
 
-    A child run has no lease: it ends with its parent.
+    A child run has no lease: it ends with its parent. `close_child` sets its final state.
 
     Args:
         parent: the parent run.
@@ -184,13 +196,13 @@ def reopen_child(
 
 
 def close_child(record: TrackedRun, state: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-    """Set the final state of a child run, unless it is set already."""
+    """Set a child run's final state, unless it is set already."""
     if record.client.get_run(record.run_id).info.status != state:
         _set_state(record, RunStatus.from_string(state))
 
 
 def children(uri: str, run_id: str) -> list[MlflowRun]:
-    """Return the child runs of a run in the order of their creation."""
+    """Return the child runs of a run in order of creation."""
     client = make_client(uri)
     experiment_id = client.get_run(run_id).info.experiment_id
     found = search(client, experiment_id, f"tags.`{PARENT_RUN_TAG}` = '{run_id}'")
@@ -204,7 +216,7 @@ def history(uri: str, run_id: str, metric: str) -> dict[int, float]:
 
 
 def last_attempt(name: str) -> MlflowRun | None:
-    """Return the newest attempt of a name in any state, None if there is none."""
+    """Return the newest attempt of a name, in any state, if any."""
     client = make_client(tracking_uri())
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -213,7 +225,7 @@ def last_attempt(name: str) -> MlflowRun | None:
 
 
 def find_last_attempt(client: MlflowClient, experiment_id: str, name: str) -> MlflowRun | None:
-    """Return the newest attempt of a name within an experiment, None if there is none."""
+    """Return the newest attempt of a name within an experiment, if any."""
     runs = search(client, experiment_id, f"tags.`{NAME_TAG}` = '{name}'")
     # Two drivers may create the same attempt at once: the run that was created first counts.
     return max(
@@ -279,7 +291,7 @@ def _begin(uri: str, experiment_id: str, last: MlflowRun | None, claim: _Claim) 
 
 
 def _log_parameters(record: TrackedRun, parameters: Mapping[str, str]) -> None:
-    """Log the parameters of a run, and a tag that marks them as complete."""
+    """Log a run's parameters, and a tag that marks them as complete."""
     record.client.log_batch(
         record.run_id,
         params=[Param(key, value[:PARAM_LENGTH]) for key, value in parameters.items()],
@@ -288,12 +300,15 @@ def _log_parameters(record: TrackedRun, parameters: Mapping[str, str]) -> None:
 
 
 def _has_parameters(run: MlflowRun) -> bool:
-    """Return whether a run's parameters are complete: its driver may have been killed before."""
+    """Return whether a run's parameters are complete.
+
+    A driver may have been killed before it logged all parameters.
+    """
     return STORAGE_TAG in run.data.tags
 
 
 def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
-    """Set the state of all runs whose driver died to KILLED, whatever their name."""
+    """Set the state of all runs with a dead driver to KILLED."""
     running = search(client, experiment_id, "attributes.status = 'RUNNING'")
     alive = set()
     for run in running:
@@ -314,7 +329,10 @@ def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
 def _check_attempt(
     name: str, last: MlflowRun | None, settings: Mapping[str, str], new_attempt: bool
 ) -> None:
-    """Reject a name whose last attempt is running, or is unfinished and has other settings."""
+    """Reject a name whose last attempt prevents this invocation.
+
+    The last attempt is running, or it is unfinished and has other settings.
+    """
     if last is None or last.info.status == "FINISHED":
         return
     if last.info.status == "RUNNING":
@@ -346,7 +364,7 @@ def _check_same_settings(name: str, run: MlflowRun, settings: Mapping[str, str])
 def _check_claim(
     client: MlflowClient, experiment_id: str, record: TrackedRun, lease: Lease
 ) -> None:
-    """Reject this invocation if another driver claimed the same attempt at the same time."""
+    """Reject this invocation if another driver claimed the same attempt."""
     time.sleep(SETTLE_SECONDS)
     winner = find_last_attempt(client, experiment_id, record.name)
     assert winner is not None

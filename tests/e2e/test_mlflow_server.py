@@ -146,17 +146,17 @@ def start_a_run(name: str) -> None:
 
 
 def test_who_is_not_let_in_is_told_so_at_the_door(server, user, passwords):
-    with pytest.raises(TrackingError, match="refuses calls without a user; set MLFLOW_TRACK"):
+    with pytest.raises(TrackingError, match="rejects calls without a user; set MLFLOW_TRACK"):
         client.check_reachable()
     user("ada", "wrong-password-Zq84")
-    with pytest.raises(TrackingError, match=r"refuses user ada with this password") as told:
+    with pytest.raises(TrackingError, match=r"rejects user ada with this password") as told:
         client.check_reachable()
     assert "Zq84" not in str(told.value)
     user("reader", passwords["reader"])
     client.check_reachable()
     with pytest.raises(TrackingError, match="user reader may not do this; ask its administrator"):
         start_a_run("not-allowed")
-    with pytest.raises(SystemExit, match="did not make user friend: user reader may not do this"):
+    with pytest.raises(SystemExit, match="did not create user friend: user reader may not do this"):
         server_command(["add-user", "friend"])
 
 

@@ -178,7 +178,7 @@ def test_old_name_in_a_config_file_is_rejected_with_the_new_name(tmp_path, capsy
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("dry_run: true", "run.yaml contains dry_run, which is no setting"),
+        ("dry_run: true", "run.yaml contains dry_run, which is not a setting"),
         ("fresh: true", "fresh was renamed to --new-attempt"),
     ],
 )
