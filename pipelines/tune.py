@@ -78,7 +78,7 @@ def common_run(sweep: Sweep) -> Run:
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler[Run]:
-    """Create the sampler of a sweep, warm-started with the trials of other sweeps.
+    """Create the sampler of a sweep, with warm start.
 
     Raises:
         ValueError: a sweep of `warm_start` does not exist, or is not comparable.
@@ -142,7 +142,7 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
 def run_trials(
     sweep: Sweep, run: Run, sampler: Sampler[Run], published: str, new_attempt: bool = False
 ) -> None:
-    """Run the trials of a sweep, then write the report and the best configs.
+    """Run the trials of a sweep, then write its report.
 
     Args:
         sweep: the sweep.

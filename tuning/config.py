@@ -60,7 +60,7 @@ class RejectedError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class CostLimits:
-    """Limits on the cost of a network: [min, max], null for no bound."""
+    """Limits on a network's cost: [min, max], null for no bound."""
 
     mult_adds: tuple[float | None, float | None] | None = None
     """Mult-adds of the last exit, per image."""

@@ -1,4 +1,4 @@
-"""Objectives of a sweep: accuracy within budgets, area under the curve, mult-adds, latency."""
+"""Objectives of a sweep: accuracy, area under the curve, mult-adds, latency."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ DIRECTIONS: Mapping[str, Direction] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Metrics to compare trials by, measured after every epoch on the validation split."""
+    """Metrics that compare trials, measured on validation after every epoch."""
 
     metrics: tuple[str, ...] = ("accuracy",)
     """accuracy: mean top-1 in percent over budgets_mult_adds; accuracy_auc: mean top-1 in percent
@@ -95,7 +95,7 @@ class Objective:
     def measure(
         self, scores: ExitOutputs, cost: Sequence[int], latency_ms: float | None
     ) -> dict[str, float]:
-        """Compute the metrics of an epoch: accuracy at each budget, and each objective.
+        """Compute an epoch's metrics: accuracy at each budget, and each objective.
 
         Args:
             scores: exit outputs for the validation split.
@@ -127,7 +127,7 @@ def objective_metric(name: str) -> str:
 
 
 def budget_metric(index: int) -> str:
-    """Return the name of the accuracy at a budget among the metrics of an epoch.
+    """Return the metric name of the accuracy at a budget.
 
     Args:
         index: index of the budget in ascending order, from 0.

@@ -30,7 +30,7 @@ _LOG_RATIO = 20.0  # positive values with a larger max/min ratio get a logarithm
 
 
 def plot_front(results: SweepResults) -> Figure | None:
-    """Plot accuracy against mult-adds: a point per trial and budget, and the Pareto front.
+    """Plot accuracy against mult-adds, with the Pareto front.
 
     Points far below the front would compress the axis, so they are triangles at the lower edge.
 
@@ -78,7 +78,7 @@ def plot_front(results: SweepResults) -> Figure | None:
 def _scatter(
     axes: Axes, points: Sequence[tuple[float, float, TrialResult]], front: Sequence[float]
 ) -> None:
-    """Plot a circle per point; a triangle and a count for points below the lower edge."""
+    """Plot points; triangles mark points below the lower edge."""
     bottom = math.floor(min(front) - max(10.0, 2 * (max(front) - min(front))))
     for state, color, face in (("finished", "tab:blue", "tab:blue"), ("stopped", "gray", "none")):
         for is_below in (False, True):
@@ -109,7 +109,7 @@ def _scatter(
 
 
 def plot_parallel(results: SweepResults) -> Figure | None:
-    """Plot every measured trial as a line over its varied parameters and objectives.
+    """Plot every trial as a line over its parameters and objectives.
 
     Returns:
         None if no trial was measured.
@@ -167,7 +167,7 @@ class _Scale:
     """linear, log or names."""
 
     def height(self, value: Any, rank: float = 0.5) -> float:
-        """Return the height of a value, nan for a missing one; equal names are spread by rank."""
+        """Return the height of a value, nan for a missing one."""
         if value is None:
             return math.nan
         if self.kind == "names":
@@ -232,7 +232,7 @@ def plot_importances(results: SweepResults) -> Figure | None:
 
 
 def importances(results: SweepResults) -> dict[str, dict[str, float]]:
-    """Estimate the share of each parameter in the variance of each objective; they sum to 1.
+    """Estimate each parameter's share of the variance of each objective.
 
     Only parameters that all measured trials have are included, lists of numbers entry by entry.
     Trials that were stopped early count with their last objectives.

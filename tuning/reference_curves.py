@@ -15,11 +15,11 @@ _MARKERS: Mapping[str, tuple[int, str]] = {
     "cifar100": (100, "aquarium_fish"),
     "imagenet": (1000, "n01440764"),
 }
-"""Number of classes of each data set, and a class that other data sets of this size lack."""
+"""Number of classes of each data set, and a class that distinguishes it from data sets of this size."""
 
 
 def reference_curve_for(class_names: Collection[str]) -> str:
-    """Return the published data set with these classes, whatever the source of the images.
+    """Return the published data set with these classes.
 
     Args:
         class_names: names of the classes that have images.

@@ -1,4 +1,4 @@
-"""Report of a sweep: summary, ranking, plots and the best configs as files."""
+"""Report of a sweep: summary, ranking, plots and best configs."""
 
 import json
 import textwrap
@@ -53,7 +53,7 @@ def write_report(
 
 
 def _winners(results: SweepResults) -> dict[str, tuple[TrialResult, float | None, str]]:
-    """Return the file name of each best config, with its trial, budget and title.
+    """Return the best configs by file name, with trial and budget.
 
     There is one config per budget, and with several objectives one per trial on their front; with
     a single objective and no budgets there is one config.
@@ -81,7 +81,7 @@ def _winners(results: SweepResults) -> dict[str, tuple[TrialResult, float | None
 
 
 def summarize(results: SweepResults) -> str:
-    """Summarize a sweep as text: counts, time, ranking, best configs, gaps on the front."""
+    """Summarize a sweep: counts, time, ranking, best configs, gaps."""
     lines = [_counts(results), *_spent(results), "", *_table(results)]
     failed = [result for result in results.trials if result.state == "failed"]
     if failed:

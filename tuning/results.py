@@ -102,7 +102,7 @@ class SweepResults:
         return frozenset(self.measured[index].number for index in indices)
 
     def best(self, budget: float) -> TrialResult | None:
-        """Return the most accurate trial within a budget; the cheapest one among equals."""
+        """Return the most accurate, then cheapest, trial within a budget."""
         candidates = [result for result in self.measured if budget in result.budgets]
         return max(
             candidates,
@@ -122,7 +122,7 @@ class SweepResults:
         ]
 
     def varied(self, result: TrialResult) -> dict[str, Any]:
-        """Return the parameters of a trial that differ between trials, by short name."""
+        """Return the varied parameters of a trial by short name."""
         names = list(dict.fromkeys(name for each in self.trials for name in each.params))
         short = [
             name if name.startswith(WEIGHTS) else name.rpartition(".")[2] for name in names
@@ -135,7 +135,7 @@ class SweepResults:
         }
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the values of each varied parameter, by short name, in the order of the ranking.
+        """Return the ranked values of each varied parameter by short name.
 
         Lists of real numbers are split into one column per entry, counted from 1. The value is None
         for a trial without the parameter.
@@ -160,7 +160,7 @@ class SweepResults:
 
 
 def accuracy_at(result: TrialResult, budget: float) -> float:
-    """Return the top-1 accuracy in percent of a trial at one of its budgets."""
+    """Return a trial's top-1 accuracy in percent at a budget."""
     return result.accuracies[result.budgets.index(budget)]
 
 

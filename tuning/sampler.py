@@ -56,11 +56,11 @@ class Candidate(Generic[RunT]):
 
 
 class SpaceExhaustedError(ValueError):
-    """No further candidate was found; the message names the bounds that reject most."""
+    """The search space has no further candidate."""
 
 
 class Sampler(Generic[RunT]):
-    """Sampler of candidates, and the Optuna study with the results of their trials."""
+    """Sampler of candidates, with the Optuna study of their results."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Sampler(Generic[RunT]):
             self._taken, self.rejected = taken, rejected
 
     def reseed(self) -> None:
-        """Continue with random numbers that previous invocations with this seed did not use."""
+        """Continue with random numbers that no previous invocation used."""
         for sampler in (self._random, self._proposer):
             sampler.reseed_rng()
 
@@ -169,7 +169,7 @@ class Sampler(Generic[RunT]):
         self._study.tell(trial, state=state)
 
     def learn(self, result: TrialResult) -> bool:
-        """Add an ended trial to the study; return whether its parameters lie in the space."""
+        """Add an ended trial to the study, if the space contains it."""
         optuna_params = self._to_optuna(result.params)
         if optuna_params is None:
             return False
@@ -232,7 +232,7 @@ class Sampler(Generic[RunT]):
         )
 
     def _from_optuna(self, optuna_params: Mapping[str, Any]) -> dict[str, Any]:
-        """Return parameters by the names of the space; real numbers to three digits."""
+        """Return parameters by the space's names, reals to three digits."""
         params: dict[str, Any] = {}
         for name, dimension in self._space.items():
             values = [_value(dimension, optuna_params[key]) for key in _keys(name, dimension)]

@@ -1,4 +1,4 @@
-"""Run the trials of a sweep with Ray Tune, as many in parallel as the cluster has capacity for."""
+"""Run the trials of a sweep in parallel with Ray Tune."""
 
 import logging
 import os
@@ -46,7 +46,7 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SearchSummary:
-    """Rejections and losses of a search; the store has the results of its trials."""
+    """Rejections and losses of a search."""
 
     rejected: dict[str, int]
     """Number of rejected candidates of all invocations, by bound."""
@@ -146,7 +146,7 @@ def _configure_tune() -> None:
 def make_scheduler(
     early_stopping: EarlyStopping, metric: str, mode: str, num_epochs: int
 ) -> TrialScheduler:
-    """Create Tune's scheduler, which decides after whole epochs, but not after the last one."""
+    """Create Tune's scheduler, which decides after whole epochs."""
     if early_stopping.method == "none" or num_epochs <= early_stopping.first_epoch:
         return FIFOScheduler()
     return AsyncHyperBandScheduler(
@@ -162,7 +162,7 @@ def make_scheduler(
 
 
 def replay(scheduler: TrialScheduler, trial: Any, metric: str, measured: dict[int, float]) -> None:
-    """Report a trial's epochs of previous invocations to a scheduler; ignore its decisions."""
+    """Replay a trial's epochs of previous invocations to a scheduler."""
     for epoch, value in sorted(measured.items()):
         scheduler.on_trial_result(
             None,  # pyright: ignore[reportArgumentType]
@@ -172,14 +172,14 @@ def replay(scheduler: TrialScheduler, trial: Any, metric: str, measured: dict[in
 
 
 def _error_of(trial: Any) -> Exception:
-    """Load a trial's exception from the local file that Tune has just written."""
+    """Load a trial's exception from Tune's local file."""
     if trial.pickled_error_file is None:
         return RuntimeError(f"Tune lost trial {trial.trial_id}")
     return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
 def cause_of(error: Exception) -> Exception:
-    """Return the expected error behind a Ray task error; any other error unchanged."""
+    """Unwrap the expected error behind a Ray task error."""
     expected = (RunError, TrackingError, ValueError, OSError)
     if isinstance(error, RayTaskError) and isinstance(error.cause, expected):
         return error.cause
@@ -187,7 +187,7 @@ def cause_of(error: Exception) -> Exception:
 
 
 def _on_driver_node(trial: Callable[[dict[str, Any]], None]) -> Any:
-    """Keep the processes of trials on the driver's node, so that a lost node costs only workers."""
+    """Pin the processes of trials to the driver's node."""
     driver_node = ray.get_runtime_context().get_node_id()
     [resources] = [node["Resources"] for node in ray.nodes() if node["NodeID"] == driver_node]
     address = next(name for name in resources if name.startswith("node:") and "__" not in name)

@@ -62,7 +62,7 @@ class SweepSearcher(Searcher, Generic[RunT]):
 
     @property
     def is_done(self) -> bool:
-        """Whether there is no trial left to start or resume."""
+        """No trial is left to start or resume."""
         return not self._waiting and self._proposal is None and self._num_opened >= self._num_trials
 
     @property
@@ -72,7 +72,7 @@ class SweepSearcher(Searcher, Generic[RunT]):
         return dict(total.most_common())
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the config of the next trial; None without capacity, FINISHED without trials."""
+        """Return the next trial's config, None without capacity, or FINISHED."""
         if self._trials.num_consecutive_losses >= MAX_CONSECUTIVE_LOSSES:
             return Searcher.FINISHED
         if self._trials.num_live > capacity_for(self._cluster):
@@ -102,7 +102,7 @@ class SweepSearcher(Searcher, Generic[RunT]):
         return {"task": task}
 
     def measured_by_trial(self) -> dict[str, dict[int, float]]:
-        """Return the first objective by epoch of every trial that ended before, by trial ID."""
+        """Return the first objective by epoch of every ended trial."""
         return {each.trial_id: self._trials.measured(each.run_id) for each in self._store.results}
 
     def on_trial_complete(
@@ -111,7 +111,7 @@ class SweepSearcher(Searcher, Generic[RunT]):
         """Do nothing: the callback in `tuning.search` ends the trial."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return no state: Tune pickles the searcher, but MLflow holds the sweep's state."""
+        """Return no state: MLflow holds the state of the sweep."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:

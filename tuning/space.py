@@ -14,7 +14,7 @@ SHORTHANDS = (FACTORS, f"{WEIGHTS}.family", f"{WEIGHTS}.strength", f"{WEIGHTS}.f
 
 
 def names_in(space: Mapping[str, Dimension]) -> set[str]:
-    """Return the names of all settings and shorthands that a space can set.
+    """Return all settings and shorthands that a space can set.
 
     A choice that is a mapping sets the names in the mapping instead of the name of its entry.
     """
@@ -63,7 +63,7 @@ def expand_model(params: Mapping[str, Any], scales: tuple[int, ...]) -> dict[str
 
 
 def expand_weights(params: Mapping[str, Any], cost: tuple[int, ...]) -> list[float] | None:
-    """Return the exit loss weights of a candidate, with mean 1; None if it does not set them.
+    """Return a candidate's exit loss weights, with mean 1, if set.
 
     With depth d from 0 (first exit) to 1 (last exit) and strength s:
 

@@ -1,4 +1,4 @@
-"""Ray Tune trainable of a trial: one training, run from the driver's node."""
+"""Ray Tune trainable of a trial, run on the driver's node."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,14 +58,14 @@ class EpochReports(TuneReportCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        """Report all but checkpoints within an epoch, which have no metrics of an epoch."""
+        """Report epochs, but no checkpoints within an epoch."""
         for reported in metrics_in(metrics[0]):
             if "step" not in reported:
                 super().after_report(run_context, [report(reported)], None)
 
 
 def report(metrics: dict[str, float]) -> dict[str, Any]:
-    """Return a report to Tune: the epoch's metrics, and the scheduler's at the top level."""
+    """Return a report to Tune, with the scheduler's metrics on top."""
     objectives = {name: value for name, value in metrics.items() if name.startswith("objective/")}
     return {EPOCH: metrics[EPOCH], **objectives, METRICS: metrics}
 

@@ -115,7 +115,7 @@ class TrialLifecycle(Generic[RunT]):
         return Task(run, record)
 
     def reported(self, trial_id: str, report: dict[str, Any]) -> None:
-        """Record a report of a trial; the last report of a training repeats the last epoch."""
+        """Record a report; the last one repeats the last epoch."""
         trial = self._live[trial_id]
         self.num_consecutive_losses = 0
         trial.best = report.get(BEST, trial.best)
@@ -124,7 +124,7 @@ class TrialLifecycle(Generic[RunT]):
             self._store.note_seconds()
 
     def ended(self, trial_id: str, error: Exception | None = None) -> None:
-        """Save the end of a trial that finished, was stopped early, failed or was lost."""
+        """Save the end of a trial."""
         trial = self._live.pop(trial_id)
         if error is not None and not isinstance(error, UntrainableError):
             self._lose(trial, error)

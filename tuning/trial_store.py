@@ -57,7 +57,7 @@ class TrialConfig(Generic[RunT]):
 
 
 class TrialStore(Generic[RunT]):
-    """Store of the trials of a sweep: opens an MLflow child run per trial, and closes it.
+    """Store of a sweep's trials: one MLflow child run per trial.
 
     The store is a context manager: trials that are open on leaving it were interrupted, and are
     marked as killed. Requests without an awaited response are sent by a thread.
@@ -119,7 +119,7 @@ class TrialStore(Generic[RunT]):
     def open(
         self, number: int, candidate: Candidate[RunT], before: Unfinished | None = None
     ) -> tuple[TrackedRun, RunT]:
-        """Open the MLflow run of a new trial, or reopen an unfinished one.
+        """Open the MLflow run of a trial, or reopen it.
 
         Args:
             number: number of the trial.
@@ -151,7 +151,7 @@ class TrialStore(Generic[RunT]):
         )
 
     def note_seconds(self) -> None:
-        """Save the time of the sweep so far, for the next invocation to continue from."""
+        """Save the time of the sweep so far."""
         self._send(
             self._parent.client.set_tag, self._parent.run_id, _SECONDS, f"{self.seconds:.1f}"
         )
@@ -181,7 +181,7 @@ class TrialStore(Generic[RunT]):
         self._send(runs.close_child, record, _END[result.state])
 
     def close_lost(self, number: int) -> None:
-        """Close the run of a trial lost with the cluster; the next invocation resumes the trial."""
+        """Close the run of a lost trial, to be resumed later."""
         record, _, _ = self._open.pop(number)
         self._send(runs.close_child, record, "FAILED")
 
@@ -196,7 +196,7 @@ class TrialStore(Generic[RunT]):
 
 
 def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinished]]:
-    """Read the trials of a sweep, ended and unfinished ones, each by number.
+    """Read the ended and unfinished trials of a sweep by number.
 
     If MLflow failed while a trial was opened, the trial has several child runs: the last one counts.
 

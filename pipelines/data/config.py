@@ -125,7 +125,7 @@ class DataConfig:
 
 
 def prepared_path(config: DataConfig, image_size: int) -> str:
-    """Return the absolute path or S3 URI of the folder of prepared files."""
+    """Return the absolute path or S3 URI of the prepared files."""
     if is_uri(config.prepared_dir):
         return config.prepared_dir
     name = config.source
@@ -137,7 +137,7 @@ def prepared_path(config: DataConfig, image_size: int) -> str:
 
 
 def prepared_settings(config: DataConfig, image_size: int) -> dict[str, str | int | float]:
-    """Return the settings, by name, that determine the content of the prepared files."""
+    """Return the settings that determine the content of prepared files."""
     settings: dict[str, str | int | float] = {
         f"data.{name}": getattr(config, name)
         for name in ("source", "validation_share", "split_seed", "max_side", "image_format")

@@ -27,7 +27,7 @@ class ImagesReport:
 
 
 def check_images(config: DataConfig, model: ModelConfig, *, is_here: bool) -> ImagesReport:
-    """Check the prepared images, or the source that they will be prepared from.
+    """Check the prepared images, or their source.
 
     Args:
         config: Images and their preparation.

@@ -143,7 +143,7 @@ def _page_up(position: int) -> int:
 
 
 def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_start: int) -> None:
-    """Write the metadata, then the header; a file without a header is unfinished."""
+    """Write the metadata, then the header, which marks a complete file."""
     layout = file_format()
     header = np.zeros(1, layout.header)
     header["version"] = layout.version
@@ -165,7 +165,7 @@ def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_st
 
 
 def open_beton(path: Path) -> Beton:
-    """Open a file after checking that it is complete and has our fields.
+    """Open a file and check its completeness and its fields.
 
     Raises:
         FileNotFoundError: the file does not exist.

@@ -33,7 +33,7 @@ class Sample:
 def encode(
     images: Images, config: DataConfig, threads: int
 ) -> Generator[Sample | UnreadableImageError]:
-    """Encode images in threads, a bounded number ahead, and yield them in order.
+    """Encode images in threads and yield them in order.
 
     For an image that cannot be decoded, the error with its name is yielded instead.
 

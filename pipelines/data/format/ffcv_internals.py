@@ -119,9 +119,9 @@ def read_tables(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def c_function_addresses() -> dict[str, int]:
-    """Return the addresses of FFCV's C functions `resize` and `imdecode`.
+    """Return pointers to FFCV's C functions `resize` and `imdecode`.
 
-    FFCV 1.0.2 offers them only one image at a time through ctypes; compiled code calls them faster.
+    FFCV 1.0.2 calls them only one image at a time through ctypes; compiled code calls them faster.
     """
     load_ffcv()
     import ffcv._libffcv

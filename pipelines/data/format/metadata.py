@@ -125,7 +125,7 @@ def parse_metadata(content: bytes, name: str) -> SplitMetadata:
 
 
 def read_remote_metadata(uri: str, store: ObjectStore) -> tuple[SplitMetadata, bytes]:
-    """Read the metadata file of a prepared file in S3; return its raw content too.
+    """Read a metadata file in S3; also return its raw content.
 
     Raises:
         FileNotFoundError: the metadata file is missing, so the split is not prepared.
@@ -145,7 +145,7 @@ def file_sha256(path: Path) -> str:
 
 
 def verify(path: Path) -> None:
-    """Compare a prepared file with the checksum in its metadata file; reads the whole file.
+    """Compare a prepared file with the checksum in its metadata file.
 
     Raises:
         ValueError: the file differs from the one that was written.
@@ -166,7 +166,7 @@ def is_prepared(folder: Path, split: Split) -> bool:
 
 
 def check_settings(folder: str, metadata: SplitMetadata, split: Split, wanted: dict) -> None:
-    """Check that a file belongs to a split and to the current settings.
+    """Check that a file matches a split and the current settings.
 
     Raises:
         ValueError: the split or a setting differs.

@@ -1,6 +1,6 @@
 """Crop boxes and mirroring of images, shared by all loaders.
 
-Random numbers are hashes of (seed, epoch, sample index, draw), so an augmented image depends
+Random numbers are hashes of (seed, epoch, sample index, position), so an augmented image depends
 neither on the number of workers nor on the step at which a run was resumed.
 """
 
@@ -35,9 +35,9 @@ class SampleRandom:
         key = _mix(_mix(np.array([seed], np.uint64)) ^ np.uint64(epoch))
         self.keys = _mix(_mix(samples.astype(np.uint64)) ^ key)
 
-    def uniform(self, draw: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
-        """Return number `draw` of the streams of all samples, or of some `rows`, in [0, 1)."""
-        bits = _mix(self.keys[rows] + np.uint64(draw))
+    def uniform(self, position: int, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Return the uniform number at a position of the samples' streams."""
+        bits = _mix(self.keys[rows] + np.uint64(position))
         return (bits >> np.uint64(11)) * 2.0**-53
 
 
@@ -78,7 +78,7 @@ def training_boxes(
 
 
 def evaluation_boxes(image_size: int, sizes: np.ndarray) -> np.ndarray:
-    """Return the evaluation crops: whole images of the right size, otherwise central squares.
+    """Return evaluation crops: whole images of the right size, or central squares.
 
     The square has 7/8 of the shorter side, as after resizing to 256 and cropping 224.
     """

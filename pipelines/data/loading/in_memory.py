@@ -15,7 +15,7 @@ from pipelines.data.loading.streaming import StreamingBatches
 
 
 class MemoryBatches:
-    """Batches of one split for one worker; training images are cropped on the device.
+    """Batches of one split for one worker, cropped on the device.
 
     Raises:
         ValueError: training images differ in size.

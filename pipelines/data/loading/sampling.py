@@ -1,4 +1,4 @@
-"""Epoch sampler: order of the samples, split over workers, shared by all loaders.
+"""Epoch sampler: order of the samples and their distribution over workers.
 
 A training epoch is a permutation of all images that depends only on seed and epoch. The permutation
 is cut into global batches; the incomplete batch at its end is dropped, and its images differ from
@@ -22,7 +22,7 @@ WINDOW_IMAGES = 1024 * BLOCK_IMAGES
 
 
 def training_order(kind: str, num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the indices of all images in the order of an epoch (images,).
+    """Return the indices of all images in epoch order, (images,).
 
     Args:
         kind: `data.shuffle`.
@@ -74,7 +74,7 @@ class EpochOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochSampler:
-    """Chooses the samples of one worker for each epoch; the workers' samples are disjoint."""
+    """Sampler of one worker's samples; workers' samples are disjoint."""
 
     config: DataConfig
     is_training: bool
@@ -103,7 +103,7 @@ class EpochSampler:
         return -(-len(self._evaluated()) // self.batch_size)
 
     def epoch(self, epoch: int, first_step: int = 0) -> EpochOrder:
-        """Return the samples of an epoch, counted from 0, starting at a batch."""
+        """Return the samples of an epoch from a batch on."""
         if not self.is_training:
             samples = self._evaluated()[first_step * self.batch_size :]
             boxes = evaluation_boxes(self.image_size, self.sizes[samples])
@@ -118,7 +118,7 @@ class EpochSampler:
         boxes = training_boxes(self.config, size, self.seed, epoch, samples, self.sizes[samples])
         if self.config.shuffle == "full":
             return EpochOrder(samples, boxes, own.shape[1], size, samples[:0])
-        # Prefetch one window ahead, each window in file order.
+        # Prefetch the images of the next shuffling window, in file order.
         positions = np.arange(first_step, len(self)).repeat(own.shape[1]) * self.global_batch_size
         prefetch_order = samples[np.lexsort((samples, positions // WINDOW_IMAGES))]
         num_ahead = WINDOW_IMAGES // self.num_workers

@@ -14,7 +14,7 @@ from pipelines.data.format.metadata import read_remote_metadata
 
 @contextmanager
 def staged_data(config: DataConfig, cache: Cache) -> Iterator[DataConfig]:
-    """Yield settings whose prepared files are on this node and stay there inside the context.
+    """Yield settings whose prepared files are on this node.
 
     Raises:
         OSError: the files cannot be downloaded; see `cluster.storage.cache.staged`.

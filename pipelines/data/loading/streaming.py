@@ -26,7 +26,7 @@ STALL_SECONDS = 120.0
 
 @dataclass(eq=False)
 class StreamingBatches:
-    """Batches of one split for one worker, decoded by threads a few batches ahead.
+    """Batches of one split for one worker, decoded ahead by threads.
 
     Each thread decodes whole batches into a ring of buffers. FFCV's own `Loader` is not used: it
     hangs when its thread fails, and leaks the thread when an epoch ends early
@@ -117,7 +117,7 @@ class StreamingBatches:
         return buffer.permute(0, 3, 1, 2)
 
     def _buffers(self, count: int, image_size: int) -> list[Tensor]:
-        """Return the ring for an image size; its memory is reused because pinning is slow."""
+        """Return the reused ring buffer of an image size."""
         if not self._ring:
             largest = self.sampler.batch_size * self.sampler.image_size**2 * 3
             pinned = self.device.type == "cuda"
@@ -128,7 +128,7 @@ class StreamingBatches:
         return [memory[: math.prod(shape)].view(shape) for memory in self._ring]
 
     def _to_cuda(self, images: Tensor, copy_stream: torch.cuda.Stream) -> Tensor:
-        """Copy in parallel to the computation, and wait because the buffer is reused."""
+        """Copy in parallel to the computation and wait for the copy."""
         with torch.cuda.stream(copy_stream):
             copied = images.to(self.device, non_blocking=True)
         copy_stream.synchronize()
@@ -137,7 +137,7 @@ class StreamingBatches:
 
 
 def _prefetch(file: int, table: np.ndarray, samples: np.ndarray) -> None:
-    """Ask the kernel to read images in the background; samples are in file order."""
+    """Ask the kernel to read images, in file order, in the background."""
     starts, ends = table[samples, 0], table[samples, 0] + table[samples, 1]
     begins = np.r_[True, (starts[1:] > ends[:-1] + GAP_BYTES) | (starts[1:] < ends[:-1])]
     for start, end in zip(starts[begins], ends[np.r_[begins[1:], True]], strict=True):

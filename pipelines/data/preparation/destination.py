@@ -60,7 +60,7 @@ class Destination(Protocol):
         ...
 
     def remove_shards(self, name: str, split: Split) -> None:
-        """Remove the shards of one split, and their folder if it is empty."""
+        """Remove the shards of one split, and their empty folder."""
         ...
 
 
@@ -95,7 +95,7 @@ class LocalDestination:
 
     @contextmanager
     def lock(self, settings: Settings) -> Iterator[None]:
-        """Create the folder and hold its lock, which the kernel releases if the process dies."""
+        """Create the folder and hold its lock."""
         del settings
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class LocalDestination:
 
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
-        """Provide the folder itself: files are written under a temporary name and renamed."""
+        """Provide the folder itself, for files that are renamed when complete."""
         yield self.folder
 
     def publish(self, path: Path) -> None:
@@ -127,7 +127,7 @@ class LocalDestination:
         (self.folder / name).mkdir(exist_ok=True)
 
     def remove_shards(self, name: str, split: Split) -> None:
-        """Remove the shards of one split, and their folder if it is empty."""
+        """Remove the shards of one split, and their empty folder."""
         folder = self.folder / name
         for path in folder.glob(f"{split}-*"):
             path.unlink()
@@ -137,7 +137,7 @@ class LocalDestination:
 
 @dataclass(frozen=True)
 class S3Destination:
-    """Prefix in S3; several processes may write at once if their settings are the same."""
+    """Prefix in S3, for several writers with the same settings."""
 
     location: str
     store: ObjectStore
@@ -152,7 +152,7 @@ class S3Destination:
 
     @contextmanager
     def lock(self, settings: Settings) -> Iterator[None]:
-        """Keep processes with other settings from writing; remove all shards after the last split.
+        """Exclude writers with other settings; finally remove all shards.
 
         Processes with the same settings write the same bytes and need no exclusion.
         """
@@ -205,7 +205,7 @@ class S3Destination:
         return f"{self.location}/{split}.beton"
 
     def _reserve(self, settings: Settings) -> None:
-        """Write the lock object, unless a process with the same settings wrote one.
+        """Write the lock object unless it exists with the same settings.
 
         Raises:
             ValueError: a process with other settings writes to the same prefix.
@@ -234,7 +234,7 @@ def read_bytes(location: str) -> bytes:
 
 
 def write_bytes(location: str, content: memoryview) -> None:
-    """Write a file at a path or S3 URI atomically, also if several processes write it at once."""
+    """Write a file at a path or S3 URI atomically."""
     if is_uri(location):
         with ObjectStore() as store:
             store.write(location, bytes(content))

@@ -28,12 +28,12 @@ from pipelines.data.sources.images import UnreadableImageError
 
 
 class ParallelMap(Protocol):
-    """Parallel map: calls a function on every item and yields results with their numbers."""
+    """Parallel map: yields the numbered results of a function."""
 
     def __call__(
         self, function: Callable[[ShardTask], ShardResult], items: Sequence[ShardTask]
     ) -> Generator[tuple[int, ShardResult]]:
-        """Yield the number and result of each item in the order of completion."""
+        """Yield number and result of each item, in order of completion."""
         ...
 
 
@@ -133,14 +133,14 @@ class PreparationJob:
                 )
 
     def _shard_folder(self, source: Source) -> str:
-        """Name the folder of the shards by source and settings, so that no other job reuses it."""
+        """Return a folder name for the shards, from source and settings."""
         identity = json.dumps([FORMAT, self.settings, source.fingerprint], sort_keys=True)
         return f"shards-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
     def _encode_shards(
         self, folder: str, images: dict[Split, Images]
     ) -> dict[Split, list[ShardTask]]:
-        """Encode images in shards; return the tasks of each split, empty if it has no shards."""
+        """Encode images in shards and return the tasks of each split."""
         if self.parallel_map is None:
             return {}
         prefix = f"{self.destination.location}/{folder}"

@@ -1,4 +1,4 @@
-"""Shards: parts of a split that are encoded in parallel and then joined in order."""
+"""Shards: parts of a split, encoded in parallel and then concatenated."""
 
 import io
 import json

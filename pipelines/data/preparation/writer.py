@@ -36,7 +36,7 @@ def join_shards(path: Path, tasks: Sequence[ShardTask], *, skip_unreadable: bool
 def write_split(
     path: Path, split: Split, write: Callable[[Path], Written], source: Source, settings: Settings
 ) -> None:
-    """Write a split under a temporary name, rename it, and write its metadata file.
+    """Write a split and its metadata file atomically.
 
     Args:
         path: the prepared file.

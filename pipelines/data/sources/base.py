@@ -46,7 +46,7 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the class names and of the name and label of every image, in order."""
+        """Return the SHA-256 of class names, image names and labels."""
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for images in (self.train, self.test):
             digest.update(f"\n{len(images.labels)}".encode())
@@ -82,11 +82,11 @@ class FileImages:
     labels: np.ndarray
 
     def part(self, indices: np.ndarray) -> "FileImages":
-        """Return some of the images; the result holds no reference to the rest."""
+        """Return some of the images, without references to the rest."""
         return FileImages(self.root, tuple(self.paths[i] for i in indices), self.labels[indices])
 
     def name(self, index: int) -> str:
-        """Return the path below the root, so that moving the folder keeps the fingerprint."""
+        """Return the path of an image below the root."""
         return self.paths[index]
 
     def read(self, index: int) -> DecodedImage:
@@ -157,7 +157,7 @@ class ExpectedSize:
 def held_out_size(
     labels: np.ndarray, num_test: int, image_side: int, config: DataConfig
 ) -> ExpectedSize:
-    """Compute the size of a data set of square images with known training labels.
+    """Compute the size of a data set from its training labels.
 
     Args:
         labels: class of each training image, before validation images are held out (images,).
@@ -173,7 +173,7 @@ def held_out_size(
 
 
 def split_source(source: Source, config: DataConfig) -> dict[Split, Images]:
-    """Return the images of each split; validation is held out of the training images."""
+    """Return the images of each split; validation is held out of training."""
     kept, held = hold_out(
         source.train.labels, config.validation_share, config.split_seed, source.class_names
     )

@@ -42,11 +42,11 @@ def read_class_index(path: str) -> tuple[str, ...]:
 
 
 def read_matching_index(path: str, found: Sequence[str], root: str) -> tuple[str, ...]:
-    """Read a class index after checking that it has every class folder of `root`.
+    """Read a class index and check it against the folders.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file has a wrong form, or lacks a class folder.
+        ValueError: the file has a wrong form, or a class folder is missing in it.
     """
     names = read_class_index(path)
     unknown = sorted(set(found) - set(names))

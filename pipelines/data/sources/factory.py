@@ -62,7 +62,7 @@ SOURCES: dict[str, SourceSpec] = {
 
 
 def check_source(config: DataConfig) -> None:
-    """Check that the source's folder has the files that it needs; images are not listed.
+    """Check that the source's files exist, without listing images.
 
     Raises:
         FileNotFoundError: a folder or file is missing.

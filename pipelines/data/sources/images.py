@@ -12,7 +12,7 @@ UPRIGHT = 1
 
 
 class UnreadableImageError(ValueError):
-    """Image file that cannot be decoded; the message contains its name and the reason."""
+    """Image file that cannot be decoded."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def decode_image(encoded: bytes, name: str) -> DecodedImage:
 
 
 def decode_rgb(encoded: bytes, name: str) -> np.ndarray:
-    """Decode an image file to RGB (height, width, 3), uint8, rotated by EXIF.
+    """Decode an image file to upright RGB (height, width, 3), uint8.
 
     Grey, CMYK, palette and 16-bit images are converted; transparency is dropped.
 
@@ -57,7 +57,7 @@ def decode_rgb(encoded: bytes, name: str) -> np.ndarray:
             if image.mode == "P":  # PIL converts a palette with transparency bytes only to RGBA
                 image = image.convert("RGBA")
             return np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as error:  # PIL's message contains a memory address
+    except UnidentifiedImageError as error:  # PIL's message contains a pointer
         raise UnreadableImageError(f"{name} is not a readable image: unknown format") from error
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ...
         raise UnreadableImageError(f"{name} is not a readable image: {error}") from error

@@ -30,7 +30,10 @@ def test_command_line_overrides_the_config_file(tmp_path):
             "train.optim.schedule: must be one of 'multistep', 'cosine', got",
         ),
         (["--config", "/nowhere.yaml"], "config: File does not exist: '/nowhere.yaml'"),
-        (["--train.seed=9223372036854775808"], "train.seed must be from 0 to 9223372036854775807, got 9223"),
+        (
+            ["--train.seed=9223372036854775808"],
+            "train.seed must be from 0 to 9223372036854775807, got 9223",
+        ),
         (["--name=a/b"], "name must be letters"),
         (
             ["--train.batch_size=1"],
@@ -148,7 +151,9 @@ def test_help_and_print_config_contain_every_setting(option, capsys):
     assert ending.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())  # help is wrapped
     assert all(name.split(".")[-1] in shown for name in flatten(Run()))
-    assert ("Images per step, over all workers (global batch size)" in shown) == (option == "--help")
+    assert ("Images per step, over all workers (global batch size)" in shown) == (
+        option == "--help"
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), RENAMED.items())
