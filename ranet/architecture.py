@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Cost:
-    """Cost of a part of the network for one image, by two counting methods."""
+    """Cost of a part of the network for one image."""
 
     mult_adds: int = 0
     """Multiply-accumulates of convolutions and linear layers."""
@@ -31,13 +31,13 @@ class Cost:
 
 
 def _conv_cost(in_channels: int, out_channels: int, kernel: int, size: int) -> Cost:
-    """Cost of a convolution with a size x size output, including its ReLU."""
+    """Cost of a convolution and its ReLU with a square output."""
     mult_adds = in_channels * out_channels * kernel * kernel * size * size
     return Cost(mult_adds, mult_adds + out_channels * size * size)
 
 
 def _halved(size: int) -> int:
-    """Output size of a stride-2 convolution with an odd kernel, padded by kernel // 2."""
+    """Output size of a padded stride-2 convolution with an odd kernel."""
     return (size + 1) // 2
 
 
@@ -84,7 +84,7 @@ class UnitSpec:
 
 @dataclass(frozen=True)
 class LateralSpec:
-    """Lateral path from a block of the lower sub-network to a fusion block."""
+    """Lateral path from a lower block to a fusion block."""
 
     units: tuple[UnitSpec, ...]
     """Unit j reads the input of layer j of the lower block, at the lower block's `in_size`."""
@@ -97,7 +97,7 @@ class LateralSpec:
 
     @property
     def cost(self) -> Cost:
-        """Cost of the lateral path, all of which runs at the lower resolution."""
+        """Cost of the lateral path, which runs at the lower resolution."""
         total = _conv_cost(self.in_channels, self.compressed_channels, 1, self.out_size)
         for unit in self.units:
             total += unit.cost(self.in_size, self.in_size)
@@ -270,7 +270,7 @@ def _stem_sizes(config: ModelConfig) -> list[int]:
 def _subnetwork_spec(
     config: ModelConfig, i: int, channels: int, size: int, lower: tuple[BlockSpec, ...]
 ) -> tuple[BlockSpec, ...]:
-    """Compute the blocks of sub-network i (from 0) above those of sub-network i - 1."""
+    """Compute the blocks of sub-network i, counted from 0."""
     scale = config.scales[i]
     lengths = [config.num_blocks + config.extra_blocks * k for k in range(i + 1)]
     transitions = {t * lengths[i] // scale for t in range(1, scale)}
@@ -305,7 +305,7 @@ def _block_spec(
     is_down: bool,
     has_transition: bool,
 ) -> BlockSpec:
-    """Compute one block of sub-network i; a `lower_block` makes it a fusion block."""
+    """Compute one block of sub-network i, with `lower_block` a fusion block."""
     growth = config.growth_rate * config.growth_factors[i]
     lateral = int(config.compress_factor * growth) if lower_block else 0
     own = growth - lateral

@@ -1,4 +1,4 @@
-"""Collective operations of the workers of a training; the identity on a single worker."""
+"""Collective operations of workers; the identity on a single worker."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +19,7 @@ def world_size() -> int:
 
 
 def wrap(model: nn.Module) -> nn.Module:
-    """Wrap a model in DDP, which averages gradients and starts from the weights of rank 0."""
+    """Wrap a model in DDP, which averages gradients over the workers."""
     if world_size() == 1:
         return model
     # Every worker keeps the batch norm statistics of its own images until the epoch ends; then
@@ -28,12 +28,12 @@ def wrap(model: nn.Module) -> nn.Module:
 
 
 def accumulating(model: nn.Module) -> AbstractContextManager[None]:
-    """Accumulate the gradients of a DDP model on each worker without averaging them yet."""
+    """Accumulate gradients of a DDP model without averaging them yet."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def gather(values: Tensor) -> list[Tensor]:
-    """Return the tensors of all workers on every worker, in order of rank.
+    """Return the tensors of all workers, in order of rank.
 
     Sizes may differ between workers; the number of dimensions must be equal.
     """
@@ -54,7 +54,7 @@ def gather(values: Tensor) -> list[Tensor]:
 
 
 def statistics(model: nn.Module) -> list[Tensor]:
-    """Return the running statistics of a model's batch norms: its saved floating-point buffers.
+    """Return the running statistics of a model's batch norms.
 
     Integer buffers are step counters; buffers that are not saved are constants.
     """

@@ -39,7 +39,7 @@ class Batches(Protocol):
     def epoch(
         self, epoch: int, first_step: int = 0
     ) -> AbstractContextManager[Iterator[tuple[Tensor, Tensor]]]:
-        """Open the batches of an epoch, starting at a step, as a context with an iterator.
+        """Open the batches of an epoch from a step on.
 
         Epochs and steps count from 0. The iterator yields images (batch, 3, height, width), uint8,
         and labels (batch,), int64, both on the worker's device. A batch is valid until the next
@@ -56,17 +56,17 @@ class Reporter(Protocol):
     """Receiver of metrics and snapshots; every worker calls each method equally often."""
 
     def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
-        """Handle the metrics of an epoch, and its snapshot where a checkpoint is due."""
+        """Handle an epoch's metrics, and its snapshot if one is due."""
         ...
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
-        """Count a step of this worker: images, seconds, and seconds of waiting for the batch."""
+        """Count images, seconds and waiting seconds of a step."""
         ...
 
     def wants_checkpoint(self) -> bool:
-        """Return whether to save a checkpoint after this step; equal on all workers."""
+        """Return whether to save a checkpoint after this step."""
         ...
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        """Save a snapshot within an epoch; may end the training by raising an exception."""
+        """Save a snapshot within an epoch, or end the training."""
         ...

@@ -30,5 +30,5 @@ def exit_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def validation_top1(metrics: Mapping[str, float]) -> list[float]:
-    """Return the top-1 of every exit, first exit first, from the metrics of an epoch."""
+    """Return the top-1 of every exit from an epoch's metrics."""
     return [v for name, v in metrics.items() if name.startswith("val/") and name.endswith("/top1")]

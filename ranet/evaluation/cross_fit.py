@@ -11,7 +11,7 @@ from ranet.inference.threshold_search import fit_budgets
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Thresholds fitted on one half of the images, and the other half to evaluate them on."""
+    """Thresholds fitted on one half of the images, for the other half."""
 
     held_out: Tensor
     """Indices of the images that the thresholds were not fitted on."""
@@ -22,7 +22,7 @@ class Fold:
 def cross_fit(
     confidences: Tensor, correct: Tensor, costs: Sequence[float], budgets: Sequence[float]
 ) -> Iterator[Fold]:
-    """Fit thresholds on each half of the images; both halves are always the same.
+    """Fit thresholds on each of two fixed halves of the images.
 
     Args:
         confidences: (exits, images), of at least two images.

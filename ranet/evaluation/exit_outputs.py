@@ -18,7 +18,7 @@ from ranet.protocols import Batches
 
 @dataclass(frozen=True, eq=False)
 class ExitOutputs:
-    """Confidence and hits of every exit on a split; all tensors (exits, samples), on the CPU."""
+    """Confidence and hits of every exit on a split, (exits, samples)."""
 
     confidences: Tensor
     """Probability of the predicted class, float32."""
@@ -44,7 +44,7 @@ class ExitOutputs:
 
 @dataclass(frozen=True, eq=False)
 class SplitOutputs:
-    """Exit outputs of a split: of single exits, and of ensembles of exits."""
+    """Exit outputs of a split, of single exits and of ensembles."""
 
     single: ExitOutputs
     ensemble: ExitOutputs
@@ -73,7 +73,7 @@ def collect_exit_outputs(
     precision: Literal["float32", "bfloat16"] = "float32",
     policy: ExitPolicy = TOP_PROBABILITY,
 ) -> SplitOutputs:
-    """Evaluate all exits on a split; every worker returns the outputs of all workers.
+    """Evaluate all exits on a split, over all workers.
 
     Args:
         model: images -> logits (exits, batch, classes); left in evaluation mode.
@@ -109,7 +109,7 @@ def collect_exit_outputs(
 def select_ensemble(
     val: SplitOutputs, costs: Sequence[float], budgets: Sequence[float]
 ) -> ExitEnsemble:
-    """Select the ensemble of exits if it is clearly better on validation images.
+    """Select the ensemble if it is clearly better on validation images.
 
     Clearly better: the lead in correct predictions, summed over images and budgets, exceeds two
     standard errors by more than one image per budget. Thresholds are cross-fitted in two folds.

@@ -15,7 +15,7 @@ from ranet.model.network import CPU_CHUNK_IMAGES, FusedRANet, RANet
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictions for a batch, in the order of its images; each field is (batch,)."""
+    """Predictions for a batch; each field is (batch,)."""
 
     labels: Tensor
     """Predicted class, int64."""
@@ -141,7 +141,7 @@ class Cascade:
         )
 
     def _write(self, prediction: Prediction, step: "_ExitStep") -> None:
-        """Write the predictions of an exit for the images that reached the exit."""
+        """Write the predictions of an exit for its images."""
         prediction.labels[step.images] = step.labels
         prediction.confidences[step.images] = step.confidences
         prediction.exits[step.images] = step.exit

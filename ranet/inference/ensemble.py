@@ -1,4 +1,4 @@
-"""Ensemble of exits: the mean of the logits of all exits so far."""
+"""Ensemble of exits: the mean logits of all exits so far."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ and all earlier exits."""
 
 
 def mean_logits(logits: Tensor) -> Tensor:
-    """Average the logits of each exit with the logits of all earlier exits.
+    """Average the logits of each exit with those of earlier exits.
 
     Args:
         logits: (exits, batch, classes).

@@ -84,7 +84,7 @@ def fit_budgets(
 
 @dataclass(frozen=True)
 class _Policy:
-    """Exit policy given by rank cuts, and its results on the fitting images."""
+    """Exit policy given by rank cuts, with its fitting results."""
 
     cuts: tuple[int, ...]
     """For each exit but the last: an image leaves if its rank is at most this value."""
@@ -99,7 +99,7 @@ class _Policy:
 
 
 class _Search:
-    """Searches for policies on one set of fitting images, which is sorted once."""
+    """Search for policies on one set of fitting images."""
 
     def __init__(self, confidences: Tensor, correct: Tensor, costs: Tensor) -> None:
         # A canonical order of the images makes rounding independent of their input order.
@@ -225,7 +225,7 @@ class _Search:
         return fitted
 
     def _is_better(self, policy: _Policy, other: _Policy) -> bool:
-        """Return whether a policy has more correct images by at least one standard error.
+        """Return whether a policy is better by one standard error.
 
         The standard error of the difference is the square root of the number of images that
         exactly one of both policies classifies correctly. The difference is reduced by one image
@@ -268,7 +268,7 @@ class _Search:
         ]
 
     def _ascend(self, price: float, start: _Policy) -> _Policy:
-        """Maximise value - price * cost by coordinate ascent over exits, last to first."""
+        """Maximise value - price * cost by coordinate ascent over exits."""
         gains = self.values - price * self.costs[:, None]
         cuts = list(start.cuts)
         objective = -torch.inf
@@ -307,7 +307,7 @@ def _hull(policies: Sequence[_Policy]) -> list[_Policy]:
 
 
 def _expected_correct(ranks: Tensor, correct: Tensor) -> Tensor:
-    """Estimate the probability that each exit is correct from ranks at this and earlier exits.
+    """Estimate each exit's probability of being correct from ranks.
 
     These ranks alone determine which images leave at an exit, so the expected correctness of a
     policy is the same with this estimate as with the observed correctness, but less noisy. The

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BudgetScore:
-    """Accuracy, mean cost and exit shares of thresholds on a set of images."""
+    """Accuracy, mean cost and exit shares of thresholds on images."""
 
     top1: float
     """Top-1 accuracy in percent."""

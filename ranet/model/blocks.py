@@ -48,7 +48,7 @@ class BottleneckUnits(nn.Module):
 
 
 def _staircase(steps: nn.ParameterList, first_rows: int, width: int) -> Tensor:
-    """Stack rows of zeros and the weights (out_j, in_j, 1, 1), padded to one width."""
+    """Stack weights (out_j, in_j, 1, 1), padded with zeros to one width."""
     rows: list[Tensor] = [steps[0].new_zeros(first_rows, width, 1, 1)]
     rows += [F.pad(step, (0, 0, 0, 0, 0, width - step.shape[1])) for step in steps]
     return torch.cat(rows)
@@ -109,7 +109,7 @@ class DenseLayers(BottleneckUnits):
 
 
 class Laterals(BottleneckUnits):
-    """Lateral units of a fusion block, which read features of the lower block."""
+    """Lateral units of a fusion block, over the lower block's features."""
 
     def __init__(self, units: tuple[UnitSpec, ...], lower: BlockSpec) -> None:
         super().__init__(units)
@@ -127,13 +127,13 @@ class Laterals(BottleneckUnits):
         self.conv_norm = NormRelu(sum(unit.out_channels for unit in units))
 
     def forward(self, lower: Tensor) -> Tensor:
-        """Map features of the lower block to (batch, layers x lateral, height, width)."""
+        """Map lower features to (batch, layers x lateral, height, width)."""
         features = self.norm(conv1x1(lower, self.reduce_weight()))
         weight, groups = self.conv_weight()
         return self.conv_norm(F.conv2d(features, weight, padding=1, groups=groups))
 
     def reduce_weight(self) -> Tensor:
-        """Weight of all units' 1x1 convolutions on the features of the lower block."""
+        """Weight of all units' 1x1 convolutions on the lower features."""
         parts: list[Tensor] = [self.reduce]
         for steps, width in (
             (self.reduce_lateral, self.lower_lateral),

@@ -20,7 +20,7 @@ class FeatureBuffer:
 
     @classmethod
     def empty(cls, like: Tensor, size: torch.Size, capacity: int) -> "FeatureBuffer":
-        """Create an empty buffer with the batch size, type and device of `like`."""
+        """Create an empty buffer with batch size, type and device of `like`."""
         return cls(like.new_empty(len(like), *size, capacity), 0)
 
     @property

@@ -128,7 +128,7 @@ class FusedUnit(FastModule):
         self.conv = conv
 
     def forward(self, share: Tensor, earlier: Tensor | None, shape: torch.Size) -> Tensor:
-        """Map the layer's share of the product and earlier own channels to new pixels."""
+        """Map a layer's share and earlier own channels to new pixels."""
         own = self.own
         if own is None or earlier is None:
             return self.conv(share.clamp_min(0), shape)
@@ -185,7 +185,7 @@ class FusedDenseLayers(FastModule):
 
 
 def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
-    """Add the product of pixels (pixels, in) and weight (in, out) to a share."""
+    """Add pixels (pixels, in) times weight (in, out) to a share."""
     is_narrow = weight.shape[1] < 12 and pixels.dtype == torch.float32
     if not is_narrow or len(pixels) <= 4096 or len(pixels) % 16:
         return torch.addmm(share, pixels, weight)
@@ -198,7 +198,7 @@ def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
 
 
 class FusedLaterals(FastModule):
-    """Lateral and compressed channels that a fusion block computes from the lower block."""
+    """Lateral and compressed channels of a fusion block."""
 
     def __init__(self, block: FusionBlock) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class FusedStemStep(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images or features (batch, channels, height, width) to features of this scale."""
+        """Map (batch, channels, height, width) to features of this scale."""
         features = F.conv2d(
             images, self.weight, self.bias, stride=self.stride, padding=self.padding
         ).relu_()
@@ -363,7 +363,7 @@ class FusedSubNetwork(nn.Module):
 
 
 def _buffer_capacities(specs: tuple[BlockSpec, ...], is_top: bool) -> list[int]:
-    """Capacity in channels of the input buffer of each block, then of the last output."""
+    """Capacity in channels of each block's input buffer and the last output."""
     capacities = [specs[-1].out_channels]
     for spec in reversed(specs):
         if spec.is_down:
@@ -375,7 +375,7 @@ def _buffer_capacities(specs: tuple[BlockSpec, ...], is_top: bool) -> list[int]:
 
 
 def _capacity_before_transition(spec: BlockSpec, capacity: int, is_top: bool) -> int:
-    """Capacity of a block's buffer before its transition to a buffer of `capacity`."""
+    """Capacity of a block's buffer before a transition to `capacity`."""
     if not spec.transition_channels:
         return capacity
     return max(spec.gathered_channels, capacity) if is_top else spec.gathered_channels

@@ -1,4 +1,4 @@
-"""Convolutions, resize and batch norm in forms that are faster than torch's own."""
+"""Faster forms of convolutions, resize and batch norm."""
 
 import math
 from functools import lru_cache
@@ -41,7 +41,7 @@ def conv3x3(
     stride: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Apply a 3x3 convolution, padded by 1, to features (batch, in, height, width)."""
+    """Apply a padded 3x3 convolution to (batch, in, height, width)."""
     batch, channels, height, width = features.shape
     has_few_pixels = batch * (height // stride) * (width // stride) <= channels
     is_large = weight.numel() >= 2**21 and groups == 1
@@ -97,7 +97,7 @@ class _Resize(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _interpolation(in_size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weight of each input in each output of a linear resize (in_size, out_size)."""
+    """Weights of a linear resize, (in_size, out_size)."""
     unit = torch.eye(in_size, dtype=torch.float64)[None]
     weights = F.interpolate(unit, size=out_size, mode="linear", align_corners=True)[0]
     return weights.to(dtype=dtype, device=device)
@@ -116,7 +116,7 @@ def has_fast_norm(features: Tensor) -> bool:
 
 
 class NarrowNormRelu(torch.autograd.Function):
-    """Training batch norm and ReLU for few channels, channels last, on a CPU.
+    """Training batch norm and ReLU for few channels on a CPU.
 
     torch's own kernel processes a vector of channels at a time, and single channels where there
     are fewer. This function joins k pixels into one row (pixels / k, k x channels), and sums over
@@ -175,7 +175,7 @@ class NarrowNormRelu(torch.autograd.Function):
 
 
 def _join_pixels(features: Tensor) -> Tensor:
-    """View channels-last features as rows of k pixels (pixels / k, k x channels)."""
+    """View channels-last features as rows of k pixels."""
     num_pixels = features.numel() // features.shape[1]
     rows = features.permute(0, 2, 3, 1).view(num_pixels // math.gcd(num_pixels, 16), -1)
     return rows.to(torch.promote_types(rows.dtype, torch.float32))

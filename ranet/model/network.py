@@ -99,18 +99,18 @@ class Network(nn.Module):
 
 
 class LateralQueue:
-    """Lateral features of one sub-network, queued for the blocks of the next one."""
+    """Queue of lateral features for the next sub-network's blocks."""
 
     def __init__(self) -> None:
         self.entries: deque[tuple[tuple[Features, ...], Tensor | None]] = deque()
         self.gathered: tuple[Tensor, Tensor] | None = None
 
     def put(self, lateral_features: tuple[Features, ...], kept: Tensor | None) -> None:
-        """Append the lateral features of one block, and the images they cover (None: all)."""
+        """Append the lateral features of one block and their images."""
         self.entries.append((lateral_features, kept))
 
     def take(self, kept: Tensor | None) -> tuple[Features, ...]:
-        """Remove and return the next block's lateral features for a subset of the images."""
+        """Remove and return the next block's lateral features for some images."""
         lateral_features, computed = self.entries.popleft()
         if kept is computed:
             return lateral_features
@@ -161,7 +161,7 @@ class RANet(Network):
         return super().predictions(images, skip)
 
     def optimized(self, dtype: torch.dtype | None = None) -> "FusedRANet":
-        """Create a frozen inference form of the model, which is called like the model.
+        """Create a frozen inference form of the model.
 
         Args:
             dtype: type of weights and features; None: the type of the model.

@@ -74,7 +74,7 @@ def model_from_official(
 
 
 def official_state_dict(model: RANet) -> dict[str, Tensor]:
-    """Convert a network to the authors' state dict, with their names and order."""
+    """Convert a network to the authors' state dict."""
     ours = model.state_dict()
     official: dict[str, Tensor] = {}
     norms = iter(model.batches_tracked)
@@ -99,7 +99,7 @@ def _counter(running_var: str) -> str:
 
 
 def _counters(pieces: list[_Piece]) -> list[str]:
-    """Names of the authors' batch counters, in the order of their state dict."""
+    """Names of the authors' batch counters, in state dict order."""
     return [_counter(p.official) for p in pieces if p.official.endswith("running_var")]
 
 
@@ -209,7 +209,7 @@ def _pieces(config: ModelConfig) -> Iterator[_Piece]:
 
 @dataclass(frozen=True)
 class _Orders:
-    """Channel of the authors' network for each of ours, at three points of a block."""
+    """Channel orders of the authors' network at three points of a block."""
 
     before_last: list[int]
     """Input of the last layer (in a down block, also its first lateral features)."""
@@ -220,7 +220,7 @@ class _Orders:
 
 
 def _orders(block: BlockSpec, order: list[int]) -> _Orders:
-    """Compute the channel orders of a block from the order of its input."""
+    """Compute the channel orders of a block from its input order."""
     num_layers = len(block.units)
     if block.is_down:
         lateral, own = _layer_channels(block, num_layers - 1)
@@ -234,7 +234,7 @@ def _orders(block: BlockSpec, order: list[int]) -> _Orders:
 
 
 def _layer_channels(block: BlockSpec, num_layers: int) -> tuple[list[int], list[int]]:
-    """Lateral channels and own channels that the first layers added, in the authors' order."""
+    """Lateral and own channels of the first layers, in authors' order."""
     lateral, own = block.lateral_channels, block.units[0].out_channels
     starts = [block.in_channels + j * (lateral + own) for j in range(num_layers)]
     return (
@@ -284,7 +284,7 @@ def _own_unit(
 def _reduce(
     official: str, ours: str, unit: UnitSpec, j: int, start: int, read: BlockSpec, order: list[int]
 ) -> Iterator[_Piece]:
-    """Pieces of the 1x1 convolution of unit j, which reads the input of a dense layer."""
+    """Pieces of the 1x1 convolution of unit j."""
     name, shape = f"{official}.0.weight", (unit.width, unit.in_channels, 1, 1)
     rows = range(start, start + unit.width)
     yield _Piece(name, f"{ours}.reduce", shape, tuple(order), rows)

@@ -10,7 +10,7 @@ from ranet.model.layers import ConvNormRelu, NormRelu
 
 
 class LargeStemStep(nn.Module):
-    """7x7 convolution with stride 2, batch norm, ReLU, 3x3 max pooling with stride 2."""
+    """7x7 convolution, batch norm, ReLU and 3x3 max pooling."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class LargeStemStep(nn.Module):
         self.norm = NormRelu(out_channels)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images (batch, 3, height, width) to features of a quarter of the image size."""
+        """Map images to features of a quarter of their size."""
         return F.max_pool2d(self.norm(self.conv(images)), 3, stride=2, padding=1)
 
 

@@ -7,7 +7,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class ExponentialMovingAverage:
-    """Copy of a network with the EMA of its weights and of its running statistics.
+    """Exponential moving average of a network's weights and statistics.
 
     The decay of step t, counted from 0, is (t + 1) / (t + 10), at most `decay`, so that the random
     initial weights do not stay in the EMA.

@@ -35,7 +35,7 @@ def footprint(config: ModelConfig, num_images: int) -> Footprint:
         # Activations are proportional to the number of images; batch norm needs at least two.
         images = torch.empty(2, 3, config.image_size, config.image_size)
     weights = {each.untyped_storage()._cdata: each for each in network.parameters()}
-    kept: dict[int, torch.Tensor] = {}  # by storage; kept alive so that no address is used twice
+    kept: dict[int, torch.Tensor] = {}  # by storage; kept alive so that no storage is counted twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         kept[tensor.untyped_storage()._cdata] = tensor

@@ -48,7 +48,7 @@ def fit(
     resume: Snapshot | None = None,
     measure: Callable[[nn.Module], Metrics] | None = None,
 ) -> Snapshot:
-    """Train a model, and report metrics and due snapshots after every epoch; runs on every worker.
+    """Train a model; report metrics and snapshots after every epoch.
 
     Args:
         config: settings of the training.
@@ -169,7 +169,7 @@ def take_step(
 ) -> None:
     """Update the weights from this worker's share of a global batch."""
     config, optimizer = training.config, training.optimizer
-    # Every step of every worker has its own seed, so that a resumed run draws the same random
+    # Every step of every worker has its own seed, so that a resumed run gets the same random
     # numbers; seeding by a string hashes it, so that the seeds of successive steps are unrelated.
     seed = f"{config.seed} {training.epoch} {training.step} {rank()}"
     torch.manual_seed(random.Random(seed).getrandbits(63))

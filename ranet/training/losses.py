@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def exit_loss(
     logits: Tensor, labels: Tensor, weights: Sequence[float] = (), label_smoothing: float = 0.0
 ) -> Tensor:
-    """Sum the mean cross-entropy of a batch over the exits, as in the paper.
+    """Sum the mean cross-entropy of a batch over the exits.
 
     Args:
         logits: (exits, batch, classes).
@@ -45,7 +45,7 @@ def exit_loss(
 def curriculum_weights(
     weights: Sequence[float], num_exits: int, shift: float, progress: float
 ) -> tuple[float, ...]:
-    """Compute the weight of each exit's loss at one point of a training.
+    """Compute each exit's loss weight at one point of training.
 
     Args:
         weights: weights at the end of the training; empty: 1 for every exit.

@@ -8,7 +8,7 @@ from ranet.protocols import Metrics
 
 
 class EpochMeter:
-    """Sums of loss, hits, images and seconds over one worker's share of an epoch."""
+    """Sums of loss, hits, images and seconds of one worker's epoch."""
 
     def __init__(self, device: torch.device) -> None:
         # Loss, hits of the first and the last exit; on the device, which .item() would stall.
@@ -25,12 +25,12 @@ class EpochMeter:
         self._num_images += len(labels)
 
     def add_time(self, seconds: float, waited: float) -> None:
-        """Add the seconds of a step, and the seconds of waiting for its images among them."""
+        """Add the seconds of a step, and those of waiting among them."""
         self._seconds += seconds / world_size()
         self._waited += waited / world_size()
 
     def means(self) -> tuple[float, float, float]:
-        """Return loss and top-1 (0 to 1) of the first and the last exit on this worker."""
+        """Return loss and top-1 (0 to 1) of first and last exit."""
         loss, first, last = (self._sums / self._num_images).tolist()
         return loss, first, last
 
@@ -50,13 +50,13 @@ class EpochMeter:
         }
 
     def state(self) -> Tensor:
-        """Return the sums of every worker, one row per worker, on the CPU."""
+        """Return the sums of all workers, one row each, on the CPU."""
         others = self._sums.new_tensor([self._num_images, self._seconds, self._waited])
         return torch.stack(gather(torch.cat((self._sums, others)))).cpu()
 
     @classmethod
     def from_state(cls, state: Tensor, rank: int, device: torch.device) -> "EpochMeter":
-        """Restore a meter; if the number of workers has changed, rank 0 gets all sums."""
+        """Restore a meter, with all sums on rank 0 if workers changed."""
         if len(state) == world_size():
             return _of(state[rank], device)
         return _of(state.sum(dim=0), device) if rank == 0 else cls(device)

@@ -13,11 +13,11 @@ from ranet.config import OptimConfig
 
 
 class NonFiniteLoss(RuntimeError):  # noqa: N818 - named after its condition
-    """The loss or its gradient became infinite or NaN; the update was skipped."""
+    """Loss or gradient became infinite or NaN; the update was skipped."""
 
 
 def make_optimizer(config: OptimConfig, model: nn.Module) -> SGD:
-    """Make the optimizer of a model; the training loop sets its learning rate at every step."""
+    """Make the optimizer of a model; the loop sets its learning rate."""
     parameters = list(model.parameters())
     groups = [{"params": parameters, "weight_decay": config.weight_decay}]
     if config.decay == "weights":
@@ -60,7 +60,7 @@ def load_optimizer_state(
 
 
 class FiniteGuard:
-    """Guard that skips all updates from the first non-finite loss or gradient on.
+    """Guard that skips updates from the first non-finite value on.
 
     All checks run on the device, so that no step waits for a result: `first_bad_step` may be
     read rarely, and the weights are still the weights before the bad step. A non-finite loss
@@ -94,5 +94,5 @@ class FiniteGuard:
         self._clean_steps += self._found == 0
 
     def first_bad_step(self) -> int | None:
-        """Read the first skipped step, counted from 0, from the device; None without one."""
+        """Read the first skipped step from the device; None without one."""
         return int(self._clean_steps) if self._found else None

@@ -40,7 +40,7 @@ class ProgressLog:
             logger.info("resuming after %d epochs and %d steps", epoch, step)
 
     def log_step(self, epoch: int, step: int, meter: EpochMeter) -> None:
-        """Log loss and accuracy of this worker's training images in the epoch so far."""
+        """Log this worker's training loss and accuracy so far."""
         loss, first, last = meter.means()
         self._log(
             epoch,

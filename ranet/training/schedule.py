@@ -1,4 +1,4 @@
-"""Learning rate, image size and checkpoints as functions of the epoch and the step."""
+"""Learning rate, image size and checkpoints by epoch and step."""
 
 import math
 
@@ -6,7 +6,7 @@ from ranet.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
-    """Compute the learning rate of a step, counted from 0 over all epochs.
+    """Compute the learning rate of a step of the training.
 
     The learning rate first rises to `lr`, reached at the last step of the warm-up. Multistep
     milestones count from the start of training. The cosine starts at the end of the warm-up and
@@ -35,7 +35,7 @@ def epoch_sizes(config: TrainConfig) -> tuple[int, ...]:
 
 
 def is_checkpoint_due(config: TrainConfig, epoch: int, step: int, steps_per_epoch: int) -> bool:
-    """Return whether a checkpoint is due after `epoch` epochs and `step` steps of the next one."""
+    """Return whether a checkpoint is due at a point of training."""
     every = config.checkpoint_every_steps
     if step:
         return every > 0 and step % every == 0

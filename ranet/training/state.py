@@ -1,4 +1,4 @@
-"""Training state: model, optimizer, EMA and progress; saved to and restored from snapshots."""
+"""Training state: model, optimizer, EMA and progress, with snapshots."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -62,16 +62,16 @@ class TrainState:
 
     @property
     def scored(self) -> nn.Module:
-        """Network to evaluate and to keep: the EMA if there is one, else the model."""
+        """Network to evaluate and keep: the EMA, else the model."""
         return self.average.model if self.average else self.model
 
     def end_steps(self) -> Metrics:
-        """Average the batch norm statistics over the workers; return the metrics of the steps."""
+        """Average batch norm statistics over workers; return training metrics."""
         average(self._statistics())
         return self.meter.metrics()
 
     def end_epoch(self, metrics: Metrics) -> None:
-        """Record the metrics of a complete epoch, and its weights if it is the best."""
+        """Record an epoch's metrics, and its weights if it is best."""
         self.epoch += 1
         self.step = 0
         self.meter = EpochMeter(self.device)
@@ -82,7 +82,7 @@ class TrainState:
             self.best = {"epoch": self.epoch, "value": value, "model": weights}
 
     def snapshot(self) -> Snapshot:
-        """Return a copy of the state to resume from; a collective call of all workers."""
+        """Return a snapshot to resume from; a collective call."""
         workers = None
         if self.step:
             own = self._statistics()
@@ -137,7 +137,7 @@ def _check(config: TrainConfig, snapshot: Snapshot) -> None:
     """Reject a snapshot that is incomplete or belongs to another training."""
     if missing := KEYS - snapshot.keys():
         raise ValueError(
-            f"the snapshot to resume from lacks {', '.join(sorted(missing))}: "
+            f"{', '.join(sorted(missing))} missing in the snapshot to resume from: "
             "the snapshot is incomplete; resume from another one, or start from scratch"
         )
     if snapshot["seed"] != config.seed:
@@ -163,7 +163,7 @@ def _selection_value(config: TrainConfig, metrics: Metrics) -> float:
 
 
 def _to_cpu(value: Any) -> Any:
-    """Copy nested dicts of tensors to the CPU; the copies share no memory with the originals."""
+    """Copy nested dicts of tensors to new memory on the CPU."""
     if isinstance(value, Mapping):
         return {key: _to_cpu(each) for key, each in value.items()}
     return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

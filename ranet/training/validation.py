@@ -21,7 +21,7 @@ def evaluate(
     normalize: Callable[[Tensor], Tensor],
     device: torch.device,
 ) -> Metrics:
-    """Compute the loss, and top-1 and top-5 of every exit in percent, over all workers.
+    """Compute loss, top-1 and top-5 of every exit over all workers.
 
     The loss is the weighted sum over exits without label smoothing. Workers communicate only at
     the end; their numbers of batches may differ and may be 0.
