@@ -74,7 +74,10 @@ def test_command_line_overrides_the_config_file(tmp_path):
             ["--data.prepared_dir=s3://team/images/../others"],
             "data.prepared_dir must be a path or s3://bucket",
         ),
-        (["--name=../others"], "name must consist of letters, digits, dots, dashes and underscores"),
+        (
+            ["--name=../others"],
+            "name must consist of letters, digits, dots, dashes and underscores",
+        ),
         (["--name=mine' or tags.x = 'y"], "name must consist of letters, digits, dots, dashes and"),
         (["train"], "unrecognized arguments: train"),
     ],
