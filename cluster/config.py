@@ -16,12 +16,12 @@ class ClusterConfig:
     cpus_per_worker: int = 1
     """CPU cores of each worker, used for its torch threads and its data loading threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """Device of the workers. auto: gpu if the cluster has enough GPUs at the start, otherwise cpu."""
+    """Device of the workers; auto: gpu if the cluster has enough GPUs at the start, else cpu."""
     gpus_per_worker: float = 1.0
     """GPUs of each worker if the device is gpu. A fraction such as 0.25 lets several runs share a
     GPU; fractions require a single worker."""
     storage_path: str = "outputs/runs"
-    """Folder of the checkpoints, accessible from every node: a path, or a URI (s3://bucket/runs)."""
+    """Checkpoint folder, accessible from every node: a path, or a URI (s3://bucket/runs)."""
     cache_dir: str = "~/.cache/ranet"
     """Folder on the local disk of each node that caches prepared images from S3."""
     cache_max_bytes: int = 0

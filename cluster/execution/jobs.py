@@ -25,7 +25,7 @@ RETRY_TIMEOUT_SECONDS = 300.0
 """Timeout for an unreachable cluster while a job is followed."""
 TOKEN_MESSAGE = (
     "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
-    "(see docs/operating/submitting.md)"
+    "(see docs/operating/cluster.md)"
 )
 _SECRET_VARIABLE = re.compile(r"secret|passw|token|key", re.IGNORECASE)
 _SECRET_SETTING = re.compile(

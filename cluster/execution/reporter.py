@@ -44,7 +44,7 @@ class RayReporter:
     another number of workers.
 
     When the node of a worker is about to be preempted, the reporter requests a checkpoint, and all
-    workers stop after writing it: Ray restarts them on the remaining nodes, and no step is repeated.
+    workers stop after writing it: Ray restarts them on the remaining nodes, and no step repeats.
     """
 
     def __init__(self) -> None:

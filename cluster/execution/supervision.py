@@ -35,7 +35,7 @@ def run_supervised(
 
     Args:
         fit: trains until the run ends.
-        heartbeats: handle of the heartbeat actor; heartbeats of any run that shares the actor count.
+        heartbeats: handle of the heartbeat actor; heartbeats of any run of the actor count.
         name: name of the run.
         cluster: contains the timeout, and the resources for the error message.
 
@@ -96,8 +96,8 @@ def _wait_for_end(
 class ControllerRegistration(ControllerCallback):
     """Callback that registers the controller and starts no workers after the driver's end.
 
-    The heartbeat actor ends with its driver. Ray then releases the resources of the driver, those of
-    the workers first. A controller that is still alive takes this for lost workers, and resources
+    The heartbeat actor ends with its driver. Ray then releases the driver's resources, workers
+    first. A controller that is still alive takes this for lost workers, and resources
     that the controller requests after the end of its driver would never be released.
     """
 

@@ -133,7 +133,7 @@ class _Trainer(TorchTrainer):
     """TorchTrainer with our controller callbacks, and without two of Ray's default callbacks.
 
     The callback for Ray Data sets starts a process, and this project uses no such data sets. The
-    cleaner of placement groups polls the dashboard every second and logs errors without a dashboard;
+    cleaner of placement groups polls the dashboard every second and logs errors without one;
     Ray releases the placement group of a controller together with the controller anyway.
     `RunConfig.callbacks` would also reach the workers, which would import all dependencies of the
     callbacks; so the trainer passes its callbacks to the controller directly.

@@ -31,7 +31,7 @@ def test_command_line_overrides_the_config_file(tmp_path):
         ),
         (["--config", "/nowhere.yaml"], "config: File does not exist: '/nowhere.yaml'"),
         (["--train.seed=9223372036854775808"], "train.seed must be 0 to 2^63 - 1, got 9223"),
-        (["--name=a/b"], "name must be letters"),
+        (["--name=a/b"], "name must consist of letters"),
         (
             ["--train.batch_size=1"],
             "train.batch_size must be at least cluster.num_workers (2)",
