@@ -1,5 +1,5 @@
-# The image of every node, head or worker: Ray's own with our requirements, installed by the
-# scripts of `make setup`. It runs as user `ray`. The code is not in it: a job brings its own.
+# Image of all nodes: the Ray image with the requirements of this project, installed by the scripts of
+# `make setup`. It runs as user `ray`. The code is not part of the image: each job uploads its code.
 #
 #   docker build --tag REGISTRY/ranet:ray2.60.0 . && docker push REGISTRY/ranet:ray2.60.0
 FROM rayproject/ray:2.60.0-py311-gpu

@@ -1,4 +1,4 @@
-"""Settings of the workers, of the place of their checkpoints, and of the registry."""
+"""Settings of workers, checkpoint storage, image cache and model registry."""
 
 import os
 import re
@@ -8,44 +8,44 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
-    """What a run asks of Ray; the defaults suit one small machine."""
+    """Resources and storage of a run; the defaults suit one small machine."""
 
     num_workers: int | tuple[int, int] = 2
-    """Processes that train together, each on its part of every batch. As [least, most]: as many of
-    them as the cluster has room for, fewer when nodes are lost and more when they come back."""
+    """Number of workers, each a process with its share of every batch; [min, max] for elastic
+    training: the number follows the capacity of the cluster."""
     cpus_per_worker: int = 1
-    """CPU cores of one worker: its torch threads and its data threads."""
+    """CPU cores of each worker, used for its torch threads and its data loading threads."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """gpu: gpus_per_worker for each worker; auto: gpu where Ray has enough now, otherwise cpu."""
+    """Device of the workers; auto: gpu if the cluster has enough GPUs at the start, else cpu."""
     gpus_per_worker: float = 1.0
-    """GPUs of a worker, where it has any; a part of one, such as 0.25, for a run of one worker with
-    a small network, so that several runs share a GPU."""
+    """GPUs of each worker if the device is gpu. A fraction such as 0.25 lets several runs share a
+    GPU; fractions require a single worker."""
     storage_path: str = "outputs/runs"
-    """Folder of the checkpoints, seen by every node: a path, or an address such as s3://bucket/runs."""
+    """Checkpoint folder, accessible from every node: a path, or a URI (s3://bucket/runs)."""
     cache_dir: str = "~/.cache/ranet"
-    """Folder on every node's own disk for copies of prepared images that lie in S3."""
+    """Folder on the local disk of each node that caches prepared images from S3."""
     cache_max_bytes: int = 0
-    """Bytes that a node's copies may take together; 0: what the disk holds."""
+    """Size limit of the image cache of each node, in bytes. 0: limited by the disk only."""
     keep_checkpoints: int = 2
-    """Newest checkpoints to keep; each one also holds the best weights so far."""
+    """Number of latest checkpoints to keep; each also contains the best weights so far."""
     max_consecutive_failures: int = 3
-    """Failures in a row, lost nodes among them, after which workers are started again; a report
-    from the workers in between, and the count begins anew."""
+    """Consecutive failures, including lost nodes, after which the workers are still restarted; the
+    next failure ends the run. Every report of the workers resets the count."""
     start_timeout_seconds: float = 900.0
-    """How long a run may be without workers, at its start or after a loss, in seconds; after that
-    it fails."""
+    """Timeout for a run without workers, at its start or after a failure, in seconds; the run fails
+    afterwards."""
     elastic_check_seconds: float = 60.0
-    """How often to look whether there is room for more workers, in seconds. They all start again
-    then, from the last checkpoint."""
+    """Interval between checks for capacity for more workers, in seconds. All workers restart from
+    the last checkpoint when workers are added."""
 
     @property
     def min_workers(self) -> int:
-        """Fewest workers that the run goes on with."""
+        """Minimum number of workers of the run."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
 
     @property
     def max_workers(self) -> int:
-        """Workers where the cluster has room for all."""
+        """Maximum number of workers of the run."""
         return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     def __post_init__(self) -> None:
@@ -56,7 +56,7 @@ class ClusterConfig:
             object.__setattr__(self, "num_workers", bounds)
         if len(bounds) != 2 or not 1 <= bounds[0] <= bounds[1]:
             raise ValueError(
-                "cluster.num_workers must be 1 or more, or [least, most] of such, "
+                "cluster.num_workers must be 1 or more, or [min, max] with 1 <= min <= max, "
                 f"got {self.num_workers}"
             )
         for name in ("cpus_per_worker", "keep_checkpoints"):
@@ -66,8 +66,8 @@ class ClusterConfig:
             raise ValueError(f"cluster.device must be auto, cpu or gpu, got {self.device!r}")
         if self.gpus_per_worker != 1 and not (0 < self.gpus_per_worker < 1 == self.max_workers):
             raise ValueError(
-                "cluster.gpus_per_worker must be 1, or a part of 1 where cluster.num_workers is 1 "
-                f"(workers that train together cannot share a GPU), got {self.gpus_per_worker} "
+                "cluster.gpus_per_worker must be 1, or a fraction if cluster.num_workers is 1 "
+                f"(workers of the same run cannot share a GPU), got {self.gpus_per_worker} "
                 f"with {self.max_workers} workers"
             )
         if not self.storage_path:
@@ -85,53 +85,57 @@ class ClusterConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RegistryConfig:
-    """MLflow's model registry."""
+    """Settings of the MLflow model registry."""
 
     model_name: str = "ranet"
-    """Registered name of the model; its versions compete for the alias champion."""
+    """Name of the registered model; the alias champion marks its best version."""
 
     def __post_init__(self) -> None:
         if not self.model_name.strip() or any(mark in self.model_name for mark in "/:'\""):
             raise ValueError(
-                "registry.model_name must be a name without slashes, colons and quotes, "
+                "registry.model_name must not be empty or contain slashes, colons or quotes, "
                 f"got {self.model_name!r}"
             )
 
 
 def check_name(name: str, setting: str = "name") -> None:
-    """Refuse a name of a run or sweep that is no name of a folder, or no word in MLflow's filters.
+    """Check that a run or sweep name suits folders and MLflow filter strings.
+
+    Args:
+        name: name of a run or sweep.
+        setting: name of the setting, for the message.
 
     Raises:
-        ValueError: it is none; the message names the setting.
+        ValueError: the name is empty, too long or contains other characters.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            f"{setting} must be letters, digits, dots, dashes and underscores, at most 100, "
-            f"got {name!r}"
+            f"{setting} must consist of letters, digits, dots, dashes and underscores, start with a "
+            f"letter or digit and have at most 100 characters, got {name!r}"
         )
 
 
 def _check_storage(storage: str) -> None:
-    """Refuse a storage that leads elsewhere than it says, or has keys in it: it is kept and shown.
+    """Check that a storage URI contains no credentials and no relative path segments.
 
     Raises:
-        ValueError: without the keys.
+        ValueError: the URI contains either; the message does not repeat credentials.
     """
     if "://" not in storage:
         return
-    place, _, options = storage.partition("?")
-    if "@" in place or re.search("key|secret|token|password", options, re.IGNORECASE):
+    location, _, options = storage.partition("?")
+    if "@" in location or re.search("key|secret|token|password", options, re.IGNORECASE):
         raise ValueError(
-            "cluster.storage_path has a key or a password in it, and MLflow, checkpoints and logs keep "
-            "it: leave it out; AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or "
-            "the role of the nodes, are used"
+            "cluster.storage_path contains a key or a password, which would be stored in MLflow, "
+            "checkpoints and logs; remove it and use the environment variables AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY or the role of the nodes"
         )
-    if {".", ".."} & set(place.split("/")):
+    if {".", ".."} & set(location.split("/")):
         raise ValueError(
-            f"cluster.storage_path must have no . or .. between its slashes, got {storage}"
+            f"cluster.storage_path must not contain . or .. as a path segment, got {storage}"
         )
 
 
 def in_submitted_job() -> bool:
-    """Say whether this is the script of a `ray job submit`, whose folder is thrown away."""
+    """Return whether this process is a submitted Ray job, whose working folder is temporary."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -108,8 +108,8 @@ def allocate(
         spec = read_cluster_spec(CLUSTER_FILE)
     except EXPECTED_ERRORS as error:
         return missing([str(error)]), None
-    findings = missing(spec.lacks(cluster, gpus=capacity.gpus, cache_bytes=cache_bytes))
-    nodes = list(spec.places(cluster, gpus=capacity.gpus))[: cluster.max_workers]
+    findings = missing(spec.problems(cluster, gpus=capacity.gpus, cache_bytes=cache_bytes))
+    nodes = list(spec.worker_nodes(cluster, gpus=capacity.gpus))[: cluster.max_workers]
     machines = " and ".join(dict.fromkeys(
         f"{node.machine_name} ({'spot' if node.is_spot else 'on demand'})" for node in nodes
     ))  # fmt: skip

@@ -151,7 +151,7 @@ def _launch(
                 MlflowCallback(record, run.cluster.keep_checkpoints, run.train.epochs),
                 *callbacks,
             ],
-            watch=watch,
+            heartbeats=watch,
         )
 
 

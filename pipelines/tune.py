@@ -50,7 +50,7 @@ def main() -> None:
         runs.check_can_start(sweep.name, settings=identity_of(sweep, run), new_attempt=new_attempt)
         sampler = make_sampler(sweep, run)
         sampler.check_ahead(sweep.num_trials)
-        with connected(run.cluster, crowded=False):
+        with connected(run.cluster, oversubscribe=False):
             check_capacity(run.cluster)
             # The base network need not meet its own budgets: only the best configs are evaluated.
             info = prepare_images(

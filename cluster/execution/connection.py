@@ -14,36 +14,38 @@ from cluster.errors import RunError
 
 
 @contextmanager
-def connected(cluster: ClusterConfig, *, crowded: bool = True) -> Iterator[None]:
+def connected(cluster: ClusterConfig, *, oversubscribe: bool = True) -> Iterator[None]:
     """Connect to the cluster that RAY_ADDRESS names, or start a local one for this context.
 
-    Where Ray is connected already, as inside a Tune trial, nothing is done.
+    If this process is already connected, for example inside a Tune trial, that connection is used.
 
     Args:
-        cluster: what a run asks for.
-        crowded: a local cluster is told of `local_cpus`; otherwise of this machine's alone.
+        cluster: resources that a run requests.
+        oversubscribe: give a local cluster `local_cpus` CPUs; otherwise only those of the machine.
 
     Raises:
-        RunError: nobody answers at that address.
+        RunError: no cluster accepts connections at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
         return
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):
-        _check_answers(address)
+        _check_reachable(address)
         ray.init(logging_level=logging.ERROR)
     else:
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this node
+        os.environ.setdefault(
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0"
+        )  # only cloud nodes are preempted
         ray.init(
             address="local",
-            num_cpus=local_cpus(cluster) if crowded else os.cpu_count(),
-            # Ray would claim a third of the memory; only settings pass through the object store.
+            num_cpus=local_cpus(cluster) if oversubscribe else os.cpu_count(),
+            # By default Ray reserves a third of the memory; the object store only holds settings.
             object_store_memory=100 << 20,
             include_dashboard=False,
             logging_level=logging.ERROR,
         )
-    signal.signal(signal.SIGTERM, on_sigterm)  # Ray put its own handler there
+    signal.signal(signal.SIGTERM, on_sigterm)  # ray.init installs its own handler
     try:
         yield
     finally:
@@ -51,22 +53,22 @@ def connected(cluster: ClusterConfig, *, crowded: bool = True) -> Iterator[None]
 
 
 def local_cpus(cluster: ClusterConfig) -> int:
-    """Return the CPUs that a local cluster is told of.
+    """Return the number of CPUs that a local cluster declares.
 
-    They are as many as the workers ask for, who share this machine's where it has fewer.
+    The number is at least what the workers request: on a smaller machine they share its CPUs.
     """
     return max(cluster.max_workers * cluster.cpus_per_worker, os.cpu_count() or 1)
 
 
-def _check_answers(address: str) -> None:
-    """Refuse a HOST:PORT at which nobody listens: Ray would go on trying for many minutes."""
+def _check_reachable(address: str) -> None:
+    """Check that a HOST:PORT accepts connections; Ray itself would retry for many minutes."""
     host, _, port = address.rpartition(":")
-    if "/" in address or not port.isdigit():  # such as auto
+    if "/" in address or not port.isdigit():  # for example "auto"
         return
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise RunError(
-            f"RAY_ADDRESS is {address}: no cluster answers there ({error}); start it, correct the "
-            "address, or unset RAY_ADDRESS to train on this machine alone"
+            f"RAY_ADDRESS is {address}: no cluster answers there ({error}); start the cluster, "
+            "correct RAY_ADDRESS, or unset RAY_ADDRESS to train on this machine only"
         ) from error

@@ -18,72 +18,88 @@ logger = logging.getLogger(__name__)
 
 
 class FailurePolicy(UserCallback):
-    """Ends a run that cannot be helped, or fails again and again; in Ray's controller process."""
+    """Callback that ends a run after unfixable errors or too many consecutive failures.
+
+    Ray Train itself restarts the workers without limit. The callback runs in its controller
+    process, and an exception raised by the callback ends the run. More than
+    `cluster.max_consecutive_failures` failures without a report in between are too many.
+    """
 
     def __init__(self, cluster: ClusterConfig, storage: str) -> None:
-        self._limit = cluster.max_consecutive_failures
+        self._max_failures = cluster.max_consecutive_failures
         self._storage = storage
-        self._in_a_row = 0
+        self._num_failures = 0
 
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        """Forget the failures before this report."""
-        self._in_a_row = 0
+        """Reset the count of consecutive failures: the run has made progress."""
+        self._num_failures = 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Decide whether the workers are started again.
+        """Let Ray Train restart the workers, or end the run.
 
         Raises:
-            RunError: they are not.
+            RunError: the run ends.
         """
+        # A preempted node is not a failure; Ray may report the same preemption several times.
         if any(
-            getattr(health_check_cause(each), "preempted", False)
-            for each in worker_exceptions.values()
+            getattr(health_check_cause(failure), "preempted", False)
+            for failure in worker_exceptions.values()
         ):
-            return  # a node was taken with notice: no failure, and Ray may tell of it repeatedly
+            return
+        # Report the root cause only: the other workers failed because of it.
         rank, cause = first_cause(worker_exceptions)
-        sentence = {
+        description = {
             0: f"worker {rank} failed: {describe_failure(cause, self._storage)}",
-            1: f"worker {rank} was lost: it was killed, ran out of memory, or its node went",
-            2: f"worker {rank} lost the connection to another one ({_first_line(cause)})",
+            1: f"worker {rank} was lost: it was killed, ran out of memory, or its node failed",
+            2: f"worker {rank} lost the connection to another worker ({_first_line(cause)})",
         }[distance_from_root_cause(cause)]
+        # Errors that would recur end the run at once. `UntrainableError` blames the settings: a
+        # sweep then continues with other ones. A full disk has to be cleaned up first.
         if isinstance(cause, ValueError | NonFiniteLoss) or is_out_of_memory(cause):
-            raise UntrainableError(sentence)
+            raise UntrainableError(description)
         if _is_full_disk(cause):
-            raise RunError(sentence)
-        self._in_a_row += 1
-        if self._in_a_row > self._limit:
-            # Workers that die again and again without a word have too little memory.
+            raise RunError(description)
+        # Other failures may be temporary: the workers restart, up to the limit.
+        self._num_failures += 1
+        if self._num_failures > self._max_failures:
+            # Workers that are killed repeatedly, without an exception, have too little memory.
             raise (UntrainableError if distance_from_root_cause(cause) == 1 else RunError)(
-                f"{sentence}; that is failure {self._in_a_row} in a row without a report between, "
-                f"and cluster.max_consecutive_failures is {self._limit}; start the run again to go on from its "
-                "last checkpoint"
+                f"{description}; consecutive failure {self._num_failures} without progress, "
+                f"cluster.max_consecutive_failures is {self._max_failures}; start the run again to "
+                "resume from its last checkpoint"
             )
         logger.warning(
-            "%s; going on from the last checkpoint (failure %d in a row, cluster.max_consecutive_failures %d)",
-            sentence, self._in_a_row, self._limit,
+            "%s; restarting from the last checkpoint (consecutive failure %d, "
+            "cluster.max_consecutive_failures is %d)",
+            description, self._num_failures, self._max_failures,
         )  # fmt: skip
 
 
 def first_cause(failures: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """Return the failure that explains those of the other workers, and its rank."""
+    """Return rank and exception of the worker whose failure is the root cause."""
     return min(failures.items(), key=lambda item: (distance_from_root_cause(item[1]), item[0]))
 
 
 def distance_from_root_cause(failure: Exception) -> int:
-    """Order the failures of several workers: an error, then a death, then losing one's peers."""
+    """Rank a worker's failure among those of a worker group.
+
+    Returns:
+        0: exception in the worker function; 1: the worker process died; 2: the worker lost the
+        connection to another worker.
+    """
     if type(failure).__module__.startswith("ray."):
         return 1
     if isinstance(failure, DistError):
         return 2
-    # Gloo has no error of its own.
+    # Gloo raises a plain RuntimeError.
     text = str(failure).lower()
     return 2 * (type(failure) is RuntimeError and ("connection" in text or "gloo" in text))
 
 
 def health_check_cause(failure: Exception) -> Exception:
-    """Return what a failed health check of Ray Train failed of."""
+    """Unwrap the error behind a failed health check of Ray Train."""
     return getattr(failure, "health_check_failure", failure)
 
 
@@ -96,23 +112,23 @@ def _is_full_disk(cause: Exception) -> bool:
 
 
 def is_out_of_memory(cause: Exception) -> bool:
-    """Whether memory was refused, of a GPU or of a CPU, for which torch has no error of its own."""
+    """Return whether an allocation failed on the GPU or CPU.
+
+    For failed CPU allocations torch raises a plain RuntimeError.
+    """
     return isinstance(cause, MemoryError | torch.OutOfMemoryError) or (
         type(cause) is RuntimeError and "can't allocate memory" in str(cause)
     )
 
 
 def describe_failure(cause: Exception, storage: str) -> str:
-    """Return a failure as one sentence, with what helps against full disks and full memory."""
+    """Describe a failure in one sentence, with a remedy for full disks and memory."""
     if is_out_of_memory(cause):
-        return (
-            f"not enough memory: {_first_line(cause)}; a smaller model or train.batch_size needs "
-            "less"
-        )
+        return f"not enough memory: {_first_line(cause)}; use a smaller model or train.batch_size"
     if _is_full_disk(cause):
         return (
-            f"no space for a checkpoint: {cause}; free space in cluster.storage_path, {storage}, or in "
-            f"the temporary folder of the node, {tempfile.gettempdir()}, and start the run again"
+            f"no space for a checkpoint: {cause}; free space in cluster.storage_path, {storage}, or "
+            f"in the temporary folder of the node, {tempfile.gettempdir()}, and start the run again"
         )
     if isinstance(cause, RunError | ValueError | OSError | NonFiniteLoss):
         return str(cause)

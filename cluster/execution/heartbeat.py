@@ -1,6 +1,6 @@
-"""The actor beside the driver that knows which runs have workers, and their controllers.
+"""Heartbeat actor: tracks runs with live workers and their Ray Train controllers.
 
-It imports nothing but Ray, so that its process starts at once.
+The module imports nothing but Ray, so that the process of the actor starts quickly.
 """
 
 import math
@@ -12,14 +12,14 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-BEAT_SECONDS = 2.0
-"""Time between two signs of life of the workers."""
+HEARTBEAT_SECONDS = 2.0
+"""Interval between two heartbeats of a run."""
 ABORT_SECONDS = 10.0
-"""How long a stopped run waits for Ray's controller to end its workers."""
+"""Timeout for calls to the actor and to a controller while a run ends."""
 
 
 def start_heartbeats() -> Any:
-    """Start the actor that workers give signs of life to; it lives as long as this process."""
+    """Start the heartbeat actor on this node; it ends with this process."""
     return (
         ray.remote(HeartbeatActor)
         .options(
@@ -33,48 +33,55 @@ def start_heartbeats() -> Any:
 
 
 class HeartbeatActor:
-    """Where the workers give signs of life."""
+    """Receiver of the workers' heartbeats, and registry of controllers."""
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._last_heartbeat = time.monotonic()
         self._runs: dict[str, tuple[float, int]] = {}
         self._controllers: dict[str, Any] = {}
 
-    def meet(self, name: str, controller: Any) -> None:
-        """Get to know Ray's controller of a run."""
+    def register_controller(self, name: str, controller: Any) -> None:
+        """Store the handle of a run's Ray Train controller."""
         self._controllers[name] = controller
 
-    def forget(self, name: str) -> None:
-        """Let go of a run's controller, which would live as long as this actor."""
+    def forget_controller(self, name: str) -> None:
+        """Release the handle of a run's controller, which would keep the controller alive."""
         self._controllers.pop(name, None)
 
     def controller(self, name: str) -> Any:
-        """Return Ray's controller of a run, None where it has not begun."""
+        """Return the Ray Train controller of a run, or None if no controller has started."""
         return self._controllers.get(name)
 
     def beat(self, name: str, num_workers: int) -> None:
-        """Take a sign of life of a run's workers."""
-        self._last = time.monotonic()
-        self._runs[name] = self._last, num_workers
+        """Record a heartbeat of a run and its number of workers."""
+        self._last_heartbeat = time.monotonic()
+        self._runs[name] = self._last_heartbeat, num_workers
 
-    def look(self, name: str) -> tuple[float, float, int]:
-        """Return the seconds since the last sign of life of any run, and since that of one run.
+    def status(self, name: str) -> tuple[float, float, int]:
+        """Return the age of the last heartbeats and the number of workers.
 
-        And how many workers the latter had.
+        Returns:
+            seconds since the last heartbeat of any run (or since the start of the actor), seconds
+            since the last heartbeat of this run (infinite before the first one), and the number of
+            workers of this run.
         """
         now = time.monotonic()
         last, num_workers = self._runs.get(name, (-math.inf, 0))
-        return now - self._last, now - last, num_workers
+        return now - self._last_heartbeat, now - last, num_workers
 
 
-def abort(watch: Any, name: str) -> None:
-    """Let the controller of a run end its workers and give back what it asked Ray for.
+def abort(heartbeats: Any, name: str) -> None:
+    """Let the controller of a run end its workers and release their resources.
 
-    Killed with its driver it would not: for three minutes Ray would hold the place of its workers
-    against a run whose number of workers is a range.
+    A controller that is killed together with its driver does not release its requests: Ray would
+    reserve the resources of an elastic run for another three minutes.
+
+    Args:
+        heartbeats: handle of the heartbeat actor.
+        name: name of the run.
     """
-    with suppress(RayError):  # it ends itself in mid-call
-        controller: Any = ray.get(watch.controller.remote(name), timeout=ABORT_SECONDS)
+    with suppress(RayError):  # the controller exits during the call
+        controller: Any = ray.get(heartbeats.controller.remote(name), timeout=ABORT_SECONDS)
         if controller is not None:
             ray.get(controller.abort.remote(), timeout=ABORT_SECONDS)
-    watch.forget.remote(name)
+    heartbeats.forget_controller.remote(name)

@@ -1,4 +1,4 @@
-"""Jobs on a Ray cluster: only code travels, and what is followed tells the truth in the end."""
+"""Submit Ray jobs, stream their logs and report their final status."""
 
 import asyncio
 import re
@@ -18,31 +18,33 @@ from cluster.errors import RanetError
 from cluster.retry import Retry
 
 CODE_BYTES = 20_000_000
-"""How much may travel, packed: more is data that got in between the code."""
-SILENCE_SECONDS = 30.0
-"""After so long without a word of the job we ask whether it still runs."""
+"""Size limit of the packed code, in bytes; a larger package probably contains data."""
+LOG_TIMEOUT_SECONDS = 30.0
+"""Time without new log lines after which the status of the job is queried."""
 RETRY_TIMEOUT_SECONDS = 300.0
-"""How long the cluster may be away while a job is followed."""
-REFUSED = (
-    "the cluster refuses us: it asks for a token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to "
-    "its own (docs/operating.md says where from)"
+"""Timeout for an unreachable cluster while a job is followed."""
+TOKEN_MESSAGE = (
+    "the cluster requires a token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN "
+    "(see docs/operating/cluster.md)"
 )
 _SECRET_VARIABLE = re.compile(r"secret|passw|token|key", re.IGNORECASE)
 _SECRET_SETTING = re.compile(
     r"(secret|passw|token|access_?key|api_?key)[\w.-]*\s*[=:]\s*\S", re.IGNORECASE
 )
-_USER_IN_ADDRESS = re.compile(r"://[^/\s@]*@")
+_USER_IN_URL = re.compile(r"://[^/\s@]*@")
 
 
 class JobError(RanetError):
-    """A job that was not submitted, or cannot be followed; the message says why."""
+    """Job that was not submitted or cannot be followed; the message contains the reason."""
 
 
 def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
-    """Pack a folder as Ray does, without what .gitignore and .rayignore name; give its bytes.
+    """Return the packed size of a folder's code, in bytes.
+
+    The folder is packed as Ray does, without the files that .gitignore and .rayignore exclude.
 
     Raises:
-        JobError: it has more than `limit` bytes; the largest files are named.
+        JobError: the package exceeds `limit` bytes; the message lists the largest files.
     """
     with tempfile.TemporaryDirectory(prefix="ranet-code-") as scratch:
         package = Path(scratch) / "code.zip"
@@ -51,43 +53,43 @@ def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
         if size <= limit:
             return size
         with zipfile.ZipFile(package) as content:
-            largest = sorted(content.infolist(), key=lambda each: -each.compress_size)[:5]
-    named = ", ".join(f"{each.filename} {each.compress_size / 1e6:.1f} MB" for each in largest)
+            largest = sorted(content.infolist(), key=lambda file: -file.compress_size)[:5]
+    listed = ", ".join(f"{file.filename} {file.compress_size / 1e6:.1f} MB" for file in largest)
     raise JobError(
-        f"{folder} has {size / 1e6:.1f} MB to travel, more than {limit / 1e6:.0f}; name in "
-        f".rayignore what is no code: {named}"
+        f"the code package of {folder} is {size / 1e6:.1f} MB, above the limit of "
+        f"{limit / 1e6:.0f} MB; add non-code files to .rayignore: {listed}"
     )
 
 
 def check_public(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Refuse what looks like a secret: Ray shows a job's command and variables on its dashboard.
+    """Check that a job contains no secrets: Ray's dashboard shows command and environment.
 
     Args:
         command: words of the job's command.
-        environment: variables that it would get.
+        environment: environment variables of the job.
 
     Raises:
-        JobError: it names the place and not the secret.
+        JobError: the message names the variable or the word's position, not the secret.
     """
-    places = [f"variable {name}" for name in environment if _SECRET_VARIABLE.search(name)]
+    findings = [f"variable {name}" for name in environment if _SECRET_VARIABLE.search(name)]
     texts = {f"variable {name}": value for name, value in environment.items()}
     texts |= {f"word {number} of the command": word for number, word in enumerate(command, start=1)}
-    for place, text in texts.items():
-        if _USER_IN_ADDRESS.search(text) or _SECRET_SETTING.search(text):
-            places.append(place)
-    if places:
+    for source, text in texts.items():
+        if _USER_IN_URL.search(text) or _SECRET_SETTING.search(text):
+            findings.append(source)
+    if findings:
         raise JobError(
-            f"{places[0]} looks like a secret. Ray shows a job's variables to whoever sees its "
-            "dashboard, and its command as well; nothing was sent: give the nodes a role, or the "
-            "secret to the head before the job (docs/operating.md)"
+            f"{findings[0]} looks like a secret, and the Ray dashboard shows the command and the "
+            "environment of a job; nothing was sent; give the nodes a role, or copy the secret to "
+            "the head node before the job (docs/operating/submitting.md)"
         )
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """Connect to the dashboard of a cluster, with the token in the environment.
+    """Connect to the dashboard of a cluster, with the token from the environment.
 
     Raises:
-        JobError: nobody answers there, or it takes another token.
+        JobError: the cluster is unreachable or requires another token.
     """
     try:
         requests.get(f"{address}/api/version", timeout=10)
@@ -95,22 +97,24 @@ def connect(address: str) -> JobSubmissionClient:
     except (requests.RequestException, ConnectionError) as error:
         raise JobError(
             f"RAY_API_SERVER_ADDRESS is {address}: no cluster answers there "
-            f"({type(error).__name__}); start it, or open the way to it: ray dashboard "
+            f"({type(error).__name__}); start the cluster, or forward its port: ray dashboard "
             "ray_cluster.yaml"
         ) from error
     except AuthenticationError as error:
-        raise JobError(f"{address}: {REFUSED}") from error
+        raise JobError(f"{address}: {TOKEN_MESSAGE}") from error
     except RuntimeError as error:
-        raise JobError(f"{address} refuses: {_brief(error)}") from error
+        raise JobError(
+            f"the cluster at {address} rejects the connection: {_brief(error)}"
+        ) from error
 
 
 def submit(
     client: JobSubmissionClient, entrypoint: str, folder: Path, environment: Mapping[str, str]
 ) -> str:
-    """Send a folder's code and start a command there; return the job's id.
+    """Upload a folder's code and start a command with it; return the job's ID.
 
     Raises:
-        JobError: the cluster refuses.
+        JobError: the cluster rejects the job.
     """
     try:
         return client.submit_job(
@@ -118,16 +122,16 @@ def submit(
             runtime_env={"working_dir": str(folder), "env_vars": dict(environment)},
         )
     except RuntimeError as error:
-        raise JobError(f"the cluster refuses: {_brief(error)}") from error
+        raise JobError(f"the cluster rejects the job: {_brief(error)}") from error
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobStatus:
-    """Write what a job says, from its beginning, until it ends; return how it ended.
+    """Write a job's log from its beginning until the job ends; return its final status.
 
-    A connection that is lost is made again, and nothing is written twice.
+    Lost connections are re-established, and no text is written twice.
 
     Raises:
-        JobError: there is no such job, or the cluster did not answer for RETRY_TIMEOUT_SECONDS.
+        JobError: the job does not exist, or the cluster did not answer for RETRY_TIMEOUT_SECONDS.
     """
     written = 0
     retry = Retry(timeout_seconds=RETRY_TIMEOUT_SECONDS, max_pause_seconds=1.0)
@@ -141,12 +145,14 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
             if not retry.wait():
                 raise JobError(
                     f"the cluster has not answered for {RETRY_TIMEOUT_SECONDS:.0f} seconds "
-                    f"({type(error).__name__}); the job goes on if its head does: "
-                    f"python pipelines/submit.py --follow {job_id}"
+                    f"({type(error).__name__}); the job continues if the head node is alive; "
+                    f"to follow it again: python pipelines/submit.py --follow {job_id}"
                 ) from error
         else:
             if status.is_terminal():
-                asyncio.run(_stream(client, job_id, written, write))  # what came meanwhile
+                asyncio.run(
+                    _stream(client, job_id, written, write)
+                )  # log lines since the last call
                 return status
             retry.reset()
             time.sleep(1)
@@ -155,13 +161,13 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
 async def _stream(
     client: JobSubmissionClient, job_id: str, known: int, write: Callable[[str], object]
 ) -> int:
-    """Write what comes after the first `known` characters; return how many those were."""
+    """Write the log after its first `known` characters; return the number of new ones."""
     position = 0
     stream = client.tail_job_logs(job_id)
     assert isinstance(stream, AsyncGenerator)
     try:
         while True:
-            text = await asyncio.wait_for(anext(stream), SILENCE_SECONDS)
+            text = await asyncio.wait_for(anext(stream), LOG_TIMEOUT_SECONDS)
             new = text[max(known - position, 0) :]
             position += len(text)
             if new:
@@ -177,9 +183,9 @@ def _status(client: JobSubmissionClient, job_id: str) -> JobStatus:
         f"{client.get_address()}/api/jobs/{job_id}", headers=client._headers, timeout=10
     )
     if answer.status_code == 404:
-        raise JobError(f"no job {job_id} on this cluster; `ray job list` names those there are")
+        raise JobError(f"no job {job_id} on this cluster; `ray job list` shows its jobs")
     if answer.status_code in (401, 403):
-        raise JobError(REFUSED)
+        raise JobError(TOKEN_MESSAGE)
     answer.raise_for_status()
     return JobStatus(answer.json()["status"])
 

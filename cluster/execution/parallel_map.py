@@ -1,4 +1,4 @@
-"""Many independent pieces of work over the CPUs of a Ray cluster."""
+"""Parallel map over the CPUs of a Ray cluster."""
 
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
@@ -17,24 +17,24 @@ _Result = TypeVar("_Result")
 def parallel_map(
     cluster: ClusterConfig, function: Callable[[_Item], _Result], items: Sequence[_Item]
 ) -> Generator[tuple[int, _Result]]:
-    """Call `function` on every item, one call a CPU; give the results as they come, with numbers.
+    """Yield index and result of `function(item)` for every item, in order of completion.
 
-    A call that is lost with its node is made again, up to three times.
+    Each call occupies one CPU. Ray retries a call that was lost with its node up to three times.
 
     Args:
-        cluster: where, unless Ray is connected already.
-        function: importable; Ray sends its name, not its code.
-        items: what it is called with.
+        cluster: describes the local cluster that is started if no cluster is connected.
+        function: an importable function; Ray sends its name instead of its code.
+        items: arguments of the calls.
 
     Raises:
-        Exception: what `function` raised first; all other calls are given up.
-        RunError: calls were lost again and again.
+        Exception: the first exception of `function`; all other calls are cancelled.
+        RunError: a call was lost more than three times.
     """
     with connected(cluster):
-        yield from _spread(function, items)
+        yield from _map_on_ray(function, items)
 
 
-def _spread(
+def _map_on_ray(
     function: Callable[[_Item], _Result], items: Sequence[_Item]
 ) -> Generator[tuple[int, _Result]]:
     remote = ray.remote(num_cpus=1, max_retries=3)(function)
@@ -42,7 +42,7 @@ def _spread(
     submitted = 0
     try:
         while waiting or submitted < len(items):
-            # Two for every CPU there is now, so that none has to wait for this process.
+            # Two calls for each CPU of the current nodes, so that no CPU waits for this process.
             ahead = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
             while submitted < len(items) and len(waiting) < ahead:
                 waiting[remote.remote(items[submitted])] = submitted
@@ -53,7 +53,7 @@ def _spread(
     except RayTaskError as error:
         raise error.cause from None
     except RayError as error:
-        raise RunError(f"a task was lost more than three times: {error}") from error
+        raise RunError(f"a Ray task was lost more than three times: {error}") from error
     finally:
         for reference in waiting:
             ray.cancel(reference, force=True)

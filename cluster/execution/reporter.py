@@ -1,4 +1,4 @@
-"""What a Ray Train worker reports, and how it finds it again."""
+"""Report metrics and checkpoints to Ray Train, and load the newest checkpoint."""
 
 import logging
 import os
@@ -26,94 +26,97 @@ from ranet.protocols import Metrics, Snapshot
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_QUESTIONS = 5.0
-"""About how often workers ask whether a node will be taken; Ray itself looks as often."""
+PREEMPTION_CHECK_SECONDS = 5.0
+"""Approximate interval of the workers' checks for preemption notices; Ray polls as often."""
 LIST_SECONDS = 60.0
-"""How long a worker waits for Ray's list of checkpoints."""
+"""Timeout for Ray's list of checkpoints."""
 
-_EARLIER = "earlier"
+_PREVIOUS_EPOCHS = "previous_epochs"
 
 
 class RayReporter:
-    """Makes a checkpoint of every snapshot. A barrier: each worker must report equally often.
+    """Reporter that stores each snapshot as a Ray Train checkpoint.
 
-    Ray hears of an epoch with the checkpoint that holds it and not before: lost, the epoch is
-    trained again, and with other workers its metrics are not quite the same.
+    Each report is a barrier: all workers must report equally often.
 
-    Where the node of a worker is about to be taken, a checkpoint is wanted at once, and all workers
-    stop when it is made: Ray starts them again on the nodes that stay, and no step is done twice.
+    Metrics of an epoch are reported together with the checkpoint that contains the epoch. If the
+    workers fail before, the epoch is trained again, and its metrics may differ slightly with
+    another number of workers.
+
+    When the node of a worker is about to be preempted, the reporter requests a checkpoint, and all
+    workers stop after writing it: Ray restarts them on the remaining nodes, and no step repeats.
     """
 
     def __init__(self) -> None:
-        # Ray's workers have the setting of the driver.
-        self._may_be_taken = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
-        self._asked = time.monotonic()
-        self._steps_since, self._steps_between = 0, 1
-        self._leaving = False
+        # Ray copies this variable from the driver to its workers.
+        self._is_preemptible = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+        self._last_check = time.monotonic()
+        self._steps_since_check, self._steps_between_checks = 0, 1
+        self._is_preempted = False
         self._storage_is_local = _storage().storage_filesystem.type_name == "local"
-        self._earlier: list[Metrics] = []
+        self._previous_epochs: list[Metrics] = []
         self._metrics = WorkerMetrics(ray.train.get_context().get_experiment_name())
 
     def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
-        """Hand the metrics to Ray and, on rank 0, the snapshot as a checkpoint, or keep them."""
+        """Report metrics with a checkpoint; without one, keep them for the next report."""
         if snapshot is None:
-            self._earlier.append(metrics)
+            self._previous_epochs.append(metrics)
         else:
             self.save(metrics, {SNAPSHOT: snapshot})
         if ray.train.get_context().get_world_rank() == 0:
             self._metrics.epoch(metrics)
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
-        """Count a step of this worker."""
+        """Count a step of this worker in its Prometheus metrics."""
         self._metrics.step(num_images, seconds, waited)
 
     def wants_checkpoint(self) -> bool:
-        """Want one where Ray says that a node will be taken; a barrier every few seconds."""
-        self._steps_since += 1
-        if not self._may_be_taken or self._steps_since < self._steps_between:
+        """Return whether a node is about to be preempted; a barrier every few seconds."""
+        self._steps_since_check += 1
+        if not self._is_preemptible or self._steps_since_check < self._steps_between_checks:
             return False
-        self._leaving = ray.train.get_preemption_info() is not None
+        self._is_preempted = ray.train.get_preemption_info() is not None
         now = time.monotonic()
-        steps_a_second = self._steps_since / max(now - self._asked, 1e-3)
-        # One worker's clock decides for all, so that they meet again at the same step.
-        self._steps_between = broadcast_from_rank_zero(
-            max(1, round(SECONDS_BETWEEN_QUESTIONS * steps_a_second))
+        steps_per_second = self._steps_since_check / max(now - self._last_check, 1e-3)
+        # The clock of rank 0 decides for all workers, so that they check at the same step.
+        self._steps_between_checks = broadcast_from_rank_zero(
+            max(1, round(PREEMPTION_CHECK_SECONDS * steps_per_second))
         )
-        self._asked, self._steps_since = now, 0
-        return self._leaving
+        self._last_check, self._steps_since_check = now, 0
+        return self._is_preempted
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        """Make a checkpoint within an epoch, and stop where a node will be taken.
+        """Report a checkpoint within an epoch; stop if a node is about to be preempted.
 
         Raises:
-            RayActorError: a node will be taken; Ray takes it for the loss that it foretells, and
-                counts it as none of the run's failures.
+            RayActorError: a node is about to be preempted. Ray handles the error like the loss of
+                the node, and FailurePolicy does not count it as a failure.
         """
-        place = {"epoch": float(snapshot["epoch"]), "step": float(snapshot["step"])}
-        self.save(place, {SNAPSHOT: snapshot})
-        if self._leaving:
+        progress = {"epoch": float(snapshot["epoch"]), "step": float(snapshot["step"])}
+        self.save(progress, {SNAPSHOT: snapshot})
+        if self._is_preempted:
             if ray.train.get_context().get_world_rank() == 0:
                 logger.warning(
-                    "a node is about to be taken: stopped after %d epochs and %d steps",
+                    "a node is about to be preempted: stopped after %d epochs and %d steps",
                     snapshot["epoch"], snapshot["step"],
                 )  # fmt: skip
-            raise RayActorError(error_msg="a node is about to be taken", preempted=True)
+            raise RayActorError(error_msg="a node is about to be preempted", preempted=True)
 
     def save(self, metrics: Metrics, files: Mapping[str, Any]) -> None:
-        """Report a checkpoint of several files, each holding one state for `torch.save`."""
-        earlier, self._earlier = self._earlier, []
+        """Report a checkpoint of several files, each a state written by `torch.save`."""
+        previous, self._previous_epochs = self._previous_epochs, []
         if ray.train.get_context().get_world_rank() != 0:
             ray.train.report(metrics)
             return
-        began = time.perf_counter()
+        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             write_checkpoint(Path(folder), files)
             ray.train.report(
-                metrics | {_EARLIER: earlier},
+                metrics | {_PREVIOUS_EPOCHS: previous},
                 checkpoint=Checkpoint.from_directory(folder),
                 checkpoint_upload_fn=None if self._storage_is_local else _upload,
             )
-        self._metrics.checkpoint(time.perf_counter() - began)
+        self._metrics.checkpoint(time.perf_counter() - start)
 
 
 def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
@@ -124,40 +127,43 @@ def _upload(checkpoint: Checkpoint, name: str) -> Checkpoint:
 
 
 def _storage() -> Any:
-    return ray.train.get_context().get_storage()  # annotated as None
+    return ray.train.get_context().get_storage()  # Ray annotates the return type as None
 
 
 def metrics_in(report: Mapping[str, Any]) -> list[Metrics]:
-    """Give what a report of the first worker holds: epochs without a checkpoint, then its own."""
-    own = {name: value for name, value in report.items() if name != _EARLIER}
-    return [*report[_EARLIER], own]
+    """Return the metrics in a report of rank 0, in order of their epochs.
+
+    The epochs since the previous checkpoint come first, then the metrics of the report itself.
+    """
+    own = {name: value for name, value in report.items() if name != _PREVIOUS_EPOCHS}
+    return [*report[_PREVIOUS_EPOCHS], own]
 
 
 def load_newest() -> dict[str, Any]:
-    """Read the newest whole checkpoint of this worker's run; nothing where there is none yet.
+    """Load the newest intact checkpoint of the run; empty if there is no checkpoint.
 
-    A barrier: the first worker chooses, the others read the same.
+    A barrier: rank 0 selects the checkpoint, and the other workers load the same one.
 
     Raises:
-        DamagedCheckpointError: there are checkpoints, but none is whole.
+        DamagedCheckpointError: all checkpoints of the run are damaged.
     """
     newest = ray.train.get_checkpoint()
     if newest is None:
         return {}
     if ray.train.get_context().get_world_rank() == 0:
-        files, chosen = _newest_whole(newest)
-        broadcast_from_rank_zero(chosen.path)
+        files, selected = _newest_intact(newest)
+        broadcast_from_rank_zero(selected.path)
         return files
     path: str | None = broadcast_from_rank_zero(None)
-    assert path is not None, "the first worker sends one"
+    assert path is not None, "rank 0 sends a path"
     return load_checkpoint(Checkpoint(path, newest.filesystem))
 
 
-def _newest_whole(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
+def _newest_intact(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
     try:
         return load_checkpoint(newest), newest
     except DamagedCheckpointError as error:
-        logger.warning("%s; going on from the one before", error)
+        logger.warning("%s; resuming from the previous checkpoint", error)
     for reported in reversed(
         ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, LIST_SECONDS)
     ):
@@ -166,8 +172,8 @@ def _newest_whole(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
         try:
             return load_checkpoint(reported.checkpoint), reported.checkpoint
         except DamagedCheckpointError as error:
-            logger.warning("%s; going on from the one before", error)
+            logger.warning("%s; resuming from the previous checkpoint", error)
     raise DamagedCheckpointError(
-        f"no checkpoint of this run is whole, the newest is {checkpoint_uri(newest)}; start the run "
-        "anew with --new-attempt, and keep more than cluster.keep_checkpoints next time"
+        f"all checkpoints of this run are damaged, the newest is {checkpoint_uri(newest)}; start "
+        "from scratch with --new-attempt, and increase cluster.keep_checkpoints"
     )

@@ -1,4 +1,4 @@
-"""Resources of the workers, and the capacity of the cluster for them."""
+"""Resource requests of workers, and the capacity of the cluster."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def wants_gpu(cluster: ClusterConfig) -> bool:
-    """Decide `cluster.device` auto by the GPUs that Ray has."""
+    """Return whether workers use GPUs; `auto` depends on the GPUs of the cluster."""
     if cluster.device == "auto":
         needed = cluster.min_workers * cluster.gpus_per_worker
         return ray.cluster_resources().get("GPU", 0) >= needed
@@ -22,16 +22,18 @@ def wants_gpu(cluster: ClusterConfig) -> bool:
 
 
 def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
-    """Return what a worker asks of Ray."""
+    """Return the resource request of a worker, as Ray spells it."""
     gpu = {"GPU": cluster.gpus_per_worker} if wants_gpu(cluster) else {}
     return {"CPU": float(cluster.cpus_per_worker), **gpu}
 
 
 def capacity_for(cluster: ClusterConfig) -> int:
-    """Return how many runs' workers Ray has room for now, all nodes together; 0: not for one."""
-    needs = worker_resources(cluster)
+    """Return the number of runs that fit the cluster at the same time."""
+    request = worker_resources(cluster)
     workers = sum(
-        int(min((node["Resources"].get(name, 0) + 1e-6) // each for name, each in needs.items()))
+        int(
+            min((node["Resources"].get(name, 0) + 1e-6) // count for name, count in request.items())
+        )
         for node in ray.nodes()
         if node["Alive"]
     )
@@ -39,18 +41,18 @@ def capacity_for(cluster: ClusterConfig) -> int:
 
 
 def check_capacity(cluster: ClusterConfig) -> None:
-    """Refuse a run that the cluster has no room for; one that may grow is asked to, and waited for.
+    """Check that the cluster has capacity for a run; wait for an autoscaler to add nodes.
 
     Raises:
-        RunError: the workers of a single run do not fit within `cluster.start_timeout_seconds`, or,
-            on a cluster of this process's own, at all.
+        RunError: the cluster has no capacity for one run. On a local cluster the error is raised at
+            once, otherwise after `cluster.start_timeout_seconds`.
     """
     deadline = time.monotonic() + cluster.start_timeout_seconds
     may_grow = "RAY_ADDRESS" in os.environ
     if capacity_for(cluster):
         return
     if may_grow:
-        logger.warning("no room for the workers of a run yet, waiting for nodes")
+        logger.warning("no capacity for the workers of a run yet; waiting for nodes")
         request_resources(bundles=[worker_resources(cluster)] * cluster.min_workers)
     while may_grow and not capacity_for(cluster) and time.monotonic() < deadline:
         time.sleep(1.0)
@@ -61,20 +63,20 @@ def check_capacity(cluster: ClusterConfig) -> None:
 
 
 def no_workers_message(cluster: ClusterConfig) -> str:
-    """Describe a run whose workers did not start in time."""
+    """Return the error message for workers that did not start in time."""
     return (
         f"{_workers(cluster)} did not start within cluster.start_timeout_seconds = "
-        f"{cluster.start_timeout_seconds:g}: {_whole_cluster()}; ask for less or add nodes, and "
-        "start the run again"
+        f"{cluster.start_timeout_seconds:g}: {_cluster_resources()}; request fewer resources or add "
+        "nodes, and start the run again"
     )
 
 
 def no_capacity_message(cluster: ClusterConfig) -> str:
-    """Describe a cluster that is too small for the workers of a run."""
+    """Return the error message for a cluster that is too small for a run."""
     return (
-        f"cluster.num_workers asks for {_workers(cluster)}, which is more than the cluster has: "
-        f"{_whole_cluster()} on {sum(node['Alive'] for node in ray.nodes())} nodes; ask for less "
-        "or add nodes"
+        f"cluster.num_workers requests {_workers(cluster)}, which exceeds the capacity: "
+        f"{_cluster_resources()} on {sum(node['Alive'] for node in ray.nodes())} nodes; request "
+        "fewer resources or add nodes"
     )
 
 
@@ -83,6 +85,6 @@ def _workers(cluster: ClusterConfig) -> str:
     return f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each"
 
 
-def _whole_cluster() -> str:
-    has = ray.cluster_resources()
-    return f"the cluster has {has.get('CPU', 0):g} CPUs and {has.get('GPU', 0):g} GPUs"
+def _cluster_resources() -> str:
+    resources = ray.cluster_resources()
+    return f"the cluster has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"

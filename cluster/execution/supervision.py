@@ -15,92 +15,109 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
-from cluster.execution.heartbeat import ABORT_SECONDS, BEAT_SECONDS, abort
+from cluster.execution.heartbeat import ABORT_SECONDS, HEARTBEAT_SECONDS, abort
 from cluster.execution.resources import no_workers_message
 from cluster.monitoring.prometheus import active
 
 logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 30.0
-"""Time between two words on workers that are waited for."""
+"""Interval between two warnings about missing workers."""
 
 
 def run_supervised(
-    fit: Callable[[], Result], watch: Any, name: str, cluster: ClusterConfig
+    fit: Callable[[], Result], heartbeats: Any, name: str, cluster: ClusterConfig
 ) -> Result:
-    """Run `fit` in a thread to its end, as long as there are workers, of whichever run of a watch.
+    """Run `fit` in a thread; fail if no worker sends heartbeats for too long.
 
-    In the main thread Ray Train would handle Ctrl-C itself, and leave with status 0; so it reaches
-    us as KeyboardInterrupt. The workers end when the connection to Ray is closed.
+    In the main thread Ray Train would handle Ctrl-C itself and exit with status 0; here Ctrl-C
+    raises KeyboardInterrupt. The workers end when the connection to Ray is closed.
+
+    Args:
+        fit: trains until the run ends.
+        heartbeats: handle of the heartbeat actor; heartbeats of any run of the actor count.
+        name: name of the run.
+        cluster: contains the timeout, and the resources for the error message.
 
     Raises:
-        RunError: there were no workers for too long.
+        RunError: no worker sent a heartbeat for `cluster.start_timeout_seconds`.
     """
-    outcome: futures.Future[Result] = futures.Future()
+    finished: futures.Future[Result] = futures.Future()
 
     def run() -> None:
         try:
-            outcome.set_result(fit())
+            finished.set_result(fit())
         except BaseException as error:
-            outcome.set_exception(error)
+            finished.set_exception(error)
 
+    # Training runs in a daemon thread: a hanging controller does not keep the process alive.
     Thread(target=run, name="ray-train", daemon=True).start()
     try:
-        _look_after(outcome, watch, name, cluster, active(name))
+        _wait_for_end(finished, heartbeats, name, cluster, active(name))
     except BaseException:
-        abort(watch, name)
+        # The run is interrupted (timeout, Ctrl-C, lost lease): its controller is still alive and
+        # has to end the workers and release their resources before this process exits.
+        abort(heartbeats, name)
         raise
-    watch.forget.remote(name)
-    return outcome.result()
+    # The run has ended by itself: the actor must not keep its controller alive.
+    heartbeats.forget_controller.remote(name)
+    return finished.result()
 
 
-def _look_after(
-    outcome: futures.Future[Result],
-    watch: Any,
+def _wait_for_end(
+    finished: futures.Future[Result],
+    heartbeats: Any,
     name: str,
     cluster: ClusterConfig,
-    still_active: Callable[[], None],
+    mark_active: Callable[[], None],
 ) -> None:
-    """Wait for the end of a run as long as there are workers, and tell how many there are."""
+    """Wait for the end of a run, and log changes of its number of workers."""
     known, started = 0, time.monotonic()
-    told = started
-    while not futures.wait([outcome], timeout=1.0).done:
-        still_active()
-        silent, own_silent, num_workers = ray.get(watch.look.remote(name))
-        silent = min(silent, time.monotonic() - started)
-        if own_silent < 2 * BEAT_SECONDS and num_workers != known:
+    last_warning = started
+    while not futures.wait([finished], timeout=1.0).done:
+        # The metric of an active run expires unless it is set again.
+        mark_active()
+        any_age, own_age, num_workers = ray.get(heartbeats.status.remote(name))
+        # The heartbeat actor may be older than this run.
+        any_age = min(any_age, time.monotonic() - started)
+        # Log how many workers train, at the start and whenever an elastic run changes its size.
+        if own_age < 2 * HEARTBEAT_SECONDS and num_workers != known:
             logger.info("training on %d worker%s", num_workers, "s" * (num_workers > 1))
             known = num_workers
-        if silent > cluster.start_timeout_seconds:
+        # End a run that waits for resources for too long, whatever the reason.
+        if any_age > cluster.start_timeout_seconds:
             raise RunError(no_workers_message(cluster))
-        if silent > LOG_SECONDS and time.monotonic() > told + LOG_SECONDS:
-            logger.warning("no workers since %.0f seconds, waiting for them", silent)
-            told = time.monotonic()
+        # Until then, say from time to time why nothing happens.
+        if any_age > LOG_SECONDS and time.monotonic() > last_warning + LOG_SECONDS:
+            logger.warning("no workers for %.0f seconds; waiting", any_age)
+            last_warning = time.monotonic()
 
 
 class ControllerRegistration(ControllerCallback):
-    """Tells the watch which actor the controller is, and starts no workers where it is gone.
+    """Callback that registers the controller and starts no workers after the driver's end.
 
-    It goes with its driver. Ray then takes back the driver's places, workers first; a controller
-    that lives a moment longer takes that for lost workers, and what it asks Ray for after its
-    driver's end nobody would ever give back.
+    The heartbeat actor ends with its driver. Ray then releases the driver's resources, workers
+    first. A controller that is still alive takes this for lost workers, and resources
+    that the controller requests after the end of its driver would never be released.
     """
 
-    def __init__(self, watch: Any, name: str) -> None:
-        self._watch, self._name = watch, name
+    def __init__(self, heartbeats: Any, name: str) -> None:
+        self._heartbeats, self._name = heartbeats, name
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Register the controller."""
-        self._watch.meet.remote(self._name, ray.get_runtime_context().current_actor)
+        """Register the controller with the heartbeat actor, so that the driver can abort it."""
+        controller = ray.get_runtime_context().current_actor
+        self._heartbeats.register_controller.remote(self._name, controller)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
-        """Look for the driver.
+        """Check that the driver is alive before workers are started.
 
         Raises:
-            RunError: it is gone.
+            RunError: the driver has ended.
         """
+        # A slow answer is no evidence against the driver; only the death of its actor is.
         with suppress(GetTimeoutError):
             try:
-                ray.get(self._watch.look.remote(self._name), timeout=ABORT_SECONDS)
+                ray.get(self._heartbeats.status.remote(self._name), timeout=ABORT_SECONDS)
             except RayActorError as error:
-                raise RunError("the driver of the run is gone") from error
+                raise RunError("the driver of the run has ended; start the run again") from error

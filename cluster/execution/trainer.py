@@ -1,4 +1,4 @@
-"""Starts a worker function on Ray: the cluster at hand, or a local one of its own."""
+"""Run a worker function with Ray Train, on the current cluster or a local one."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -36,8 +36,8 @@ from cluster.execution.worker import run_worker
 from cluster.storage.filesystem import open_storage
 
 ELASTIC_START_SECONDS = 5.0
-"""How long Ray tries for as many workers as it thought there was room for, before it counts again:
-after the loss of a node it counts that node for up to 20 seconds."""
+"""Time limit for the start of an elastic run's workers, after which Ray counts its resources again.
+Ray counts a lost node for up to 20 seconds, and would wait for workers on that node."""
 
 
 def launch(
@@ -48,38 +48,48 @@ def launch(
     storage: str,
     cluster: ClusterConfig,
     callbacks: Sequence[UserCallback] = (),
-    watch: Any = None,
+    heartbeats: Any = None,
 ) -> Checkpoint:
     """Run `worker(config)` on every worker and return the last checkpoint.
 
-    Workers find the last checkpoint of an unfinished `name` by `ray.train.get_checkpoint()`.
+    In a resumed run, `ray.train.get_checkpoint()` returns the last checkpoint to the workers.
 
     Args:
-        worker: an importable function; Ray sends its name, not its code.
-        config: its argument, the same on every worker.
-        name: folder below `storage`; used again only to go on with a run.
-        storage: path or address, which `resolve_storage` has been asked about.
-        cluster: what to ask of Ray.
-        callbacks: called in Ray's controller process after every report.
-        watch: what `start_heartbeats` gave, shared by runs that wait for one another's resources.
+        worker: an importable function; Ray sends its name instead of its code.
+        config: argument of the worker function, the same on every worker.
+        name: name of the run's folder in `storage`; the name of an existing run resumes that run.
+        storage: path or URI, as returned by `resolve_storage`.
+        cluster: number, resources and device of the workers.
+        callbacks: callbacks that run in Ray Train's controller process.
+        heartbeats: handle from `start_heartbeats`, shared by runs that compete for resources; None
+            starts an actor for this run.
 
     Raises:
-        RunError: a worker failed, or its resources never came; the message is the cause.
+        RunError: the run failed, or its resources did not become available; the message contains
+            the cause.
     """
     elastic = cluster.min_workers < cluster.max_workers
-    # Read by Ray Train in this process and handed to its controller.
+    # Time limits of Ray Train, which reads these variables here and passes them to its controller.
+    # A fixed number of workers needs no early retry: the supervision limits the waiting.
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
         ELASTIC_START_SECONDS if elastic else cluster.start_timeout_seconds
     )
-    # Every report waits for the controller's next look, by default every two seconds.
+    # Each report waits for the controller's next poll; the default interval is two seconds.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    # Resolve what the workers share: the device, the storage and the heartbeat actor.
     use_gpu = wants_gpu(cluster)
     storage = storage if "://" in storage else str(Path(storage).absolute())
     path, filesystem = open_storage(storage)
-    watch = watch or start_heartbeats()
+    heartbeats = heartbeats or start_heartbeats()
+    # Describe the run to Ray Train: resources, storage and environment of the workers.
     trainer = _Trainer(
         run_worker,
-        train_loop_config={"worker": worker, "config": config, "watch": watch, "name": name},
+        train_loop_config={
+            "worker": worker,
+            "config": config,
+            "heartbeats": heartbeats,
+            "name": name,
+        },
         scaling_config=ScalingConfig(
             num_workers=(
                 (cluster.min_workers, cluster.max_workers) if elastic else cluster.max_workers
@@ -93,39 +103,43 @@ def launch(
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=cluster.keep_checkpoints),
-            # Whether to go on is decided by FailurePolicy, and by how long there are no workers.
+            # No limits of Ray: FailurePolicy and the supervision decide when a run ends.
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
             worker_runtime_env={"env_vars": worker_environment(cluster)},
-            logging_config=LoggingConfig(log_level="CRITICAL"),  # failures are told by us, once
+            logging_config=LoggingConfig(log_level="CRITICAL"),  # FailurePolicy logs failures
         ),
     )
-    trainer.watch, trainer.run_name = watch, name
+    # Callbacks run in the controller process only; the failure policy is the last one, because the
+    # exception that ends a run must not keep other callbacks from flushing metrics.
+    trainer.heartbeats, trainer.run_name = heartbeats, name
     trainer.user_callbacks = [*callbacks, FailurePolicy(cluster, storage)]
+    # Train, and turn each kind of failure into one sentence for the user.
     try:
-        result = run_supervised(trainer.fit, watch, name, cluster)
+        result = run_supervised(trainer.fit, heartbeats, name, cluster)
     except TrainingFailedError as error:
         cause = error.controller_failure if isinstance(error, ControllerError) else error
         kind = type(cause) if isinstance(cause, RunError) else RunError
         raise kind(describe_failure(cause, storage)) from error
     except RayError as error:
         raise RunError(
-            f"Ray's controller of the run was lost ({type(error).__name__}); start the run again "
-            "to go on from its last checkpoint"
+            f"the Ray Train controller of the run was lost ({type(error).__name__}); start the run "
+            "again to resume from its last checkpoint"
         ) from error
     assert result.checkpoint is not None, "a worker must report a checkpoint"
     return result.checkpoint
 
 
 class _Trainer(TorchTrainer):
-    """A TorchTrainer without Ray's data sets and cleaner, and whose controller is known.
+    """TorchTrainer with our controller callbacks, and without two of Ray's default callbacks.
 
-    For data sets Ray starts one more process, though we have none of its. The cleaner of placement
-    groups asks the dashboard every second, and complains where there is none; the placement group
-    of a controller goes with it anyway. Callbacks are not in the run's configuration, since that
-    reaches the workers, which would import all that the callbacks need.
+    The callback for Ray Data sets starts a process, and this project uses no such data sets. The
+    cleaner of placement groups polls the dashboard every second and logs errors without one;
+    Ray releases the placement group of a controller together with the controller anyway.
+    `RunConfig.callbacks` would also reach the workers, which would import all dependencies of the
+    callbacks; so the trainer passes its callbacks to the controller directly.
     """
 
-    watch: Any
+    heartbeats: Any
     run_name: str
     user_callbacks: list[UserCallback]
 
@@ -136,5 +150,5 @@ class _Trainer(TorchTrainer):
             if not isinstance(callback, PlacementGroupCleanerCallback | DatasetsCallback)
         ] + [
             UserCallbackHandler(self.user_callbacks, self.train_run_context),
-            ControllerRegistration(self.watch, self.run_name),
+            ControllerRegistration(self.heartbeats, self.run_name),
         ]

@@ -40,7 +40,7 @@ def describe(cluster: LocalCluster) -> str:
         "",
         f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (log in with RAY_AUTH_TOKEN)",
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",
-        f"Prometheus make watch NODES={cluster.node_list}",
+        f"Prometheus make prometheus NODES={cluster.node_list}",
         f"in another terminal: {python} -m cluster.local kill host1 "
         "(start, pause, resume, preempt; s3 and mlflow too)",
         "Ctrl-C stops the cluster; the data of S3 and MLflow stay in " + cluster.folder,

@@ -1,7 +1,7 @@
-"""What a running training counts for Prometheus, by way of Ray's own exporter on every node.
+"""Prometheus metrics of a run, exported by the Ray metrics agent of each node.
 
-All but the staged bytes have the label `run`, the folder of the attempt's checkpoints. They are
-sums: rates are made by those who read them, in `cluster/monitoring/`.
+All metrics except the staged bytes have the label `run`, the name of the attempt's checkpoint
+folder. Counters are totals: the queries of the dashboard and the alert compute rates.
 """
 
 import time
@@ -12,73 +12,78 @@ from ray.util.metrics import Counter, Gauge
 
 from ranet.protocols import Metrics
 
-SHOW_SECONDS = 5.0
-"""Ray shows a value for some 20 seconds, and no longer unless it is set again."""
+REFRESH_SECONDS = 5.0
+"""Interval for setting gauges again; Ray drops a gauge that is not set for about 20 seconds."""
 
 _RUN = ("run",)
 
 
 class WorkerMetrics:
-    """The counters of one worker; those of all workers add up."""
+    """Metrics of one worker; Prometheus queries sum the counters over all workers."""
 
     def __init__(self, run: str) -> None:
         def counter(name: str, description: str) -> Counter:
-            made = Counter(name, description=description, tag_keys=_RUN)
-            made.set_default_tags({"run": run})
-            return made
+            metric = Counter(name, description=description, tag_keys=_RUN)
+            metric.set_default_tags({"run": run})
+            return metric
 
         self._steps = counter("ranet_steps", "Steps taken.")
-        self._images = counter("ranet_images", "Training images that went through the network.")
+        self._images = counter("ranet_images", "Training images processed.")
         self._seconds = counter("ranet_step_seconds", "Seconds spent in steps.")
         self._waited = counter(
-            "ranet_data_wait_seconds", "Seconds of steps spent waiting for data."
+            "ranet_data_wait_seconds", "Seconds of the steps spent waiting for data."
         )
-        self._saves = counter("ranet_checkpoints", "Checkpoints written and stored.")
+        self._saves = counter("ranet_checkpoints", "Checkpoints written and uploaded.")
         self._saving = counter("ranet_checkpoint_seconds", "Seconds spent on checkpoints.")
         self._value = Gauge(
             "ranet_epoch_value",
-            description="Metrics of the last epoch, by the names that MLflow has.",
+            description="Metrics of the last epoch, with the names used in MLflow.",
             tag_keys=("run", "metric"),
         )
         self._value.set_default_tags({"run": run})
         self._last: Metrics = {}
-        self._shown = 0.0
+        self._last_refresh = 0.0
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
-        """Count a step."""
+        """Count a step, its images, its duration and its wait for data."""
         for counter, value in (
             (self._steps, 1),
             (self._images, num_images),
             (self._seconds, seconds),
             (self._waited, waited),
         ):
-            if value > 0:  # Ray refuses to add nothing
+            if value > 0:  # Ray rejects an increment of 0
                 counter.inc(value)
-        if time.monotonic() - self._shown > SHOW_SECONDS:
+        if time.monotonic() - self._last_refresh > REFRESH_SECONDS:
             self.epoch(self._last)
 
     def checkpoint(self, seconds: float) -> None:
-        """Count a checkpoint."""
+        """Count a checkpoint and its duration."""
         self._saves.inc()
         self._saving.inc(seconds)
 
     def epoch(self, metrics: Metrics) -> None:
-        """Show the metrics of an epoch, from now until the next one."""
-        self._last, self._shown = metrics, time.monotonic()
+        """Export the metrics of an epoch until the next epoch ends."""
+        self._last, self._last_refresh = metrics, time.monotonic()
         for name, value in metrics.items():
             self._value.set(value, tags={"metric": name})
 
 
 def staged_bytes() -> Callable[[int], None]:
-    """Return what counts bytes loaded from S3 to this node's disk; without Ray it does nothing."""
+    """Return a function that counts bytes downloaded from S3.
+
+    Without a connection to Ray the function does nothing.
+    """
     if not ray.is_initialized():
         return lambda size: None
-    counter = Counter("ranet_staged_bytes", "Bytes loaded from S3 to a node's disk.")
+    counter = Counter("ranet_staged_bytes", "Bytes downloaded from S3 to the disk of a node.")
     return lambda size: counter.inc(size)
 
 
 def active(run: str) -> Callable[[], None]:
-    """Return what says, from its driver, that a run is waited for: call it every few seconds."""
-    gauge = Gauge("ranet_run_active", description="1 while a driver waits for it.", tag_keys=_RUN)
+    """Return a function that marks the run as active; call it every few seconds."""
+    gauge = Gauge(
+        "ranet_run_active", description="1 while the driver of the run is alive.", tag_keys=_RUN
+    )
     gauge.set_default_tags({"run": run})
     return lambda: gauge.set(1)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Start Prometheus on 127.0.0.1:9090, beside a head of Ray; its data lie in outputs/watch.
-# NODES names Ray's list of nodes where its temporary folder is not /tmp/ray.
+# Start Prometheus on 127.0.0.1:9090 on the head node of a Ray cluster; its data are in outputs/watch.
+# NODES is the path of Ray's list of nodes, needed if Ray's temporary folder is not /tmp/ray.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 cluster/provisioning/packages.sh prometheus

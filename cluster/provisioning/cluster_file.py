@@ -1,4 +1,4 @@
-"""What a cluster file offers, and what of it a run would lack: known before anything is rented."""
+"""Parse `ray_cluster.yaml` and compare its node types with a run's request."""
 
 import difflib
 from collections.abc import Iterator
@@ -14,90 +14,91 @@ from cluster.config import ClusterConfig
 from cluster.provisioning.instance_types import INSTANCE_TYPES, SPOT_SHARE, InstanceType
 
 CLUSTER_FILE = Path("ray_cluster.yaml")
-"""Where this project describes its cluster on AWS."""
+"""Cluster file of this project on AWS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeType:
-    """Machines of one kind in a cluster file."""
+    """Node type of a cluster file."""
 
     name: str
     machine_name: str
     machine: InstanceType
     is_spot: bool
-    """May be taken away at any time, and costs less."""
+    """Spot instances: cheaper, and may be preempted at any time."""
     resources: dict[str, int]
-    """What Ray is told that each of them has."""
+    """Resources that each node declares to Ray."""
     max_workers: int
-    """Machines at most; 0 for a head."""
+    """Maximum number of nodes of this type; 0 for the head."""
 
     @property
     def dollars_per_hour(self) -> float:
-        """Price of one machine."""
+        """Price of one node."""
         return self.machine.dollars_per_hour * (SPOT_SHARE if self.is_spot else 1)
 
-    def room(self, cpus: int, gpus: int) -> int:
-        """Count the workers of so many CPUs and GPUs that one of these machines takes."""
-        wanted = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-        return min(self.resources.get(name, 0) // count for name, count in wanted.items())
+    def capacity(self, cpus: int, gpus: int) -> int:
+        """Return the number of workers with these CPUs and GPUs that fit one node."""
+        request = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+        return min(self.resources.get(name, 0) // count for name, count in request.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """A cluster file: its head, its groups of workers, and how many workers in all."""
+    """Cluster spec: head node type, worker node types and maximum number of workers."""
 
     path: Path
     head: NodeType
     workers: tuple[NodeType, ...]
     max_workers: int
 
-    def places(self, cluster: ClusterConfig, *, gpus: int) -> Iterator[NodeType]:
-        """Give the machine that each worker of a run would be on, cheapest first, as far as any."""
-        machines = self.max_workers
+    def worker_nodes(self, cluster: ClusterConfig, *, gpus: int) -> Iterator[NodeType]:
+        """Yield the node type of each worker that fits the cluster, cheapest first."""
+        remaining = self.max_workers
         for group in sorted(self.workers, key=lambda group: group.dollars_per_hour):
-            if (room := group.room(cluster.cpus_per_worker, gpus)) > 0:
-                taken = min(group.max_workers, machines)
-                machines -= taken
-                yield from [group] * (taken * room)
+            if (capacity := group.capacity(cluster.cpus_per_worker, gpus)) > 0:
+                num_nodes = min(group.max_workers, remaining)
+                remaining -= num_nodes
+                yield from [group] * (num_nodes * capacity)
 
-    def lacks(self, cluster: ClusterConfig, *, gpus: int, cache_bytes: int = 0) -> list[str]:
-        """Say in sentences what keeps a run's workers from being placed; none where they fit.
+    def problems(self, cluster: ClusterConfig, *, gpus: int, cache_bytes: int = 0) -> list[str]:
+        """Return the reasons why a run does not fit the cluster, one sentence each.
 
         Args:
-            cluster: what the run asks for.
+            cluster: resources that the run requests.
             gpus: GPUs of each worker.
-            cache_bytes: bytes of images that each machine copies to its disk.
+            cache_bytes: size of the images that each node copies to its disk, in bytes.
         """
-        places = list(self.places(cluster, gpus=gpus))
-        fits = any(group.room(cluster.cpus_per_worker, gpus) for group in self.workers)
+        nodes = list(self.worker_nodes(cluster, gpus=gpus))
+        fits = any(group.capacity(cluster.cpus_per_worker, gpus) for group in self.workers)
         each = f"{cluster.cpus_per_worker} CPUs" + (f" and {gpus} GPU" if gpus else "")
         if not fits:
             return [
-                f"cluster.cpus_per_worker: no machine of {self.path} takes a worker of {each}; "
-                "lower it, or name larger machines there"
+                f"cluster.cpus_per_worker: no node type of {self.path} fits a worker of {each}; "
+                "reduce cluster.cpus_per_worker, or use a larger instance type there"
             ]
         sentences = []
-        if len(places) < cluster.max_workers:
+        if len(nodes) < cluster.max_workers:
             sentences.append(
-                f"cluster.num_workers asks for up to {cluster.max_workers} workers of {each}, but "
-                f"{self.path} has room for {len(places)}; raise max_workers there, or ask for less"
+                f"cluster.num_workers requests up to {cluster.max_workers} workers of {each}, but "
+                f"{self.path} has capacity for {len(nodes)}; increase max_workers there, or request "
+                "fewer workers"
             )
-        for group in {group.name: group for group in places[: cluster.max_workers]}.values():
-            disk = group.machine.cache_gb * 1e9 * 0.95  # a file system takes its part
+        for group in {group.name: group for group in nodes[: cluster.max_workers]}.values():
+            disk = group.machine.cache_gb * 1e9 * 0.95  # the file system needs some space itself
             if cache_bytes > disk:
                 sentences.append(
                     f"data.prepared_dir: {cache_bytes / 1e9:.0f} GB of images do not fit the disk of "
-                    f"{group.name} in {self.path}, {disk / 1e9:.0f} GB; prepare smaller ones "
-                    "(data.max_side), or name machines with larger disks there"
+                    f"{group.name} in {self.path}, {disk / 1e9:.0f} GB; prepare smaller "
+                    "images (data.max_side), or use an instance type with a larger disk there"
                 )
         return sentences
 
     def dollars_per_hour(self, cluster: ClusterConfig, *, gpus: int, num_workers: int) -> float:
-        """Price of the head and of the machines that so many workers are on."""
+        """Return the price of the head and of the nodes of `num_workers` workers."""
         total, free = self.head.dollars_per_hour, 0
-        for group in list(self.places(cluster, gpus=gpus))[:num_workers]:
+        for group in list(self.worker_nodes(cluster, gpus=gpus))[:num_workers]:
             if free == 0:
-                free = group.room(cluster.cpus_per_worker, gpus)
+                free = group.capacity(cluster.cpus_per_worker, gpus)
                 total += group.dollars_per_hour
             free -= 1
         return total
@@ -107,65 +108,65 @@ def read_cluster_spec(path: Path = CLUSTER_FILE) -> ClusterSpec:
     """Read a cluster file.
 
     Raises:
-        ValueError: it is none, or promises what its machines do not have.
+        ValueError: the file is invalid, or declares resources that an instance type does not have.
     """
     try:
         content = yaml.safe_load(path.read_bytes())
         head = content["head_node_type"]
         groups = {
-            name: _group(f"{path}: {name}", name, node)
+            name: _node_type(f"{path}: {name}", name, node)
             for name, node in content["available_node_types"].items()
         }
         workers = tuple(group for name, group in groups.items() if name != head)
-        offer = ClusterSpec(
+        spec = ClusterSpec(
             path=path, head=groups[head], workers=workers, max_workers=content["max_workers"]
         )
         _check_by_ray(path, content)
-        return offer
+        return spec
     except OSError as error:
         raise ValueError(f"{path}: no such cluster file ({error.strerror})") from None
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     except KeyError as error:
-        raise ValueError(f"{path} has no {error}; see Ray's description of cluster files") from None
-    except (TypeError, AttributeError) as error:  # a list where names are asked for, or nothing
-        raise ValueError(f"{path} is no cluster file as Ray describes them: {error}") from None
+        raise ValueError(f"{path} has no {error}; see the cluster YAML reference of Ray") from None
+    except (TypeError, AttributeError) as error:  # a list instead of a mapping, or nothing
+        raise ValueError(f"{path} is not a cluster file of Ray: {error}") from None
 
 
 def _check_by_ray(path: Path, content: dict[str, Any]) -> None:
-    """Refuse what `ray up` would refuse."""
+    """Validate a cluster file as `ray up` does."""
     try:
         validate_config(prepare_config(content))
     except jsonschema.ValidationError as error:
-        place = ".".join(str(part) for part in error.absolute_path) or "its first level"
-        raise ValueError(f"{path} is refused by Ray, {place}: {error.message}") from None
+        key = ".".join(str(part) for part in error.absolute_path) or "top level"
+        raise ValueError(f"{path} is rejected by Ray, {key}: {error.message}") from None
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is refused by Ray: {error}") from None
+        raise ValueError(f"{path} is rejected by Ray: {error}") from None
 
 
-def _group(where: str, name: str, node: dict[str, Any]) -> NodeType:
+def _node_type(where: str, name: str, node: dict[str, Any]) -> NodeType:
     config = node["node_config"]
     machine_name = config["InstanceType"]
     if machine_name not in INSTANCE_TYPES:
         raise ValueError(
-            f"{where}.node_config.InstanceType is {machine_name}, of which nothing is known here; "
-            "add what it has and costs to cluster/provisioning/instance_types.py"
+            f"{where}.node_config.InstanceType is {machine_name}, which is unknown; add its "
+            "resources and price to cluster/provisioning/instance_types.py"
         )
     machine = INSTANCE_TYPES[machine_name]
-    has = {"CPU": machine.cpus, "GPU": machine.gpus}
+    available = {"CPU": machine.cpus, "GPU": machine.gpus}
     for resource, count in node["resources"].items():
-        if resource not in has:
-            hint = difflib.get_close_matches(resource.upper(), has, n=1, cutoff=0.5)
+        if resource not in available:
+            hint = difflib.get_close_matches(resource.upper(), available, n=1, cutoff=0.5)
             raise ValueError(
-                f"{where}.resources has {resource}, which no run asks for; "
-                + (f"did you mean {hint[0]}?" if hint else "there are CPU and GPU")
+                f"{where}.resources has {resource}, which no run requests; "
+                + (f"did you mean {hint[0]}?" if hint else "use CPU and GPU")
             )
         if type(count) is not int or count < 0:
             raise ValueError(f"{where}.resources.{resource} must be 0 or more, got {count!r}")
-        if count > has[resource]:
+        if count > available[resource]:
             raise ValueError(
-                f"{where}.resources promises {resource}: {count}, but a {machine_name} has "
-                f"{has[resource]}: workers would share what each of them takes for its own"
+                f"{where}.resources declares {resource}: {count}, but a {machine_name} has "
+                f"{available[resource]}; declare no more than that, workers must not share it"
             )
     market = config.get("InstanceMarketOptions", {})
     return NodeType(
@@ -173,7 +174,7 @@ def _group(where: str, name: str, node: dict[str, Any]) -> NodeType:
         machine_name=machine_name,
         machine=machine,
         is_spot=market.get("MarketType") == "spot",
-        # As Ray finds them out itself where the file does not say
-        resources={kind: count for kind, count in has.items() if count} | node["resources"],
+        # Ray detects the resources that the file does not declare.
+        resources={kind: count for kind, count in available.items() if count} | node["resources"],
         max_workers=node.get("max_workers", 0),
     )

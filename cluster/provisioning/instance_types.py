@@ -1,28 +1,28 @@
-"""Machines that a cluster file may name: what they have, and what they cost."""
+"""Resources and prices of the AWS instance types that a cluster file may use."""
 
 from dataclasses import dataclass
 
 SPOT_SHARE = 0.4
-"""Price of a spot machine as a share of the price on demand: assumed, it changes by the hour."""
+"""Spot price as a fraction of the on-demand price; an assumption, spot prices change hourly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InstanceType:
-    """A type of machine."""
+    """AWS instance type."""
 
     cpus: int
-    """Virtual CPUs."""
+    """Number of virtual CPUs."""
     gpus: int = 0
     accelerator: str = ""
-    """Ray's name for the kind of GPU."""
+    """Ray's name of the GPU type."""
     memory_gb: int
     cache_gb: int = 0
-    """One NVMe disk of its own; of several, each."""
+    """Size of one local NVMe disk, in GB."""
     dollars_per_hour: float
-    """On demand."""
+    """On-demand price."""
 
 
-# AWS's list prices for Linux in us-west-2, as of 2025 and from memory: not looked up since.
+# AWS's list prices for Linux in us-west-2, as of 2025, from memory and not verified since.
 INSTANCE_TYPES = {
     "m7i.xlarge": InstanceType(cpus=4, memory_gb=16, dollars_per_hour=0.2016),
     "g6.2xlarge": InstanceType(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install with apt what FFCV is built from, and the packages named as arguments.
-# Does nothing where all of them are installed. cluster/provisioning/setup.sh and the Dockerfile run it.
+# Install the build dependencies of FFCV and the packages given as arguments, with apt.
+# Does nothing if all packages are installed. cluster/provisioning/setup.sh and the Dockerfile run it.
 set -euo pipefail
 
 missing=()
@@ -17,10 +17,10 @@ fail() {
 }
 
 command -v apt-get >/dev/null ||
-    fail "They have these names on Debian and Ubuntu; this machine has no apt-get. Use the Dockerfile."
+    fail "These are package names of Debian and Ubuntu; this machine has no apt-get. Use the Dockerfile."
 as_root=(env)
 if ((EUID != 0)); then
-    command -v sudo >/dev/null || fail "Neither root nor sudo is there. Ask an administrator to run:
+    command -v sudo >/dev/null || fail "Installing them requires root or sudo. Ask an administrator to run:
     apt-get install ${missing[*]}"
     as_root=(sudo env)
 fi

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Install this project's requirements into a Python, every version pinned by constraints.txt.
-# cluster/provisioning/setup.sh and the Dockerfile run it:
+# Install the requirements of this project for a Python, all versions pinned by constraints.txt.
+# Used by cluster/provisioning/setup.sh and the Dockerfile:
 #
 #   cluster/provisioning/requirements.sh PYTHON PIP-ARGUMENT...
 set -euo pipefail

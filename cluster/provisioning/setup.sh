@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Make .venv with the project and all it needs, every version pinned by constraints.txt.
-# PYTHON names the interpreter, 3.11 or 3.12. Where nothing changed since the last set-up that
-# ran to its end, this does nothing; in all other cases .venv is made anew.
+# Create .venv with the project and its requirements, all versions pinned by constraints.txt.
+# PYTHON is the interpreter, 3.11 or 3.12. Does nothing if nothing has changed since the last complete
+# set-up; otherwise .venv is created from scratch.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -33,7 +33,7 @@ python=$(find_python) || {
     }
 }
 
-# A distribution splits its own Python into packages; other builds are whole.
+# Distributions split their Python into packages; other builds are complete.
 python_packages=()
 if [[ $python == /usr/bin/* ]]; then
     python_packages=("$(basename "$python")-dev" "$(basename "$python")-venv")

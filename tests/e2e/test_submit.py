@@ -52,7 +52,9 @@ def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
     (tmp_path / "ignored.bin").write_bytes(os.urandom(3_000_000))
     (tmp_path / ".rayignore").write_text("ignored.bin\n")
     assert 3_000_000 < check_code(tmp_path) < 3_100_000
-    with pytest.raises(JobError, match=r"3.0 MB to travel, more than 1; .*: images.bin 3.0 MB"):
+    with pytest.raises(
+        JobError, match=r"is 3.0 MB, above the limit of 1 MB; .*: images.bin 3.0 MB"
+    ):
         check_code(tmp_path, limit=1_000_000)
 
 

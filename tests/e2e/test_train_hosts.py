@@ -84,7 +84,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     logger.warning("trained again %.1f s after a host was killed", time.monotonic() - killed)
     assert time.monotonic() - killed < 180
     job.wait_until(lambda: times_of("resuming after", job) > known)
-    assert place_after("going on", job, known)[1] > 0
+    assert place_after("resuming", job, known)[1] > 0
     job.wait_until(lambda: times_of("MLflow does not answer, training continues", job))
     cluster.start("host2", "mlflow")
     job.wait_until(lambda: times_of("training on 2 workers", job) == 2)
@@ -121,7 +121,7 @@ def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluste
     job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
     taken.join()
     wait_for_more_epochs(job)
-    assert place_after("going on", job) == place_after("about to be taken: stopped", job)
+    assert place_after("resuming", job) == place_after("about to be preempted: stopped", job)
     assert times_of("resuming after", job) == 1
     stop_and_check(job)
 

@@ -134,7 +134,7 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
         assert process.wait() == 0, process.output()
         output = process.output()
     assert "was lost: it was killed" in output
-    assert output.count("failure 1 in a row") == output.count("resuming after") == 1
+    assert output.count("consecutive failure 1") == output.count("resuming after") == 1
     check_against(trained_in_one_process, tmp_path)
 
 

@@ -34,7 +34,7 @@ def test_command_line_overrides_the_config_file(tmp_path):
             ["--train.seed=9223372036854775808"],
             "train.seed must be from 0 to 9223372036854775807, got 9223",
         ),
-        (["--name=a/b"], "name must be letters"),
+        (["--name=a/b"], "name must consist of letters"),
         (
             ["--train.batch_size=1"],
             "train.batch_size must be at least cluster.num_workers (2)",
@@ -61,24 +61,27 @@ def test_command_line_overrides_the_config_file(tmp_path):
         (["--train.loss.exit_weights=[1,2]"], "train.loss.exit_weights must have one entry per"),
         (
             ["--cluster.num_workers=0"],
-            "cluster.num_workers must be 1 or more, or [least, most] of such, got 0",
+            "cluster.num_workers must be 1 or more, or [min, max] with 1 <= min <= max, got 0",
         ),
         (
             ["--cluster.gpus_per_worker=0.5", "--cluster.num_workers=2"],
-            "cluster.gpus_per_worker must be 1, or a part of 1 where cluster.num_workers is 1",
+            "cluster.gpus_per_worker must be 1, or a fraction if cluster.num_workers is 1",
         ),
         (["--train.loss.curriculum=2"], "train.loss.curriculum must be from -1 to 1, got 2"),
         (["--cluster.storage_path="], "cluster.storage_path must name a folder"),
         (
             ["--cluster.storage_path=s3://team/runs/../others"],
-            "cluster.storage_path must have no . or ..",
+            "cluster.storage_path must not contain . or ..",
         ),
         (
             ["--data.prepared_dir=s3://team/images/../others"],
             "data.prepared_dir must be a path or s3://bucket",
         ),
-        (["--name=../others"], "name must be letters, digits, dots, dashes and underscores"),
-        (["--name=mine' or tags.x = 'y"], "name must be letters, digits, dots, dashes and"),
+        (
+            ["--name=../others"],
+            "name must consist of letters, digits, dots, dashes and underscores",
+        ),
+        (["--name=mine' or tags.x = 'y"], "name must consist of letters, digits, dots, dashes and"),
         (["train"], "unrecognized arguments: train"),
     ],
 )

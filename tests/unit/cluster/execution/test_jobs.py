@@ -1,4 +1,4 @@
-"""What is sent to a cluster, and how a job there is followed."""
+"""Submission of Ray jobs, and following their logs."""
 
 import asyncio
 import shutil
@@ -13,48 +13,48 @@ from cluster.execution import jobs
 from cluster.execution.jobs import JobError, check_public, follow
 from tests.unit.test_project import ROOT
 
-PATIENCE = 1.5
+TIMEOUT_SECONDS = 1.5
 
 
 @pytest.fixture
-def line(monkeypatch) -> list[int]:
-    """A connection to a job: characters that it gives, a second each, and then none at all."""
-    speaks = []
+def log_chunks(monkeypatch) -> list[int]:
+    """Lengths of a job's log chunks, one each second; then the cluster is unreachable."""
+    chunks = []
 
     async def stream(client, job_id, known, write) -> int:
-        await asyncio.sleep(1.0 if speaks else 0.0)
-        return speaks.pop() if speaks else 0
+        await asyncio.sleep(1.0 if chunks else 0.0)
+        return chunks.pop() if chunks else 0
 
     def status(client, job_id):
-        raise requests.ConnectionError("nobody answers")
+        raise requests.ConnectionError("unreachable")
 
-    monkeypatch.setattr(jobs, "RETRY_TIMEOUT_SECONDS", PATIENCE)
+    monkeypatch.setattr(jobs, "RETRY_TIMEOUT_SECONDS", TIMEOUT_SECONDS)
     monkeypatch.setattr(jobs, "_stream", stream)
     monkeypatch.setattr(jobs, "_status", status)
-    return speaks
+    return chunks
 
 
-def test_patience_begins_with_the_last_word_of_a_job(line, monkeypatch):
-    line += [5, 5, 5]  # for longer than the patience
-    asked = []
+def test_timeout_starts_at_the_last_log_line_of_a_job(log_chunks, monkeypatch):
+    log_chunks += [5, 5, 5]  # for longer than the timeout
+    queries = []
 
     def status(client, job_id):
-        asked.append(job_id)
-        if len(asked) < 4:
-            raise requests.ConnectionError("nobody answers")
+        queries.append(job_id)
+        if len(queries) < 4:
+            raise requests.ConnectionError("unreachable")
         return JobStatus.SUCCEEDED
 
     monkeypatch.setattr(jobs, "_status", status)
     assert follow(None, "job", print) is JobStatus.SUCCEEDED  # pyright: ignore[reportArgumentType]
 
 
-def test_a_cluster_that_stays_away_is_given_up(line):
+def test_following_a_job_fails_after_the_timeout_of_an_unreachable_cluster(log_chunks):
     with pytest.raises(JobError, match=r"has not answered for 2 seconds .*--follow job"):
         follow(None, "job", print)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
-    ("command", "environment", "place"),
+    ("command", "environment", "source"),
     [
         ([], {"AWS_SECRET_ACCESS_KEY": "zq-planted"}, "variable AWS_SECRET_ACCESS_KEY"),
         ([], {"hf_token": "zq-planted"}, "variable hf_token"),
@@ -74,20 +74,20 @@ def test_a_cluster_that_stays_away_is_given_up(line):
         (["sh", "-c", "PGPASSWORD=zq-planted python x.py"], {}, "word 3 of the"),
     ],
 )
-def test_what_looks_like_a_secret_is_not_sent_and_not_repeated(command, environment, place):
+def test_job_with_a_secret_is_rejected_without_repeating_the_secret(command, environment, source):
     with pytest.raises(JobError, match="nothing was sent") as caught:
         check_public(command, environment)
-    assert str(caught.value).startswith(f"{place}")
+    assert str(caught.value).startswith(f"{source}")
     assert "planted" not in str(caught.value)
 
 
-def test_what_is_public_may_be_sent():
+def test_job_without_secrets_is_accepted():
     command = ["python", "pipelines/train.py", "--config", "configs/digits.yaml",
                "--cluster.storage_path=s3://team/runs", "--train.optim.lr=0.1"]  # fmt: skip
     check_public(command, {"MLFLOW_TRACKING_URI": "https://mlflow.example.com", "OMP_NUM": "1"})
 
 
-def test_files_that_hold_secrets_do_not_travel_with_the_code(tmp_path):
+def test_code_package_excludes_files_with_secrets(tmp_path):
     for name in (".gitignore", ".rayignore"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "pipelines").mkdir()

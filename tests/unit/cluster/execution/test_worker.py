@@ -1,4 +1,4 @@
-"""Worker function."""
+"""Wrapper of the worker function."""
 
 from unittest.mock import Mock
 
@@ -7,7 +7,7 @@ import pytest
 from cluster.execution.worker import run_worker
 
 
-def test_an_unexpected_error_of_a_worker_is_logged_with_its_traceback(caplog, monkeypatch):
+def test_unexpected_worker_error_is_logged_with_its_traceback(caplog, monkeypatch):
     monkeypatch.setattr("ray.train.get_context", lambda: Mock(**{"get_world_rank.return_value": 1}))
 
     def fail(config):
@@ -15,7 +15,7 @@ def test_an_unexpected_error_of_a_worker_is_logged_with_its_traceback(caplog, mo
 
     for error in (KeyError("a bug"), ValueError("of the user")):
         with pytest.raises(type(error)):
-            run_worker({"worker": fail, "config": error, "watch": None})
+            run_worker({"worker": fail, "config": error, "heartbeats": None})
     assert "Traceback" in caplog.text
     assert "KeyError: 'a bug'" in caplog.text
     assert "of the user" not in caplog.text

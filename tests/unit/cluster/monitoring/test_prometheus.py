@@ -1,4 +1,4 @@
-"""Prometheus's own tool on the alert, and the dashboard."""
+"""Prometheus configuration, alert rule and Grafana dashboard."""
 
 import json
 import re
@@ -21,29 +21,29 @@ FOLDER = PROJECT / "cluster" / "monitoring"
     [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")],
     ids=["configuration", "alert of a stalled run"],
 )
-def test_promtool_finds_nothing_wrong_with(arguments, tmp_path):
-    # In a folder of its own, from which no link leads to a cluster that is gone (`make watch`).
+def test_promtool_accepts(arguments, tmp_path):
+    # In a separate folder: `make prometheus` may have left a link to a cluster that has ended.
     folder = shutil.copytree(FOLDER, tmp_path / "cluster" / "monitoring")
-    outcome = subprocess.run(
+    result = subprocess.run(
         ["promtool", *arguments], cwd=folder, capture_output=True, text=True, check=False
     )
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_the_dashboard_and_the_alert_name_metrics_that_a_training_has():
-    made = set(
+def test_dashboard_and_alert_query_exactly_the_exported_metrics():
+    exported = set(
         re.findall(r'"(ranet_\w+)"', Path(cluster.monitoring.prometheus.__file__).read_text())
     )
     panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
     queries = [target["expr"] for panel in panels for target in panel["targets"]]
     text = " ".join([*queries, (FOLDER / "alerts.yml").read_text()])
-    asked = {name.removesuffix("_total") for name in re.findall(r"ray_(ranet_\w+)", text)}
-    assert asked == made
+    queried = {name.removesuffix("_total") for name in re.findall(r"ray_(ranet_\w+)", text)}
+    assert queried == exported
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's prometheus (make test)")
-def test_a_run_that_has_ended_leaves_the_dashboard(tmp_path):
-    # Ray goes on exporting the counters of workers that are gone; its gauges end.
+def test_finished_run_disappears_from_the_dashboard(tmp_path):
+    # Ray continues to export the counters of finished workers, but not their gauges.
     panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
     queries = [
         target["expr"]
@@ -79,9 +79,9 @@ def test_a_run_that_has_ended_leaves_the_dashboard(tmp_path):
         ],
     }
     (tmp_path / "tests.yml").write_text(yaml.safe_dump(tests))
-    outcome = subprocess.run(
+    result = subprocess.run(
         ["promtool", "test", "rules", tmp_path / "tests.yml"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
     assert len(queries) == 7

@@ -1,4 +1,4 @@
-"""Files that describe clusters, and configurations that run on them."""
+"""Cluster descriptions, and configurations that run on these clusters."""
 
 import yaml
 
@@ -9,8 +9,8 @@ from tuning.config import Sweep
 from tuning.space import as_arguments
 
 IMAGENET_BYTES = 1_331_167 * 58_000
-"""What nodes copy of ImageNet: JPEG 90 of 421 px is 43 KB (docs/results.md), here scaled to the
-default of 500 px by area."""
+"""Size of the ImageNet files that each node copies: a JPEG 90 of 421 px has 43 KB (docs/results.md),
+scaled here by area to the default of 500 px."""
 
 
 def kuberay(name):
@@ -24,7 +24,7 @@ def read_config(name):
 
 
 def read_sweep(name):
-    """The run that the trials of a sweep start from."""
+    """Base configuration of a sweep's trials."""
     sweep = parse_settings(Sweep, ["--config", str(ROOT / "configs" / f"{name}.yaml")])
     return parse_settings(
         Run, ["--config", str(ROOT / sweep.base_config), *as_arguments(sweep.overrides)]

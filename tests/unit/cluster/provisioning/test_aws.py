@@ -1,4 +1,4 @@
-"""Cluster file, image and AWS account agree with each other."""
+"""Consistency of cluster file, container image and CloudFormation template."""
 
 import re
 import subprocess
@@ -13,11 +13,11 @@ from tests.unit.cluster.provisioning.definitions import groups_of, kuberay
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
 
 
-def test_ray_accepts_the_cluster_file(aws):
+def test_cluster_file_is_accepted_by_ray(aws):
     validate_config(prepare_config(aws))
 
 
-def test_all_nodes_run_one_image_of_the_pinned_ray(aws):
+def test_all_nodes_use_the_same_image_with_the_pinned_ray_version(aws):
     image = aws["docker"]["image"]
     version = pinned_versions()["ray"]
     assert re.fullmatch(rf"[\w.:/-]+/ranet:ray{re.escape(version)}", image)  # with any registry
@@ -33,7 +33,7 @@ def test_all_nodes_run_one_image_of_the_pinned_ray(aws):
             assert [each["image"] for each in group["template"]["spec"]["containers"]] == [image]
 
 
-def test_a_node_asks_for_a_token_and_no_file_has_it(aws):
+def test_nodes_require_a_token_that_no_file_contains(aws):
     assert "--env RAY_AUTH_MODE=token" in aws["docker"]["run_options"]
     for commands in (aws["head_start_ray_commands"], aws["worker_start_ray_commands"]):
         stop, token, start = commands
@@ -46,7 +46,7 @@ def test_a_node_asks_for_a_token_and_no_file_has_it(aws):
     assert "--dashboard-host=127.0.0.1" in aws["head_start_ray_commands"][-1]
 
 
-def test_the_cluster_file_uses_what_the_account_was_given(aws):
+def test_cluster_file_uses_the_resources_of_the_cloudformation_template(aws):
     class Loader(yaml.SafeLoader):
         pass
 
@@ -78,7 +78,7 @@ def test_the_cluster_file_uses_what_the_account_was_given(aws):
     ]
 
 
-def test_commands_on_the_machines_are_sound_shell(aws, tmp_path):
+def test_node_commands_pass_shellcheck(aws, tmp_path):
     nodes = aws["available_node_types"].values()
     commands = [
         *aws["initialization_commands"],
@@ -91,5 +91,5 @@ def test_commands_on_the_machines_are_sound_shell(aws, tmp_path):
         "\n".join(["RAY_HEAD_IP='' RAY_AUTH_TOKEN_PATH=''", *dict.fromkeys(commands)])
     )
     lint = [Path(sys.executable).with_name("shellcheck"), "--shell=bash", "--severity=warning"]
-    outcome = subprocess.run([*lint, script], capture_output=True, text=True)
-    assert outcome.returncode == 0, outcome.stdout
+    result = subprocess.run([*lint, script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout

@@ -1,4 +1,4 @@
-"""Prices in the cluster file are those of its machines."""
+"""Prices of instance types, and the prices stated in the cluster file."""
 
 import re
 
@@ -11,11 +11,11 @@ from tests.unit.test_project import ROOT
 IMAGENET_TRAIN = 1_281_167
 
 
-def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows_from_them():
-    offer = read_cluster_spec(ROOT / "ray_cluster.yaml")
-    lasting, spot = offer.workers
+def test_stated_prices_match_the_instance_types_and_the_cost_of_a_run():
+    spec = read_cluster_spec(ROOT / "ray_cluster.yaml")
+    on_demand, spot = spec.workers
     run = read_config("imagenet")
-    eight = offer.dollars_per_hour(run.cluster, gpus=1, num_workers=8)
+    eight = spec.dollars_per_hour(run.cluster, gpus=1, num_workers=8)
     scaling = (ROOT / "docs" / "scaling.md").read_text()
     rate = re.search(r"\| throughput of a GPU \| L4 (\d+), .* \| assumed \|", scaling)
     assert rate
@@ -23,8 +23,8 @@ def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows
     hours = images / (8 * int(rate[1])) / 3600
     text = " ".join((ROOT / "ray_cluster.yaml").read_text().replace("#", "").split())
     assert (
-        f"the head {offer.head.dollars_per_hour:.2f}; a g6.12xlarge with its 4 GPUs "
-        f"{lasting.dollars_per_hour:.2f}, as a spot machine about {spot.dollars_per_hour:.2f}; the "
+        f"the head {spec.head.dollars_per_hour:.2f}; a g6.12xlarge with its 4 GPUs "
+        f"{on_demand.dollars_per_hour:.2f}, as a spot machine about {spot.dollars_per_hour:.2f}; the "
         f"head and 8 spot GPUs {eight:.2f}." in text
     )
     assert (
@@ -36,9 +36,9 @@ def test_prices_in_the_cluster_file_are_those_of_its_machines_and_a_runs_follows
     )
 
 
-def test_the_price_counts_each_machine_once():
-    offer = read_cluster_spec(ROOT / "ray_cluster.yaml")
+def test_price_counts_each_node_once():
+    spec = read_cluster_spec(ROOT / "ray_cluster.yaml")
     cluster = read_config("imagenet").cluster
     for num_workers, machines in ((1, 1), (4, 1), (5, 2), (8, 2)):
-        price = offer.dollars_per_hour(cluster, gpus=1, num_workers=num_workers)
+        price = spec.dollars_per_hour(cluster, gpus=1, num_workers=num_workers)
         assert price == pytest.approx(0.2016 + machines * 0.4 * 4.6016)

@@ -1,4 +1,4 @@
-"""Files of KubeRay agree with the cluster file, and with Kubernetes."""
+"""Consistency of the KubeRay files with the cluster file and the schemas of Kubernetes."""
 
 import copy
 import re
@@ -38,7 +38,7 @@ KUBERAY_FIELDS = {  # of ray.io/v1, by KubeRay's own types: docs/decisions/011
 }  # fmt: skip
 
 
-def test_kubernetes_has_the_same_groups_as_aws(aws):
+def test_kuberay_has_the_same_node_types_as_the_cluster_file(aws):
     cluster = kuberay("raycluster")
     cluster["metadata"]["namespace"] = "default"
     derived = _derive_autoscaling_config_from_ray_cr(cluster)  # as Ray's autoscaler reads it
@@ -74,13 +74,13 @@ def test_kubernetes_has_the_same_groups_as_aws(aws):
         assert IMAGENET_BYTES < cache_bytes < INSTANCE_TYPES[machine].cache_gb * 1e9 * 0.95
 
 
-def test_drivers_find_their_password_for_mlflow_where_the_image_has_its_home():
-    [place] = re.findall(
+def test_mlflow_credentials_are_in_the_home_folder_of_the_image():
+    [path] = re.findall(
         r"ray rsync-up ray_cluster.yaml ~/.mlflow/credentials (\S+)",
         (ROOT / "docs" / "operating" / "cluster.md").read_text(),
     )
     [home] = re.findall(r"^WORKDIR (\S+)/ranet$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    assert place == f"{home}/.mlflow/credentials"
+    assert path == f"{home}/.mlflow/credentials"
     head, *workers = groups_of(kuberay("raycluster")["spec"])
     pod = head["template"]["spec"]
     assert pod["volumes"] == [
@@ -95,15 +95,15 @@ def test_drivers_find_their_password_for_mlflow_where_the_image_has_its_home():
         assert "secret" not in str(group["template"]["spec"]["volumes"])
 
 
-def test_a_run_with_a_cluster_of_its_own_has_the_same_cluster():
-    lasting = copy.deepcopy(kuberay("raycluster")["spec"])
-    del lasting["gcsFaultToleranceOptions"]  # the operator makes another cluster instead
+def test_rayjob_has_the_cluster_of_the_raycluster_file():
+    raycluster = copy.deepcopy(kuberay("raycluster")["spec"])
+    del raycluster["gcsFaultToleranceOptions"]  # the operator starts another cluster instead
     job = kuberay("rayjob")["spec"]
-    assert job["rayClusterSpec"] == lasting
+    assert job["rayClusterSpec"] == raycluster
     assert job["backoffLimit"] > 0
 
 
-def test_kuberay_files_have_known_fields_and_sound_pods():
+def test_kuberay_files_have_known_fields_and_valid_pods():
     cluster, job = kuberay("raycluster"), kuberay("rayjob")
     for each in (cluster, job):
         assert each["apiVersion"] == "ray.io/v1"
@@ -130,7 +130,7 @@ def test_kuberay_files_have_known_fields_and_sound_pods():
         kubernetes_validate.validate(each, "1.37", strict=True)
 
 
-def test_the_job_is_a_run_that_can_be_read():
+def test_entrypoint_of_the_rayjob_is_a_valid_training_command():
     words = kuberay("rayjob")["spec"]["entrypoint"].split()
     assert words[:2] == ["python", "pipelines/train.py"]
     arguments = [word.replace("BUCKET", "bucket") for word in words[2:]]

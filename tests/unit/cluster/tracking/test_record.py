@@ -45,7 +45,7 @@ def test_last_epoch_is_logged_before_the_controller_ends(client, monkeypatch):
         monkeypatch.setattr(MlflowClient, "log_batch", slow)
         callback = MlflowCallback(record, keep_checkpoints=1, last_epoch=2)
         for metrics in history(2):
-            callback.after_report(None, [metrics | {"earlier": []}], None)
+            callback.after_report(None, [metrics | {"previous_epochs": []}], None)
         assert len(logged(client, record)) == 2
         began = time.monotonic()
         record.log_history(history(2))

@@ -128,8 +128,8 @@ def test_missing_model_or_server_is_reported_in_one_sentence(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_name": "a/b"}, "registry.model_name must be a name without slashes"),
-        ({"model_name": " "}, "registry.model_name must be a name"),
+        ({"model_name": "a/b"}, "registry.model_name must not be empty or contain slashes"),
+        ({"model_name": " "}, "registry.model_name must not be empty"),
     ],
 )
 def test_invalid_settings_are_rejected(settings: dict, message: str):
