@@ -51,9 +51,9 @@ def staged(
 ) -> Iterator[Path]:
     """Download files into this node's cache and pin them there.
 
-    The files stay pinned for the duration of the context. Of several processes
-    one downloads, and the others wait while that download makes progress. Interrupted downloads
-    resume. Least recently used files are evicted when their space is needed.
+    The files stay pinned for the duration of the context. Of several processes one downloads, and
+    the others wait while that download makes progress. Interrupted downloads resume. Least
+    recently used files are evicted when their space is needed.
 
     Raises:
         FileNotFoundError: no such object or bucket.

@@ -32,7 +32,7 @@ def write_checkpoint(folder: Path, files: Mapping[str, Any]) -> None:
     checksums = {}
     for name, state in files.items():
         written = io.BytesIO()
-        torch.save(state, written)  # its error on a full disk would hide the cause
+        torch.save(state, written)  # torch.save's error on a full disk hides the cause
         (folder / name).write_bytes(written.getbuffer())
         checksums[name] = hashlib.sha256(written.getbuffer()).hexdigest()
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))

@@ -97,7 +97,8 @@ def register(
 def promote_if_better(name: str, version: str, *, metric_name: str) -> Promotion:
     """Make a version the candidate, and the champion if it is better.
 
-    `compare` decides whether the version becomes the champion. A second call for the same version changes nothing.
+    `compare` decides whether the version becomes the champion. A second call for the same version
+    changes nothing.
 
     Args:
         name: registered name.

@@ -31,7 +31,8 @@ AVOIDED = (
 
 LEGITIMATE = (
     # Plain technical meanings, as regular expressions of the whole phrase.
-    r"address: IP", r"(IP|MAC|network|listen\w*|server|bind|email|loopback|dashboard|Ray'?s?|node'?s?) address\w*",
+    r"address: IP",  # the argument `address` in a docstring
+    r"(IP|MAC|network|listen\w*|server|bind|email|loopback|dashboard|Ray'?s?|node'?s?) address\w*",
     r"address\w* (to listen|of (the|a|its|their|Ray|MLflow|this|that) \w+|on (a|the|its) \w+)",
     r"addressing", r"style_addressing", r"in[- ]place", r"placed?", r"decimal places?",
     r"(sliding|shuffl\w+|attention|Hann|time) windows?", r"windows? of (shuffling|images|blocks)",
