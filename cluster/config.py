@@ -99,7 +99,7 @@ class RegistryConfig:
 
 
 def check_name(name: str, setting: str = "name") -> None:
-    """Check that a run or sweep name suits folders and MLflow filter strings.
+    """Check that a name suits folders and MLflow filter strings.
 
     Args:
         name: name of a run or sweep.
@@ -116,7 +116,7 @@ def check_name(name: str, setting: str = "name") -> None:
 
 
 def _check_storage(storage: str) -> None:
-    """Check that a storage URI contains no credentials and no relative path segments.
+    """Check that a storage URI has no credentials and relative segments.
 
     Raises:
         ValueError: the URI contains either; the message does not repeat credentials.
@@ -137,5 +137,5 @@ def _check_storage(storage: str) -> None:
 
 
 def in_submitted_job() -> bool:
-    """Return whether this process is a submitted Ray job, whose working folder is temporary."""
+    """Return whether this process is a submitted Ray job."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ

@@ -15,7 +15,7 @@ from cluster.errors import RunError
 
 @contextmanager
 def connected(cluster: ClusterConfig, *, oversubscribe: bool = True) -> Iterator[None]:
-    """Connect to the cluster that RAY_ADDRESS names, or start a local one for this context.
+    """Connect to the cluster at RAY_ADDRESS, or start a local one.
 
     If this process is already connected, for example inside a Tune trial, that connection is used.
 
@@ -61,7 +61,7 @@ def local_cpus(cluster: ClusterConfig) -> int:
 
 
 def _check_reachable(address: str) -> None:
-    """Check that a HOST:PORT accepts connections; Ray itself would retry for many minutes."""
+    """Check that a HOST:PORT accepts connections."""
     host, _, port = address.rpartition(":")
     if "/" in address or not port.isdigit():  # for example "auto"
         return

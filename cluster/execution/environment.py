@@ -25,13 +25,13 @@ def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
 
 
 def interface_of(address: str) -> str:
-    """Return the network interface with this IPv4 address, or `lo` if there is none."""
+    """Return the network interface with this IP address, or `lo`."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         for _, name in socket.if_nameindex():
             request = struct.pack("256s", name.encode())
             try:
                 answer = fcntl.ioctl(probe, 0x8915, request)  # SIOCGIFADDR
-            except OSError:  # an interface without an IPv4 address
+            except OSError:  # an interface without an IP address
                 continue
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class FailurePolicy(UserCallback):
-    """Callback that ends a run after unfixable errors or too many consecutive failures.
+    """Callback that ends a run after unfixable or too many failures.
 
     Ray Train itself restarts the workers without limit. The callback runs in its controller
     process, and an exception raised by the callback ends the run. More than
@@ -78,7 +78,7 @@ class FailurePolicy(UserCallback):
 
 
 def first_cause(failures: Mapping[int, Exception]) -> tuple[int, Exception]:
-    """Return rank and exception of the worker whose failure is the root cause."""
+    """Return rank and exception of the root cause of a failure."""
     return min(failures.items(), key=lambda item: (distance_from_root_cause(item[1]), item[0]))
 
 
@@ -122,7 +122,7 @@ def is_out_of_memory(cause: Exception) -> bool:
 
 
 def describe_failure(cause: Exception, storage: str) -> str:
-    """Describe a failure in one sentence, with a remedy for full disks and memory."""
+    """Describe a failure in one sentence, with a remedy if known."""
     if is_out_of_memory(cause):
         return f"not enough memory: {_first_line(cause)}; use a smaller model or train.batch_size"
     if _is_full_disk(cause):

@@ -45,11 +45,11 @@ class HeartbeatActor:
         self._controllers[name] = controller
 
     def forget_controller(self, name: str) -> None:
-        """Release the handle of a run's controller, which would keep the controller alive."""
+        """Release the handle of a run's controller."""
         self._controllers.pop(name, None)
 
     def controller(self, name: str) -> Any:
-        """Return the Ray Train controller of a run, or None if no controller has started."""
+        """Return the Ray Train controller of a run, or None."""
         return self._controllers.get(name)
 
     def beat(self, name: str, num_workers: int) -> None:
@@ -71,7 +71,7 @@ class HeartbeatActor:
 
 
 def abort(heartbeats: Any, name: str) -> None:
-    """Let the controller of a run end its workers and release their resources.
+    """Let a run's controller end its workers and release their resources.
 
     A controller that is killed together with its driver does not release its requests: Ray would
     reserve the resources of an elastic run for another three minutes.

@@ -35,7 +35,7 @@ _USER_IN_URL = re.compile(r"://[^/\s@]*@")
 
 
 class JobError(RanetError):
-    """Job that was not submitted or cannot be followed; the message contains the reason."""
+    """Job that was not submitted or cannot be followed."""
 
 
 def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
@@ -62,7 +62,7 @@ def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
 
 
 def check_public(command: Sequence[str], environment: Mapping[str, str]) -> None:
-    """Check that a job contains no secrets: Ray's dashboard shows command and environment.
+    """Check that the command and environment of a job contain no secrets.
 
     Args:
         command: words of the job's command.
@@ -86,7 +86,7 @@ def check_public(command: Sequence[str], environment: Mapping[str, str]) -> None
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """Connect to the dashboard of a cluster, with the token from the environment.
+    """Connect to a cluster's dashboard with the token from the environment.
 
     Raises:
         JobError: the cluster is unreachable or requires another token.
@@ -111,7 +111,7 @@ def connect(address: str) -> JobSubmissionClient:
 def submit(
     client: JobSubmissionClient, entrypoint: str, folder: Path, environment: Mapping[str, str]
 ) -> str:
-    """Upload a folder's code and start a command with it; return the job's ID.
+    """Upload a folder's code, start a command, and return the job ID.
 
     Raises:
         JobError: the cluster rejects the job.
@@ -126,7 +126,7 @@ def submit(
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], object]) -> JobStatus:
-    """Write a job's log from its beginning until the job ends; return its final status.
+    """Write a job's log until its end; return its final status.
 
     Lost connections are re-established, and no text is written twice.
 
@@ -161,7 +161,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
 async def _stream(
     client: JobSubmissionClient, job_id: str, known: int, write: Callable[[str], object]
 ) -> int:
-    """Write the log after its first `known` characters; return the number of new ones."""
+    """Write the log after its first `known` characters; return their number."""
     position = 0
     stream = client.tail_job_logs(job_id)
     assert isinstance(stream, AsyncGenerator)

@@ -13,7 +13,7 @@ FLUSH_SECONDS = 10.0
 
 
 class MlflowCallback(UserCallback):
-    """Logs the reports of rank 0 to MLflow; runs in Ray Train's controller process."""
+    """Ray Train callback that logs the reports of rank 0 to MLflow."""
 
     def __init__(self, record: TrackedRun, keep_checkpoints: int, last_epoch: int) -> None:
         self._record = record
@@ -24,7 +24,7 @@ class MlflowCallback(UserCallback):
     def after_report(
         self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Checkpoint | None
     ) -> None:
-        """Queue the metrics of rank 0 and the URI of its checkpoint for MLflow."""
+        """Queue rank 0's metrics and checkpoint URI for MLflow."""
         if self._writer is None:  # its thread cannot be pickled, so it starts in the controller
             self._writer = MetricWriter(self._record, keep_checkpoints=self._keep_checkpoints)
         *earlier, own = metrics_in(metrics[0])

@@ -17,7 +17,7 @@ _Result = TypeVar("_Result")
 def parallel_map(
     cluster: ClusterConfig, function: Callable[[_Item], _Result], items: Sequence[_Item]
 ) -> Generator[tuple[int, _Result]]:
-    """Yield index and result of `function(item)` for every item, in order of completion.
+    """Yield index and result of `function(item)` for every item.
 
     Each call occupies one CPU. Ray retries a call that was lost with its node up to three times.
 

@@ -58,7 +58,7 @@ class RayReporter:
         self._metrics = WorkerMetrics(ray.train.get_context().get_experiment_name())
 
     def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
-        """Report metrics with a checkpoint; without one, keep them for the next report."""
+        """Report metrics with a checkpoint, or keep them for later."""
         if snapshot is None:
             self._previous_epochs.append(metrics)
         else:
@@ -71,7 +71,7 @@ class RayReporter:
         self._metrics.step(num_images, seconds, waited)
 
     def wants_checkpoint(self) -> bool:
-        """Return whether a node is about to be preempted; a barrier every few seconds."""
+        """Return whether a node is about to be preempted."""
         self._steps_since_check += 1
         if not self._is_preemptible or self._steps_since_check < self._steps_between_checks:
             return False
@@ -86,7 +86,7 @@ class RayReporter:
         return self._is_preempted
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        """Report a checkpoint within an epoch; stop if a node is about to be preempted.
+        """Report a checkpoint within an epoch; stop before a preemption.
 
         Raises:
             RayActorError: a node is about to be preempted. Ray handles the error like the loss of
@@ -131,7 +131,7 @@ def _storage() -> Any:
 
 
 def metrics_in(report: Mapping[str, Any]) -> list[Metrics]:
-    """Return the metrics in a report of rank 0, in order of their epochs.
+    """Return the metrics in a report of rank 0 by epoch.
 
     The epochs since the previous checkpoint come first, then the metrics of the report itself.
     """
@@ -140,7 +140,7 @@ def metrics_in(report: Mapping[str, Any]) -> list[Metrics]:
 
 
 def load_newest() -> dict[str, Any]:
-    """Load the newest intact checkpoint of the run; empty if there is no checkpoint.
+    """Load the newest intact checkpoint of the run, if any.
 
     A barrier: rank 0 selects the checkpoint, and the other workers load the same one.
 

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def wants_gpu(cluster: ClusterConfig) -> bool:
-    """Return whether workers use GPUs; `auto` depends on the GPUs of the cluster."""
+    """Return whether workers use GPUs."""
     if cluster.device == "auto":
         needed = cluster.min_workers * cluster.gpus_per_worker
         return ray.cluster_resources().get("GPU", 0) >= needed
@@ -28,7 +28,7 @@ def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
 
 
 def capacity_for(cluster: ClusterConfig) -> int:
-    """Return the number of runs that fit the cluster at the same time."""
+    """Return the number of runs that fit the cluster in parallel."""
     request = worker_resources(cluster)
     workers = sum(
         int(
@@ -41,7 +41,7 @@ def capacity_for(cluster: ClusterConfig) -> int:
 
 
 def check_capacity(cluster: ClusterConfig) -> None:
-    """Check that the cluster has capacity for a run; wait for an autoscaler to add nodes.
+    """Check that the cluster has, or gets, capacity for a run.
 
     Raises:
         RunError: the cluster has no capacity for one run. On a local cluster the error is raised at
@@ -72,7 +72,7 @@ def no_workers_message(cluster: ClusterConfig) -> str:
 
 
 def no_capacity_message(cluster: ClusterConfig) -> str:
-    """Return the error message for a cluster that is too small for a run."""
+    """Return the error message for a cluster that is too small."""
     return (
         f"cluster.num_workers requests {_workers(cluster)}, which exceeds the capacity: "
         f"{_cluster_resources()} on {sum(node['Alive'] for node in ray.nodes())} nodes; request "

@@ -1,4 +1,4 @@
-"""Supervision of a run by its driver, and of the driver by the controller."""
+"""Supervision of a run by its driver, and of its driver."""
 
 import logging
 import time
@@ -28,7 +28,7 @@ LOG_SECONDS = 30.0
 def run_supervised(
     fit: Callable[[], Result], heartbeats: Any, name: str, cluster: ClusterConfig
 ) -> Result:
-    """Run `fit` in a thread; fail if no worker sends heartbeats for too long.
+    """Run `fit` in a thread; fail without heartbeats of workers.
 
     In the main thread Ray Train would handle Ctrl-C itself and exit with status 0; here Ctrl-C
     raises KeyboardInterrupt. The workers end when the connection to Ray is closed.
@@ -71,7 +71,7 @@ def _wait_for_end(
     cluster: ClusterConfig,
     mark_active: Callable[[], None],
 ) -> None:
-    """Wait for the end of a run, and log changes of its number of workers."""
+    """Wait for the end of a run; log changes of its workers."""
     known, started = 0, time.monotonic()
     last_warning = started
     while not futures.wait([finished], timeout=1.0).done:
@@ -94,7 +94,7 @@ def _wait_for_end(
 
 
 class ControllerRegistration(ControllerCallback):
-    """Callback that registers the controller and starts no workers after the driver's end.
+    """Callback that registers the controller and checks its driver.
 
     The heartbeat actor ends with its driver. Ray then releases the driver's resources, workers
     first. A controller that is still alive takes this for lost workers, and resources
@@ -105,7 +105,7 @@ class ControllerRegistration(ControllerCallback):
         self._heartbeats, self._name = heartbeats, name
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Register the controller with the heartbeat actor, so that the driver can abort it."""
+        """Register the controller with the heartbeat actor."""
         controller = ray.get_runtime_context().current_actor
         self._heartbeats.register_controller.remote(self._name, controller)
 

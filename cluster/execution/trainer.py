@@ -1,4 +1,4 @@
-"""Run a worker function with Ray Train, on the current cluster or a local one."""
+"""Run a worker function with Ray Train."""
 
 import os
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a run, exported by the Ray metrics agent of each node.
+"""Prometheus metrics of a run, exported by Ray on each node.
 
 All metrics except the staged bytes have the label `run`, the name of the attempt's checkpoint
 folder. Counters are totals: the queries of the dashboard and the alert compute rates.
@@ -81,7 +81,7 @@ def staged_bytes() -> Callable[[int], None]:
 
 
 def active(run: str) -> Callable[[], None]:
-    """Return a function that marks the run as active; call it every few seconds."""
+    """Return a function that marks the run as active."""
     gauge = Gauge(
         "ranet_run_active", description="1 while the driver of the run is alive.", tag_keys=_RUN
     )

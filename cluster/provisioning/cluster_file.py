@@ -37,14 +37,14 @@ class NodeType:
         return self.machine.dollars_per_hour * (SPOT_SHARE if self.is_spot else 1)
 
     def capacity(self, cpus: int, gpus: int) -> int:
-        """Return the number of workers with these CPUs and GPUs that fit one node."""
+        """Return the number of such workers that fit one node."""
         request = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
         return min(self.resources.get(name, 0) // count for name, count in request.items())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpec:
-    """Cluster spec: head node type, worker node types and maximum number of workers."""
+    """Cluster spec: node types and maximum number of workers."""
 
     path: Path
     head: NodeType
@@ -52,7 +52,7 @@ class ClusterSpec:
     max_workers: int
 
     def worker_nodes(self, cluster: ClusterConfig, *, gpus: int) -> Iterator[NodeType]:
-        """Yield the node type of each worker that fits the cluster, cheapest first."""
+        """Yield the node type of each possible worker, cheapest first."""
         remaining = self.max_workers
         for group in sorted(self.workers, key=lambda group: group.dollars_per_hour):
             if (capacity := group.capacity(cluster.cpus_per_worker, gpus)) > 0:
@@ -61,7 +61,7 @@ class ClusterSpec:
                 yield from [group] * (num_nodes * capacity)
 
     def problems(self, cluster: ClusterConfig, *, gpus: int, cache_bytes: int = 0) -> list[str]:
-        """Return the reasons why a run does not fit the cluster, one sentence each.
+        """Return the reasons why a run does not fit the cluster.
 
         Args:
             cluster: resources that the run requests.
@@ -94,7 +94,7 @@ class ClusterSpec:
         return sentences
 
     def dollars_per_hour(self, cluster: ClusterConfig, *, gpus: int, num_workers: int) -> float:
-        """Return the price of the head and of the nodes of `num_workers` workers."""
+        """Return the price of the head and the nodes of `num_workers` workers."""
         total, free = self.head.dollars_per_hour, 0
         for group in list(self.worker_nodes(cluster, gpus=gpus))[:num_workers]:
             if free == 0:

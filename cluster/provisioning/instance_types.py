@@ -1,4 +1,4 @@
-"""Resources and prices of the AWS instance types that a cluster file may use."""
+"""Resources and prices of AWS instance types."""
 
 from dataclasses import dataclass
 
