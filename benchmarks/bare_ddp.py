@@ -1,4 +1,4 @@
-"""A plain DDP loop, for torchrun: what benchmarks/orchestration.py holds our whole path against.
+"""Plain DDP training loop for torchrun, the baseline of benchmarks/orchestration.py.
 
 The same network, images, batches, optimizer and DDP options. After each epoch the validation images
 are scored; there are no checkpoints, no metrics but these, no check of the loss.
@@ -20,7 +20,7 @@ from ranet.protocols import Batches
 
 
 def main() -> None:
-    """Train, and print when each epoch ended and how long its steps took."""
+    """Train, and print the end and step time of each epoch."""
     run = read_run()
     distributed.init_process_group("gloo")
     rank, num_workers = distributed.get_rank(), distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Time the cascade against the full pass: is the saving in mult-adds one in time?
+"""Compare the time of the cascade with the full pass.
 
     python -m benchmarks.cascade                             # CIFAR and ImageNet shapes
     python -m benchmarks.cascade --networks digits --weights snapshot.pt   # a trained network
@@ -58,7 +58,7 @@ def trained_case(config: Path, snapshot: Path, num_images: int) -> Case:
 
 
 def random_case(preset: str, num_images: int) -> Case:
-    """Network of random weights whose batch norms have seen some of the random images."""
+    """Random network whose batch norms have statistics of random images."""
     torch.manual_seed(0)
     config = PRESETS[preset]
     model = RANet(config)
@@ -94,7 +94,7 @@ def run_parts(cascade: Cascade, part_size: int, images: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Seconds:
-    """What one contender took for all images, in each round."""
+    """Times of one contender for all images, in each round."""
 
     wall: list[float]
     processor: list[float]
@@ -125,7 +125,7 @@ def median_ratio(over: list[float], under: list[float]) -> float:
 
 
 def make_cascades(case: Case) -> dict[float, Cascade]:
-    """Build a cascade for each mean cost as a share of the full pass."""
+    """Build a cascade for each fraction of the full pass's cost."""
     model = case.model.optimized()
     with torch.inference_mode():
         confidences = model(case.images).softmax(dim=2).amax(dim=2)
@@ -180,7 +180,7 @@ def print_savings(
 
 
 def print_parts(name: str, case: Case, parts: list[int], rounds: int) -> None:
-    """Print the time of an image by the number taken through the network at a time."""
+    """Print the time per image by batch size."""
     cascade = make_cascades(case)[0.5]
     contenders: dict[str, Callable[[Tensor], object]] = {}
     for size in parts:

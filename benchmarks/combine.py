@@ -1,4 +1,4 @@
-"""Do exits answer better together? Combine the logits of all exits passed so far.
+"""Compare ensembles of exits with single exits.
 
     python -m benchmarks.combine --config configs/digits.yaml --weights snapshot.pt
 
@@ -81,7 +81,7 @@ def all_logits(trained: TrainOutput) -> tuple[Tensor, Tensor]:
 
 
 def top1(combined: Tensor, labels: Tensor, fit: Tensor, rest: Tensor, costs: list[float]) -> Tensor:
-    """Top-1 in percent of each exit, then of each budget, on images not fitted on."""
+    """Top-1 in percent of each exit and budget on held-out images."""
     confidences, answers = combined.softmax(dim=2).max(dim=2)
     correct = answers == labels
     budgets = [share * costs[-1] for share in FRACTIONS if share * costs[-1] >= costs[0]]
@@ -92,7 +92,7 @@ def top1(combined: Tensor, labels: Tensor, fit: Tensor, rest: Tensor, costs: lis
 
 
 def main() -> None:
-    """Print top-1 of each way, and its difference to that of the exits by themselves."""
+    """Print top-1 of each ensemble, and its difference to single exits."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

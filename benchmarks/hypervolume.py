@@ -11,7 +11,7 @@ def hypervolume(
     directions: Sequence[Direction],
     reference: Sequence[float],
 ) -> float:
-    """Return the exact volume that the points dominate, up to a reference point.
+    """Return the volume dominated by the points, up to a reference point.
 
     Points beyond the reference in any objective do not count. The time grows with the number of
     points to the power of the number of objectives, which suits the results of a sweep.

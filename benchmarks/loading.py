@@ -1,4 +1,4 @@
-"""Time our loaders, FFCV's and torchvision's on the same images, in turns.
+"""Compare our loaders with FFCV's and torchvision's on the same images.
 
     python -m benchmarks.loading --images FOLDER    # a folder of class folders of photographs
     python -m benchmarks.loading --images FOLDER --stored-sizes 0 --qualities 75 90 95
@@ -6,13 +6,13 @@
     python -m benchmarks.loading --waiting FOLDER   # the same folder
     python -m benchmarks.loading                    # the built-in digits
 
-Photographs are cut by RandomResizedCrop to 224 pixels and flipped; small images are shifted by up
-to 4 pixels and, but for digits, flipped. They come as uint8 where the table does not say float32.
-Every loader has a process of its own. They take turns, round by round, so that a slower moment of
-the machine meets all of them; the files lie in the system's page cache. CPU time is that of the
-process and of those it started. RMS change: how far the pictures that are evaluated are from those
-of the images as they were, in steps of 1/255. --waiting trains configs/cifar10_quick.yaml on a few
-images, and shows how much of its time it waits for them.
+Photographs are cropped by RandomResizedCrop to 224 pixels and flipped; small images are shifted by
+up to 4 pixels and, except digits, flipped. Batches are uint8 unless the table says float32. Every
+loader has a process of its own. The loaders run interleaved, round by round, so that a slow moment
+of the machine affects all of them; the files are in the page cache. CPU time is that of the process
+and its children. RMS change: difference of the evaluated pixels from those of the original images,
+in steps of 1/255. --waiting trains configs/cifar10_quick.yaml on a few images and prints the share
+of time spent waiting for data.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def photo_contenders(arguments: argparse.Namespace, folder: Path) -> list[Contender]:
-    """Every loader on photographs as they are, and stored at every size and quality."""
+    """Time every loader on photographs of every stored size and quality."""
     root, threads = arguments.images, arguments.threads
     found = ImageFolder(root)
     paths = tuple(str(Path(path).relative_to(root)) for path, _ in found.samples)
@@ -198,14 +198,14 @@ def small_contenders(config: DataConfig, path: Path, threads: int) -> list[Conte
 
 
 def write(path: Path, images: Images, config: DataConfig) -> Beton:
-    """Write images to a file, if it is not there, and open it."""
+    """Open a file of images; write it if it is missing."""
     if not path.exists():
         write_beton(path, images, config)
     return open_beton(path)
 
 
 def unpack(beton: Beton, root: Path) -> None:
-    """Write the JPEG images of a file to a folder of class folders, byte for byte."""
+    """Write the JPEG images of a file to class folders, unchanged."""
     for index, (row, label) in enumerate(zip(beton.table, beton.labels, strict=True)):
         path = root / f"{label:04}" / f"{index:07}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -229,7 +229,7 @@ def make_planner(
 
 
 def rms_change(beton: Beton, unchanged: Beton, config: DataConfig) -> float:
-    """How far the evaluated pictures are from those of the images as they were.
+    """RMS change of the evaluated pixels against the original images.
 
     Root of the mean squared difference, in steps of 1/255.
     """
@@ -306,7 +306,7 @@ def open_folder(root: Path, name: str, threads: int) -> ReadEpoch:
 
 
 class ArrayDataset(Dataset):
-    """Pixels in memory, one PIL image at a time, as torchvision's CIFAR10 does."""
+    """Pixels in memory, one PIL image each, as torchvision's CIFAR10."""
 
     def __init__(self, pixels: np.ndarray, labels: Sequence[int], transform: v2.Transform) -> None:
         self.pixels, self.labels, self.transform = pixels, labels, transform
@@ -368,7 +368,7 @@ def serve(open_loader: Callable[[], ReadEpoch], connection: Connection) -> None:
 
 
 def take_turns(contenders: list[Contender], rounds: int) -> None:
-    """Time the contenders in turns, after a round in which all of them warm up together."""
+    """Time the contenders, interleaved, after a warm-up round."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["ffcv.loader", "torchvision", "benchmarks.network"])
     with ExitStack() as stack:
@@ -411,7 +411,7 @@ def print_table(title: str, contenders: list[Contender]) -> None:
 
 
 def print_waiting(root: Path, folder: Path) -> None:
-    """Train on every fortieth image, and print how much of the time is waiting for them."""
+    """Train on every fortieth image, and print the waiting share."""
     part = folder / "part"
     part.mkdir()
     for split in ("train", "test"):

@@ -1,11 +1,11 @@
-"""Time ours against the plain form of RANet, interleaved in one process.
+"""Compare our network with the plain form, interleaved in one process.
 
     python -m benchmarks.network                         # everything, one thread; about 20 minutes
     python -m benchmarks.network --networks cifar --works train --contenders "ours float32"
 
-For every line the contenders take turns, round by round, so that a slower or faster moment of
-the machine meets all of them; the table gives medians, the spread, and the ratio to the plain
-form in float32. Peak memory is what one such step adds to a fresh process.
+The contenders of a line run interleaved, round by round, so that a slower or faster moment of the
+machine affects all of them; the table shows medians, the spread, and the ratio to the plain form in
+float32. Peak memory is the memory that one step adds to a new process.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CONTENDERS = ["plain float32", "plain bfloat16", "ours float32", "ours bfloat16"
 
 @dataclass(frozen=True)
 class Case:
-    """One line of work: a network, what is done with it, and how many images at a time."""
+    """Workload: a network, an operation and a batch size."""
 
     network: str
     work: str
@@ -80,7 +80,7 @@ def evaluation_step(model: nn.Module, images: Tensor, is_half: bool) -> None:
 
 
 def time_in_turn(steps: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in each round, after one round to warm up."""
+    """Seconds of each contender in each round, after a warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
@@ -96,20 +96,20 @@ def _measure_memory(case: Case, contender: str, threads: int, answer: object) ->
     step = make_step(case, contender)
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # what making the model left over is not for the step
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew at what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the present value
     before = _peak_kilobytes()
     step()
     answer.put((_peak_kilobytes() - before) / 1024)  # type: ignore[attr-defined]
 
 
 def _peak_kilobytes() -> int:
-    """Highest memory of this process: getrusage would start at that of the parent."""
+    """Peak memory of this process, without that of its parent."""
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 
 def peak_megabytes(case: Case, contender: str, threads: int) -> float:
-    """Memory that a first step takes beyond model and images, in a process of its own."""
+    """Memory of a first step beyond model and images."""
     context = multiprocessing.get_context("spawn")
     answer = context.SimpleQueue()
     process = context.Process(target=_measure_memory, args=(case, contender, threads, answer))

@@ -1,4 +1,4 @@
-"""Our whole path against a bare DDP loop, one worker against two, and what passes before a step.
+"""Compare pipelines/train.py with a plain DDP loop, and its scaling.
 
     python -m benchmarks.orchestration --out FILE                     # about 12 minutes on 2 cores
     python -m benchmarks.orchestration --out FILE --workers 2 --rounds 1
@@ -152,7 +152,7 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
 def start_of(
     process: TrainState, submitted: float, opened: float, first_step: float
 ) -> dict[str, float]:
-    """Seconds of every stage from the command to the beginning of the first step.
+    """Seconds of every stage from the command to the first step.
 
     Args:
         process: the training; Ray's log says when its controller did what.
@@ -224,7 +224,7 @@ def watch(
     total: int,
     process: subprocess.Popen[bytes],
 ) -> dict[str, float]:
-    """CPU seconds a second of each part, while the epochs counted run, except the last."""
+    """CPU seconds per second of each part during the counted epochs."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
     looks = []
     for wanted in (WARM_EPOCHS, total - 1):
@@ -240,7 +240,7 @@ def watch(
 def cpu_seconds(
     processes: Sequence[psutil.Process], part: Callable[[psutil.Process], str]
 ) -> dict[str, float]:
-    """CPU seconds that living processes have taken, by the part of the whole that they are."""
+    """CPU seconds of the running processes by part."""
     taken: defaultdict[str, float] = defaultdict(float)
     for process in processes:
         try:
@@ -309,17 +309,17 @@ def rate(line: dict[str, Any]) -> float:
 
 
 def rate_of_steps(line: dict[str, Any]) -> float:
-    """Images a second of a run's steps, without validation and what else an epoch ends with."""
+    """Images per second within the steps of a run."""
     return line["images"] / line["in_steps"]
 
 
 def end_of_epoch(line: dict[str, Any]) -> float:
-    """Seconds between the last step of an epoch and the first of the next."""
+    """Seconds between the last step of an epoch and the next step."""
     return (line["seconds"] - line["in_steps"]) / line["epochs"]
 
 
 def cpu_milliseconds(line: dict[str, Any]) -> dict[str, float]:
-    """What an image cost in each part."""
+    """CPU time per image of each part."""
     return {part: 1000 * share / rate(line) for part, share in line["cpu_shares"].items()}
 
 

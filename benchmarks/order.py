@@ -1,4 +1,4 @@
-"""Reading a file larger than memory in both orders of data.shuffle: time, and bytes from the disk.
+"""Compare both settings of data.shuffle on a file larger than memory.
 
     python -m benchmarks.order --folder FOLDER [--images 150000] [--size 96] [--megabytes 2000]
 
@@ -46,7 +46,7 @@ class Noise:
         return np.arange(self.num_images) * CLASSES // self.num_images
 
     def name(self, index: int) -> str:
-        """What to call an image."""
+        """Name of an image."""
         return f"noise {index}"
 
     def read(self, index: int) -> DecodedImage:
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def read(path: Path, order: str, seconds: float) -> dict[str, float]:
-    """Read batches for some seconds; bytes from the disk are those of this process."""
+    """Read batches for some seconds and measure bytes from the disk."""
     beton = open_beton(path)
     config = DataConfig(augment=AugmentConfig(crop="none", flip=False), shuffle=order)  # pyright: ignore[reportArgumentType]
     size = int(beton.sizes[0, 0])
@@ -113,7 +113,7 @@ def read(path: Path, order: str, seconds: float) -> dict[str, float]:
 
 
 def classes_of_batches(labels: np.ndarray, order: str) -> float:
-    """How many classes the batches of an epoch have, in the mean."""
+    """Mean number of classes per batch of an epoch."""
     places = training_order(order, len(labels), 0, 0)
     batches = labels[places[: len(labels) // BATCH * BATCH]].reshape(-1, BATCH)
     return float(np.mean([len(np.unique(batch)) for batch in batches]))
@@ -140,7 +140,7 @@ def memory_of(limit: int) -> Iterator[Path]:
 
 
 def in_group(command: list[str], group: Path) -> str:
-    """Run a command as a member of a control group; give what it prints."""
+    """Run a command in a control group and return its output."""
     entered = f'echo $$ > {group}/cgroup.procs; exec "$@"'
     done = subprocess.run(
         ["bash", "-c", entered, "bash", *command], capture_output=True, text=True, check=True

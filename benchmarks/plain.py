@@ -1,4 +1,4 @@
-"""A plain, layer-by-layer RANet that computes what the authors' code does, in the way it does.
+"""Plain RANet, layer by layer, with the operations of the authors' code.
 
 The reference that benchmarks compare against: one module per layer, a concat per layer, every
 bilinear resize carried out even where it changes nothing, all exits computed. Written from
@@ -15,7 +15,7 @@ from ranet.config import ModelConfig
 
 
 def resize(features: Tensor, size: int) -> Tensor:
-    """Bilinear resize to size x size, also where the size is the same already."""
+    """Bilinear resize to size x size, also for equal sizes."""
     return F.interpolate(features, size=(size, size), mode="bilinear", align_corners=True)
 
 
@@ -48,7 +48,7 @@ def unit(plan: UnitSpec, stride: int = 1) -> Net:
 
 
 class PlainLayer(nn.Module):
-    """One dense layer, with its lateral unit where the block has a lower one."""
+    """Dense layer, with a lateral unit in fusion blocks."""
 
     def __init__(self, own: UnitSpec, lateral: UnitSpec | None, stride: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainBlock(nn.Module):
-    """A block; returns its output and the features before every layer and behind the last."""
+    """Block; returns its output and the features around every layer."""
 
     def __init__(self, plan: BlockSpec) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class PlainBlock(nn.Module):
             self.trans = Net(*conv(plan.gathered_channels, plan.transition_channels, 1))
 
     def forward(self, features: Tensor, lower: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """Run the block on features (batch, channels, height, width) and the lower block's."""
+        """Run the block on its features and those of the lower block."""
         gathered = [features]
         for j, layer in enumerate(self.layers):
             gathered.append(layer(gathered[-1], lower[j] if lower else None))

@@ -1,16 +1,16 @@
-"""Compare population-based training of exit loss weights with constant ones at equal trial-epochs.
+"""Compare population-based training of exit loss weights with constant weights.
 
-    python -m benchmarks.population FOLDER [--seeds 0 1 2 3 4]     # again, and it goes on
+    python -m benchmarks.population FOLDER [--seeds 0 1 2 3 4]     # again: resume
 
-Eight networks of benchmarks.sweeps' comparison of weights are trained; the one that is best on
-validation is scored on the test images. Three times, with the same initial weights:
+Train eight networks as in the comparison of weights of benchmarks.sweeps, and score the best one
+on validation on the test images. Three methods with the same initial weights:
 
 - uniform: all with uniform exit loss weights;
-- constant: each with random weights of its own, from the space of that comparison;
-- population: beginning with those, after each epoch from the second on the worst quarter takes
-  over network, optimizer and weights of one of the best quarter, and the weights are changed: each
-  by a factor of 0.8 or 1.2, or, one in four, drawn anew (Jaderberg et al. 2017, "Population based
-  training of neural networks", truncation selection; the numbers are Ray Tune's defaults).
+- constant: each with its own random weights, from the space of that comparison;
+- population: starts with the same weights; after each epoch from the second on, the worst quarter
+  copies network, optimizer and weights of one of the best quarter, and changes each weight by a
+  factor of 0.8 or 1.2 or, with probability 1/4, samples it again (Jaderberg et al. 2017,
+  "Population based training of neural networks", truncation selection; Ray Tune's defaults).
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Winner:
     """The network of a population that is best on validation."""
 
     weights: list[list[float]]
-    """Exit loss weights of each of its epochs, as drawn."""
+    """Sampled exit loss weights of each epoch."""
     accuracies: list[float]
     """Top-1 in percent at the budgets, on validation images that thresholds were not fitted to."""
     test: list[float]
@@ -103,11 +103,11 @@ class Member:
         return self.snapshot["history"][-1][ACCURACY]
 
     def take_over(self, other: "Member", chance: random.Random) -> None:
-        """Become a copy of another member that goes on with changed weights."""
+        """Become a copy of another member that continues with changed weights."""
         self.seed, self.snapshot = other.seed, other.snapshot
         self.trained = list(other.trained)
         self.free = [
-            draw_weight(chance)
+            sample_weight(chance)
             if chance.random() < DRAWN_ANEW
             else min(MOST, max(LEAST, weight * chance.choice(FACTORS)))
             for weight in other.free
@@ -158,7 +158,7 @@ def train_population(method: Method, seed: int) -> Winner:
     sweep, run = weights_sweep()
     chance = random.Random(seed)
     members = [
-        Member(seed * MEMBERS + number, [draw_weight(chance) for _ in range(WEIGHTED_EXITS)], [])
+        Member(seed * MEMBERS + number, [sample_weight(chance) for _ in range(WEIGHTED_EXITS)], [])
         for number in range(MEMBERS)
     ]
     if method == "uniform":
@@ -182,8 +182,8 @@ def train_population(method: Method, seed: int) -> Winner:
     )
 
 
-def draw_weight(chance: random.Random) -> float:
-    """Draw a weight from the space of the comparison: its logarithms are equally likely."""
+def sample_weight(chance: random.Random) -> float:
+    """Sample a weight with a uniformly distributed logarithm."""
     return 10 ** chance.uniform(math.log10(LEAST), math.log10(MOST))
 
 

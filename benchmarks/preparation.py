@@ -1,4 +1,4 @@
-"""Images that are prepared in a second, with one CPU and with two, in turns.
+"""Compare preparation rates with one and two CPUs.
 
     python -m benchmarks.preparation --images FOLDER [--rounds 3] [--data.image_format=jpeg ...]
 

@@ -1,4 +1,4 @@
-"""Share of useful work on spot machines by the time between two checkpoints: a simulation.
+"""Simulate useful work on spot machines by checkpoint interval.
 
     python -m benchmarks.spot [--losses 1] [--write 9.6] [--restart 35] [--replace 300] [--patient]
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def useful_share(machines: int, every: float, given: argparse.Namespace, seed: int = 0) -> float:
-    """Simulate a cluster; give the work kept, as a share of what all machines always would do.
+    """Simulate a cluster and return its share of useful work.
 
     Args:
         machines: how many there are when none is missing.
@@ -107,7 +107,7 @@ def useful_share(machines: int, every: float, given: argparse.Namespace, seed: i
 
 
 def throwbacks(machines: int, given: argparse.Namespace) -> float:
-    """Mean seconds between two throwbacks: losses, and where growth is at once, each growth too."""
+    """Mean seconds between two restarts from a checkpoint."""
     return DAY / (machines * given.losses * (1 if given.patient else 2))
 
 
@@ -124,7 +124,7 @@ def daly(machines: int, given: argparse.Namespace) -> float:
 
 
 def best(machines: int, given: argparse.Namespace) -> float:
-    """Search around Young's interval for the one with the greatest share, over several seeds."""
+    """Search for the best interval around Young's, over several seeds."""
     middle = young(machines, given)
     candidates = [middle * 1.15**k for k in range(-8, 9)]
     return max(

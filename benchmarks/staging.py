@@ -1,4 +1,4 @@
-"""Staging from S3 against a download in a single stream, in turns, from a real S3 server.
+"""Compare staging from S3 with a download in a single stream.
 
     python -m benchmarks.staging [--megabytes 400] [--rounds 5] [--stream 20]
 

@@ -1,11 +1,11 @@
-"""Compare searches at equal trial-epochs, and uniform exit loss weights with searched ones.
+"""Compare samplers at equal trial-epochs, and searched exit loss weights.
 
-    python -m benchmarks.sweeps FOLDER [--seeds 0 1 2]       # again, and it goes on
+    python -m benchmarks.sweeps FOLDER [--seeds 0 1 2]       # again: resume
 
-The sweep of configs/sweeps/digits.yaml: what is drawn, refused, trained, measured and stopped, and
-what the search is told of it, is decided by the code that pipelines/tune.py runs. Only Ray's
-processes take no part: trials are trained here, one after the other. Each sweep, and each training
-of the comparison of weights, is noted in FOLDER when it is complete.
+The sweep of configs/sweeps/digits.yaml, with the code of pipelines/tune.py for sampling, rejecting,
+measuring and stopping candidates. Only Ray's processes are missing: trials are trained here, one
+after the other. Each complete sweep, and each complete training of the comparison of weights, is
+saved in FOLDER.
 """
 
 import argparse
@@ -72,7 +72,7 @@ WEIGHTED = {
 FREE = "exit_weights.free"
 WEIGHTED_EXITS = 4
 LEAST, MOST = 0.1, 10.0
-"""Weight of an exit, of which the logarithm is drawn."""
+"""Distribution of an exit's weight: uniform in its logarithm."""
 UNIFORM = [1.0] * WEIGHTED_EXITS
 
 
@@ -136,7 +136,7 @@ def noted(file: Path, make: Callable[[], list[Entry]]) -> list[Entry]:
 def read_sweep(
     network: Mapping[str, Any] = MappingProxyType({}), **changes: Any
 ) -> tuple[Sweep, Run]:
-    """Read the sweep with some of its fields changed, and the run that its trials start from.
+    """Read a sweep with changed fields, and its base run.
 
     Its objective has `BUDGETS`, whatever the file has, so that tables of several days compare.
 
@@ -154,7 +154,7 @@ def read_sweep(
 
 
 def run_sweep(method: Method, seed: int) -> list[Entry]:
-    """Search until the epochs of `TRIALS` whole trials are spent, or too few are left for one."""
+    """Search until the epochs of `TRIALS` whole trials are used."""
     sweep, run = read_sweep(
         sampler="random" if method == "random" else "tpe", num_trials=TRIALS, seed=seed
     )
@@ -164,7 +164,7 @@ def run_sweep(method: Method, seed: int) -> list[Entry]:
 
 
 def search(sweep: Sweep, run: Run, num_epochs: int) -> list[Entry]:
-    """Draw and train, telling the search what became of it, while there are epochs for a trial."""
+    """Sample and train candidates while epochs for a trial remain."""
     sampler = make_sampler(sweep, run)
     scheduler = make_scheduler(sweep.early_stopping, ACCURACY, "max", run.train.epochs)
     entries: list[Entry] = []
@@ -217,7 +217,7 @@ class StoppedEarly(Exception):  # noqa: N818 - no error
 
 
 class Judged(LogReporter):
-    """Asks the scheduler after every epoch whether the training goes on."""
+    """Reporter that stops a training when the scheduler says so."""
 
     def __init__(self, scheduler: TrialScheduler) -> None:
         """Introduce a new trial to the scheduler."""
@@ -230,7 +230,7 @@ class Judged(LogReporter):
         """Keep the metrics.
 
         Raises:
-            StoppedEarly: the trial is given up.
+            StoppedEarly: the trial is stopped early.
         """
         self.history.append(metrics)
         told = {EPOCH: metrics[EPOCH], ACCURACY: metrics[ACCURACY]}
@@ -250,7 +250,7 @@ def train(
     *,
     test: bool = False,
 ) -> Entry:
-    """Train a draw as a trial is trained, and score it.
+    """Train a candidate like a trial, and score it.
 
     Args:
         candidate: what to train.
@@ -286,7 +286,7 @@ def fit_trial(
     reporter: Reporter,
     resume: Snapshot | None = None,
 ) -> Snapshot:
-    """Train a new network by the settings of a draw, measured after every epoch."""
+    """Train a network by a candidate's settings, measured after every epoch."""
     run = candidate.run
     torch.manual_seed(run.train.seed)
 
@@ -308,7 +308,7 @@ def best_epoch(snapshot: Snapshot) -> Metrics:
 def score_test(
     candidate: Candidate[Run], snapshot: Snapshot, budgets: Sequence[float]
 ) -> list[float]:
-    """Accuracies of the best weights in percent, thresholds fitted on the validation images."""
+    """Accuracies of the best weights in percent, with validation thresholds."""
     run, cost = candidate.run, candidate.cost
     model = RANet(run.model)
     model.load_state_dict(snapshot["best"]["model"])
@@ -350,7 +350,7 @@ def print_sweeps(sweeps: Mapping[Method, Sequence[Sequence[Entry]]]) -> None:
 
 
 def found(entries: Sequence[Entry]) -> list[float]:
-    """Return hypervolume, best objective and best accuracies of the trials that were not stopped.
+    """Return hypervolume, best objective and best accuracies of finished trials.
 
     The hypervolume is that of the front of budget and accuracy, in percent of that of full accuracy
     at the smallest budget.
@@ -363,7 +363,7 @@ def found(entries: Sequence[Entry]) -> list[float]:
 
 
 class Scored(Protocol):
-    """A training that was scored on test as well; both at `SHARES`, in percent."""
+    """Training with validation and test accuracies at `SHARES`, in percent."""
 
     @property
     def accuracies(self) -> list[float]:
@@ -377,7 +377,7 @@ class Scored(Protocol):
 
 
 def print_weights(compared: Mapping[str, Sequence[Scored]], *pairs: tuple[str, str]) -> None:
-    """Print the accuracies of each weighting at every share, and of pairs what the first is above.
+    """Print the accuracies of each weighting, and paired differences.
 
     Args:
         compared: trainings of each weighting, as many of one as of another.

@@ -1,11 +1,12 @@
-"""Compare the joint rule for exit thresholds with the geometric rule, on images not fitted on.
+"""Compare the joint rule for exit thresholds with the geometric rule.
 
     python -m benchmarks.thresholds [--repeats 10] [--plot thresholds.png]
-    python -m benchmarks.thresholds --trained configs/digits.yaml=FOLDER/scores.pt
+    python -m benchmarks.thresholds --trained configs/digits.yaml=FOLDER/exit_outputs.pt
 
-Every repeat draws the fitting images anew, fits all budgets on them and scores the rest. Nets:
-synthetic ones whose exits have known faults, small classifiers trained on scikit-learn's digits,
-and trained RANets by config and scores.pt ("val" and "test" are pooled, then split in halves).
+Every repetition samples the fitting images again, fits all budgets on them and scores the rest. The
+networks are synthetic ones whose exits have known faults, small classifiers trained on
+scikit-learn's digits, and trained RANets given by config and exit_outputs.pt ("val" and "test" are
+pooled, then split in halves).
 """
 
 import argparse
@@ -31,7 +32,7 @@ FRACTIONS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass(frozen=True)
 class Net:
-    """Cached answers of one net, none of them on images it was trained on."""
+    """Cached exit outputs of one network on held-out images."""
 
     name: str
     confidences: Tensor
@@ -44,7 +45,7 @@ class Net:
 
     @property
     def budgets(self) -> list[float]:
-        """Mean costs to compare at: fractions of the last exit's that the first exit can meet."""
+        """Mean costs to compare at, as fractions of the last exit's cost."""
         return [f * self.costs[-1] for f in FRACTIONS if f * self.costs[-1] >= self.costs[0]]
 
 
@@ -78,12 +79,12 @@ def parse_arguments() -> argparse.Namespace:
         metavar="CONFIG=EXIT_OUTPUTS",
         help="runs, with their scores.pt",
     )
-    parser.add_argument("--plot", type=Path, help="file to draw the curves in")
+    parser.add_argument("--plot", type=Path, help="file of the plotted curves")
     return parser.parse_args()
 
 
 def synthetic_nets() -> list[Net]:
-    """Six exits on images of varying difficulty, without and with one exit that is at fault."""
+    """Six exits on images of varying difficulty, one possibly faulty."""
     good = [0.3, 0.7, 1.0, 1.3, 1.5, 1.65]
     harmful = [0.3, 0.7, 1.0, 0.2, 1.5, 1.4]
     costs = [10.0, 25.0, 40.0, 60.0, 80.0, 100.0]
@@ -103,7 +104,7 @@ def synthetic_nets() -> list[Net]:
 
 
 def answers(skills: Sequence[float], num_samples: int = 4000) -> tuple[Tensor, Tensor]:
-    """Draw confidences and correctness: an exit is right if its skill exceeds the difficulty."""
+    """Sample confidences and correctness from skill and difficulty."""
     generator = torch.Generator().manual_seed(0)
     difficulty, shared = torch.randn(2, num_samples, generator=generator)
     own, seen = torch.randn(2, len(skills), num_samples, generator=generator)
@@ -112,7 +113,7 @@ def answers(skills: Sequence[float], num_samples: int = 4000) -> tuple[Tensor, T
 
 
 def digits_nets() -> list[Net]:
-    """Classifiers of growing capacity as exits; the first and fourth see only coarse pixels."""
+    """Classifiers of growing capacity as exits, two on coarse pixels."""
     pixels, labels = map(torch.tensor, load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     images = pixels[order].float().reshape(-1, 1, 8, 8) / 16
@@ -163,7 +164,7 @@ def trained_net(number: int, config: Path, path: Path) -> Net:
 
 
 def compare(net: Net, repeats: int) -> dict[Rule, Tensor]:
-    """Score each rule on unseen images: (repeats, budgets, 2), top-1 and mean cost."""
+    """Score each rule on held-out images, (repeats, budgets, 2)."""
     results: dict[Rule, list[list[tuple[float, float]]]] = {rule: [] for rule in RULES}
     for repeat in range(repeats):
         generator = torch.Generator().manual_seed(repeat)
@@ -182,7 +183,7 @@ def compare(net: Net, repeats: int) -> dict[Rule, Tensor]:
 
 
 def print_table(net: Net, results: dict[Rule, Tensor]) -> None:
-    """Print top-1 of both rules, their paired difference, and cost over budget, as markdown."""
+    """Print top-1, paired difference and cost of both rules as Markdown."""
     budgets = torch.tensor(net.budgets)
     singles = " ".join(f"{top1:.1f}" for top1 in (100 * net.correct.float().mean(1)).tolist())
     print(f"\n### {net.name}: {net.num_fit} to fit, {net.correct.shape[1] - net.num_fit} to score")
@@ -216,7 +217,7 @@ def print_times() -> None:
 
 
 def plot(nets: Sequence[Net], results: dict[str, dict[Rule, Tensor]], path: Path) -> None:
-    """Draw held-out top-1 against mean cost, one panel a net."""
+    """Plot held-out top-1 against mean cost, one panel per network."""
     columns = 4
     rows = -(-len(nets) // columns)
     figure, grid = plt.subplots(

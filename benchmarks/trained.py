@@ -1,4 +1,4 @@
-"""Trained networks for benchmarks: a run's config and the snapshot that it left."""
+"""Trained networks for benchmarks, from a run's config and snapshot."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class TrainOutput:
 
     @classmethod
     def load(cls, config: Path, snapshot: Path) -> "TrainOutput":
-        """Read a run's config and its snapshot.pt; prepare its images if they are not there."""
+        """Read a run's config and snapshot.pt; prepare missing images."""
         run = read_run([f"--config={config}"])
         model = RANet(run.model)
         model.load_state_dict(torch.load(snapshot, weights_only=True)["best"]["model"])
@@ -31,7 +31,7 @@ class TrainOutput:
         return cls(run, model.eval())
 
     def images(self, split: Split, limit: int | None = None) -> tuple[Tensor, Tensor]:
-        """Give normalised images (images, 3, height, width) of a split, and their labels."""
+        """Return normalised images (images, 3, height, width) and labels."""
         batches = open_batches(
             self.run.data,
             split,

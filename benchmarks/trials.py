@@ -1,11 +1,11 @@
-"""What a trial of a sweep costs besides its training: processes, MLflow, start and end.
+"""Measure the overhead of a trial: processes, MLflow, start and end.
 
     python -m benchmarks.trials --out FILE [--trials 8] [--epochs 2]     # a line of JSON a trial
     python -m benchmarks.trials --out FILE --cpus 2                      # all cores to one trial
     python -m benchmarks.trials --out FILE --table
 
-Runs trials of configs/sweeps/digits.yaml as pipelines/tune.py does, on a local Ray, as many side by
-side as there is room for, none stopped early, with MLflow on a file of its own.
+Runs trials of configs/sweeps/digits.yaml like pipelines/tune.py, on a local Ray, as many in parallel
+as there is capacity for, without early stopping, with its own MLflow file.
 """
 
 import argparse
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(folder: Path, num_trials: int, epochs: int, cpus: int) -> list[dict[str, float]]:
-    """Run a sweep; give the moments of every trial, in the order in which they began."""
+    """Run a sweep and return the times of every trial."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     sweep = parse_settings(Sweep, ["--config", "configs/sweeps/digits.yaml"])
     places = {"data.prepared_dir": f"{folder}/images", "cluster.storage_path": f"{folder}/runs"}
@@ -172,7 +172,7 @@ def timed_train(
 
 
 def print_table(trials: Sequence[Mapping[str, float]]) -> None:
-    """Print the stages, and how long a place for a worker stands without one."""
+    """Print the stages, and the idle time of a worker's resources."""
     print(describe_machine())
     print(
         f"\n| stage, seconds | median of {len(trials)} trials | least | most |\n|---|---|---|---|"
@@ -187,7 +187,7 @@ def print_table(trials: Sequence[Mapping[str, float]]) -> None:
 
 
 def idle(trials: Sequence[Mapping[str, float]]) -> list[float]:
-    """Seconds from the last epoch of a trial to the beginning of the next in its place."""
+    """Seconds between two trials on the same resources."""
     gaps = []
     ends: list[float] = []
     for trial in sorted(trials, key=lambda each: each["working"]):
