@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.run import read_run
 from ranet import RANet
 from ranet.model.preprocessing import Normalize
@@ -41,7 +41,7 @@ def main() -> None:
     train, val = (
         open_batches(
             run.data, split, image_size=run.model.image_size, batch_size=run.train.batch_size,
-            rank=rank, num_workers=num_workers, seed=run.train.seed, device=torch.device("cpu"),
+            worker=Worker(rank=rank, num_workers=num_workers, seed=run.train.seed),
         )
         for split in ("train", "val")
     )  # fmt: skip

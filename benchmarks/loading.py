@@ -50,7 +50,7 @@ from benchmarks.network import describe_machine
 from pipelines.data.config import AugmentConfig, DataConfig
 from pipelines.data.format.beton import Beton, open_beton, write_beton
 from pipelines.data.loading.in_memory import MemoryBatches
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.loading.sampling import EpochSampler
 from pipelines.data.loading.streaming import StreamingBatches
 from pipelines.data.preparation.prepare import prepare
@@ -446,10 +446,7 @@ def train_quickly(root: Path, loader: str, threads: int) -> list[Metrics]:
         run.data,
         image_size=run.model.image_size,
         batch_size=run.train.batch_size,
-        rank=0,
-        num_workers=1,
-        seed=run.train.seed,
-        device=CPU,
+        worker=Worker(seed=run.train.seed, device=CPU),
     )
     torch.set_num_threads(threads)
     normalize = Normalize(run.data.mean, run.data.std)

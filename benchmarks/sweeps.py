@@ -27,7 +27,7 @@ from torch import nn
 from benchmarks.hypervolume import hypervolume
 from cluster.cli import parse_settings
 from pipelines.data.config import Split
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
 from pipelines.tune import make_sampler
@@ -331,7 +331,7 @@ def open_split(run: Run, split: Split) -> Any:
     """Open the batches of a split."""
     return open_batches(
         run.data, split, image_size=run.model.image_size, batch_size=run.train.batch_size,
-        rank=0, num_workers=1, seed=run.train.seed, device=torch.device("cpu"),
+        worker=Worker(seed=run.train.seed),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pipelines.data.config import Split
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, read_run
 from ranet import RANet
@@ -37,10 +37,7 @@ class TrainOutput:
             split,
             image_size=self.run.model.image_size,
             batch_size=64,
-            rank=0,
-            num_workers=1,
-            seed=0,
-            device=torch.device("cpu"),
+            worker=Worker(),
         )
         normalize = Normalize(self.run.data.mean, self.run.data.std)
         images, labels = [], []

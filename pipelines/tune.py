@@ -8,6 +8,7 @@ results are configs for pipelines/train.py.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
+from cluster.config import ClusterConfig
 from cluster.errors import RunError
 from cluster.execution.connection import connected
 from cluster.execution.resources import check_capacity, wants_gpu
@@ -177,21 +179,7 @@ def run_trials(
                     num_epochs=run.train.epochs,
                 ),
             )
-        results = SweepResults(
-            name=sweep.name,
-            objectives=sweep.objective.metrics,
-            directions=sweep.objective.directions,
-            budgets=sweep.objective.budgets_mult_adds,
-            trials=tuple(
-                replace(result, params=flatten_choices(result.params)) for result in store.results
-            ),
-            rejected=summary.rejected,
-            seconds=store.seconds,
-            devices=cluster.max_workers
-            * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
-            device=cluster.device.upper(),
-            published=published,
-        )
+        results = results_of(sweep, cluster, store, summary.rejected, published)
         report(results, sweep, run, record)
         if summary.lost:
             raise RunError(
@@ -202,6 +190,31 @@ def run_trials(
             raise RunError(
                 f"all {len(store.results)} trials failed, the last one: {store.results[-1].error}"
             )
+
+
+def results_of(
+    sweep: Sweep,
+    cluster: ClusterConfig,
+    store: TrialStore[Run],
+    rejected: Mapping[str, int],
+    published: str,
+) -> SweepResults:
+    """Collect the results of a sweep for its report."""
+    return SweepResults(
+        name=sweep.name,
+        objectives=sweep.objective.metrics,
+        directions=sweep.objective.directions,
+        budgets=sweep.objective.budgets_mult_adds,
+        trials=tuple(
+            replace(result, params=flatten_choices(result.params)) for result in store.results
+        ),
+        rejected=rejected,
+        seconds=store.seconds,
+        devices=cluster.max_workers
+        * (cluster.gpus_per_worker if cluster.device == "gpu" else cluster.cpus_per_worker),
+        device=cluster.device.upper(),
+        published=published,
+    )
 
 
 def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) -> None:

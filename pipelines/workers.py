@@ -19,7 +19,7 @@ from cluster.execution.reporter import RayReporter, load_newest
 from cluster.storage.cache import Cache
 from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
 from pipelines.data.config import SPLITS, Split
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.loading.staging import staged_data
 from pipelines.run import Run
 from ranet import RANet, mult_adds
@@ -163,10 +163,12 @@ def open_split(run: Run, split: Split, device: torch.device) -> Batches:
         split,
         image_size=run.model.image_size,
         batch_size=run.train.batch_size,
-        rank=context.get_world_rank(),
-        num_workers=context.get_world_size(),
-        seed=run.train.seed,
-        device=device,
+        worker=Worker(
+            rank=context.get_world_rank(),
+            num_workers=context.get_world_size(),
+            seed=run.train.seed,
+            device=device,
+        ),
         epoch_sizes=epoch_sizes(run.train),
     )
 

@@ -3,10 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.run import Run
 
 
@@ -24,10 +23,7 @@ def save_examples(run: Run, folder: Path, count: int = 5) -> list[Path]:
         "test",
         image_size=run.model.image_size,
         batch_size=count,
-        rank=0,
-        num_workers=1,
-        seed=0,
-        device=torch.device("cpu"),
+        worker=Worker(),
     )
     files = []
     with batches.epoch(0) as reader:

@@ -12,7 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.model_packaging.package import register_model
 from pipelines.run import config_text
@@ -61,9 +61,8 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
 
     cpu = torch.device("cpu")
     test = open_batches(
-        run.data, "test", image_size=MODEL.image_size, batch_size=50, rank=0, num_workers=1,
-        seed=0, device=cpu,
-    )  # fmt: skip
+        run.data, "test", image_size=MODEL.image_size, batch_size=50, worker=Worker(device=cpu)
+    )
     normalize = Normalize(run.data.mean, run.data.std)
     answers = collect_exit_outputs(network.model, test, normalize=normalize, device=cpu)
     top1, _ = anytime_accuracy(answers.of(network.evaluation.exit_ensemble))

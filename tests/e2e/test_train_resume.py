@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from ranet import RANet
@@ -47,7 +47,7 @@ def trained_in_one_process(tmp_path_factory):
     train, val = (
         open_batches(
             run.data, split, image_size=run.model.image_size, batch_size=run.train.batch_size,
-            rank=0, num_workers=1, seed=run.train.seed, device=device,
+            worker=Worker(seed=run.train.seed, device=device),
         )
         for split in ("train", "val")
     )  # fmt: skip

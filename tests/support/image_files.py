@@ -1,15 +1,18 @@
 """Image files and prepared data sets shared by tests."""
 
 import io
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from pipelines.data.config import DataConfig, Split
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
+
+WORKER_FIELDS = {field.name for field in fields(Worker)}
 
 
 def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -48,15 +51,12 @@ def folder_config(root: Path, **settings) -> DataConfig:
 
 def batches_of(config: DataConfig, split: Split = "train", **arguments):
     """Open batches, by default of one worker on a CPU."""
-    settings = {
+    settings: dict[str, Any] = {
         "image_size": 32,
         "batch_size": 4,
-        "rank": 0,
-        "num_workers": 1,
-        "seed": 0,
-        "device": torch.device("cpu"),
     }
-    return open_batches(config, split, **settings | arguments)
+    worker = Worker(**{name: arguments.pop(name) for name in WORKER_FIELDS & arguments.keys()})
+    return open_batches(config, split, worker=worker, **settings | arguments)
 
 
 def read_epoch(batches, epoch: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

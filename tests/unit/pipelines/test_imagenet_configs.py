@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from ranet import PRESETS, RANet
@@ -85,8 +85,8 @@ def test_imagenet_config_trains_on_photographs(name, photographs, tmp_path):
     assert tuple(np.flatnonzero(counts)) == IMAGENETTE
     train, val = (
         open_batches(
-            data, split, image_size=224, batch_size=8, rank=0, num_workers=1, seed=0,
-            device=torch.device("cpu"), epoch_sizes=epoch_sizes(config),
+            data, split, image_size=224, batch_size=8, worker=Worker(),
+            epoch_sizes=epoch_sizes(config),
         )
         for split in ("train", "val")
     )  # fmt: skip

@@ -4,10 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
-from pipelines.data.loading.loader import open_batches
+from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.evaluation.examples import save_examples
 from tests.support.image_files import with_settings
@@ -20,10 +19,7 @@ def test_example_images_are_the_first_test_images(tmp_path: Path):
     )
     prepare(run.data, run.model.image_size)
     files = save_examples(run, tmp_path / "examples", count=3)
-    batches = open_batches(
-        run.data, "test", image_size=16, batch_size=3, rank=0, num_workers=1, seed=0,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    batches = open_batches(run.data, "test", image_size=16, batch_size=3, worker=Worker())
     with batches.epoch(0) as reader:
         images, labels = next(reader)
         expected = images.permute(0, 2, 3, 1).numpy().copy()
