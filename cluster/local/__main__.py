@@ -93,14 +93,14 @@ def main() -> None:
 
 def run_cluster(folder: Path, options: Namespace) -> None:
     """Start a cluster, print its usage, and run it until Ctrl-C."""
-    with local_cluster(
+    # Ctrl-C and SIGTERM are the ways to end the cluster, also while it starts.
+    with suppress(KeyboardInterrupt), local_cluster(
         folder, num_hosts=options.hosts, cpus_per_host=options.cpus,
         isolated=not options.no_isolation, fresh=options.fresh,
     ) as cluster:  # fmt: skip
         sys.stdout.write(f"{describe(cluster)}\n")
         sys.stdout.flush()
-        with suppress(KeyboardInterrupt):
-            signal.pause()
+        signal.pause()
 
 
 def change_members(folder: Path, command: str, options: Namespace) -> None:
