@@ -51,7 +51,8 @@ def measure(images: Path, settings: Sequence[str], cpus: int) -> tuple[float, fl
     """Images a second with so many CPUs, and bytes that each takes."""
     with tempfile.TemporaryDirectory() as folder:
         run = read_run(
-            ["--data.source=imagefolder", f"--data.source_dir={images}", f"--data.prepared_dir={folder}",
+            ["--data.source=imagefolder", f"--data.source_dir={images}",
+             f"--data.prepared_dir={folder}",
              "--data.augment.crop=random_resized", *settings]
         )  # fmt: skip
         ray.init(

@@ -4,8 +4,8 @@
     python -m benchmarks.trials --out FILE --cpus 2                      # all cores to one trial
     python -m benchmarks.trials --out FILE --table
 
-Runs trials of configs/sweeps/digits.yaml like pipelines/tune.py, on a local Ray, as many in parallel
-as there is capacity for, without early stopping, with its own MLflow file.
+Runs trials of configs/sweeps/digits.yaml like pipelines/tune.py, on a local Ray, as many in
+parallel as there is capacity for, without early stopping, with its own MLflow file.
 """
 
 import argparse

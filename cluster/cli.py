@@ -100,7 +100,7 @@ class CommandLine(ArgumentParser):
             kwargs.setdefault(
                 "usage", "%(prog)s [--config FILE] [OPTION] [--section.field=value ...]"
             )
-        # jsonargparse makes parsers of nested types with this class and passes exit_on_error itself.
+        # jsonargparse makes parsers of nested types with this class and passes exit_on_error.
         kwargs.setdefault("exit_on_error", False)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(description=description, **kwargs)

@@ -110,7 +110,8 @@ def check_name(name: str, setting: str = "name") -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            f"{setting} must consist of letters, digits, dots, dashes and underscores, start with a "
+            f"{setting} must consist of letters, digits, dots, dashes and underscores, start with "
+            "a "
             f"letter or digit and have at most 100 characters, got {name!r}"
         )
 

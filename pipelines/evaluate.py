@@ -81,8 +81,10 @@ def with_model(run: Run, classifier: Any) -> Run:
     info = prepare(run.data, model.image_size)
     if list(info.class_names) != settings["class_names"]:
         raise ValueError(
-            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the model "
-            f"was trained on classes {settings['class_names']}; evaluate it on images of its classes"
+            f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "
+            "model "
+            f"was trained on classes {settings['class_names']}; evaluate it on images of its "
+            "classes"
         )
     if info.sha256["val"] != settings["validation_sha256"]:
         raise ValueError(

@@ -3,7 +3,8 @@
     python pipelines/prepare_data.py --config configs/cifar10.yaml [--data.source_dir=FOLDER ...]
 
 The settings are the settings of pipelines/train.py, which prepares missing files itself. Images in
-folders are encoded on all CPUs of the Ray cluster at RAY_ADDRESS, or of this machine. An interrupted
+folders are encoded on all CPUs of the Ray cluster at RAY_ADDRESS, or of this machine. An
+interrupted
 preparation resumes. Existing files are verified against their checksums.
 """
 

@@ -19,7 +19,8 @@ class EvaluationConfig:
     """Evaluation of a trained network."""
 
     budget_fractions: tuple[float, ...] = (0.25, 0.33, 0.5, 0.75, 1.0)
-    """Budgets that are reported and that compare versions of a model, as fractions of the last exit's
+    """Budgets that are reported and that compare versions of a model, as fractions of the last
+    exit's
     mult-adds: above 0, at most 1, ascending, in steps of 0.01."""
 
     def __post_init__(self) -> None:
@@ -34,7 +35,8 @@ class EvaluationConfig:
             )
         if self.budget_fractions != tuple(sorted(set(self.budget_fractions))):
             raise ValueError(
-                f"evaluation.budget_fractions must be in ascending order, got {self.budget_fractions}"
+                "evaluation.budget_fractions must be in ascending order, got "
+                f"{self.budget_fractions}"
             )
 
 
@@ -71,7 +73,8 @@ class Run:
                 replace(self.model, image_size=size)
             except ValueError as error:
                 raise ValueError(
-                    f"train.progressive_sizes contains {size}, which this network cannot process: {error}"
+                    f"train.progressive_sizes contains {size}, which this network cannot process: "
+                    f"{error}"
                 ) from error
         if self.train.progressive_sizes and self.data.augment.crop == "pad4":
             raise ValueError(

@@ -15,7 +15,8 @@ _MARKERS: Mapping[str, tuple[int, str]] = {
     "cifar100": (100, "aquarium_fish"),
     "imagenet": (1000, "n01440764"),
 }
-"""Number of classes of each data set, and a class that distinguishes it from data sets of this size."""
+"""Number of classes of each data set, and a class that distinguishes it from data sets of this
+size."""
 
 
 def reference_curve_for(class_names: Collection[str]) -> str:

@@ -9,7 +9,8 @@ from tuning.pareto import Direction, pareto_front
 from tuning.space import WEIGHTS
 
 State = Literal["finished", "stopped", "failed"]
-"""finished: trained to the last epoch; stopped: stopped early by the scheduler; failed: see error."""
+"""finished: trained to the last epoch; stopped: stopped early by the scheduler; failed: see
+error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,8 @@ class SweepResults:
     directions: tuple[Direction, ...]
     """Direction of each objective."""
     budgets: tuple[float, ...]
-    """Budgets to find the best configs for, in mean mult-adds per image, ascending; empty: each trial
+    """Budgets to find the best configs for, in mean mult-adds per image, ascending; empty: each
+    trial
     was measured at the cost of its own last exit."""
     trials: tuple[TrialResult, ...]
     """All trials, in any order."""

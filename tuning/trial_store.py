@@ -198,7 +198,8 @@ class TrialStore(Generic[RunT]):
 def read_trials(uri: str, run_id: str) -> tuple[list[TrialResult], list[Unfinished]]:
     """Read the ended and unfinished trials of a sweep by number.
 
-    If MLflow failed while a trial was opened, the trial has several child runs: the last one counts.
+    If MLflow failed while a trial was opened, the trial has several child runs: the last one
+    counts.
 
     Args:
         uri: MLflow tracking URI.

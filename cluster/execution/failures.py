@@ -127,7 +127,8 @@ def describe_failure(cause: Exception, storage: str) -> str:
         return f"not enough memory: {_first_line(cause)}; use a smaller model or train.batch_size"
     if _is_full_disk(cause):
         return (
-            f"no space for a checkpoint: {cause}; free space in cluster.storage_path, {storage}, or "
+            f"no space for a checkpoint: {cause}; free space in cluster.storage_path, {storage}, "
+            "or "
             f"in the temporary folder of the node, {tempfile.gettempdir()}, and start the run again"
         )
     if isinstance(cause, RunError | ValueError | OSError | NonFiniteLoss):

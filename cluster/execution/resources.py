@@ -66,7 +66,8 @@ def no_workers_message(cluster: ClusterConfig) -> str:
     """Return the error message for workers that did not start in time."""
     return (
         f"{_workers(cluster)} did not start within cluster.start_timeout_seconds = "
-        f"{cluster.start_timeout_seconds:g}: {_cluster_resources()}; request fewer resources or add "
+        f"{cluster.start_timeout_seconds:g}: {_cluster_resources()}; request fewer resources or "
+        "add "
         "nodes, and start the run again"
     )
 

@@ -36,7 +36,8 @@ def describe(cluster: LocalCluster) -> str:
         "",
         f"{python} pipelines/submit.py -- python pipelines/train.py \\",
         f"    --config configs/digits.yaml --cluster.storage_path=s3://{BUCKET}/runs \\",
-        f"    --cluster.num_workers=[1,{cluster.num_hosts}] --data.prepared_dir={cluster.folder}/data",
+        f"    --cluster.num_workers=[1,{cluster.num_hosts}] "
+        f"--data.prepared_dir={cluster.folder}/data",
         "",
         f"dashboard  {cluster.environment['RAY_API_SERVER_ADDRESS']} (log in with RAY_AUTH_TOKEN)",
         f"MLflow     {cluster.environment['MLFLOW_TRACKING_URI']}",

@@ -374,7 +374,8 @@ def local_cluster(
         folder: data of the cluster; the data of S3 and MLflow are kept.
         num_hosts: number of Ray nodes besides the head.
         cpus_per_host: CPUs per host, as Ray counts them.
-        isolated: give members network namespaces where possible; otherwise the members are processes
+        isolated: give members network namespaces where possible; otherwise the members are
+        processes
             on loopback.
         fresh: start with empty S3 and MLflow servers, and empty disks.
 

@@ -80,14 +80,16 @@ class ClusterSpec:
         if len(nodes) < cluster.max_workers:
             sentences.append(
                 f"cluster.num_workers requests up to {cluster.max_workers} workers of {each}, but "
-                f"{self.path} has capacity for {len(nodes)}; increase max_workers there, or request "
+                f"{self.path} has capacity for {len(nodes)}; increase max_workers there, or "
+                "request "
                 "fewer workers"
             )
         for group in {group.name: group for group in nodes[: cluster.max_workers]}.values():
             disk = group.machine.cache_gb * 1e9 * 0.95  # the file system needs some space itself
             if cache_bytes > disk:
                 sentences.append(
-                    f"data.prepared_dir: {cache_bytes / 1e9:.0f} GB of images do not fit the disk of "
+                    f"data.prepared_dir: {cache_bytes / 1e9:.0f} GB of images do not fit the disk "
+                    "of "
                     f"{group.name} in {self.path}, {disk / 1e9:.0f} GB; prepare smaller "
                     "images (data.max_side), or use an instance type with a larger disk there"
                 )

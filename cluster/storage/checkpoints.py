@@ -58,7 +58,8 @@ def load_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
                 files[name] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DamagedCheckpointError(
-            f"the checkpoint {location} is damaged: {Path(error.filename or location).name} is missing"
+            f"the checkpoint {location} is damaged: {Path(error.filename or location).name} is "
+            "missing"
         ) from error
     except json.JSONDecodeError as error:
         raise DamagedCheckpointError(

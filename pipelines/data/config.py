@@ -43,7 +43,8 @@ class DataConfig:
     source: Literal["digits", "cifar10", "cifar100", "imagefolder", "parquet"] = "cifar10"
     """Source of the images. digits: scikit-learn's handwritten digits; imagefolder:
     train/<class>/<image> and val/<class>/<image> in source_dir, val being the test set; parquet:
-    one *-train.parquet and one *-test.parquet in source_dir, with columns image (bytes) and label."""
+    one *-train.parquet and one *-test.parquet in source_dir, with columns image (bytes) and
+    label."""
     source_dir: str = ""
     """Folder of the source's files, for imagefolder a path or s3://bucket/folder. Empty:
     data/downloads for cifar10 and cifar100, which are downloaded if missing. Not needed once the
@@ -66,7 +67,8 @@ class DataConfig:
     mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
     """Mean of red, green and blue, from 0 to 1, subtracted by normalization."""
     std: tuple[float, float, float] = (0.247, 0.2435, 0.2616)
-    """Standard deviation of red, green and blue, above 0 and at most 1; divisor of normalization."""
+    """Standard deviation of red, green and blue, above 0 and at most 1; divisor of
+    normalization."""
     validation_share: float = 0.1
     """Share of each class's training images that is held out for validation."""
     split_seed: int = 0

@@ -59,7 +59,8 @@ def check_classes(info: DatasetInfo, source: str, num_classes: int) -> None:
     """
     if len(info.class_names) != num_classes:
         raise ValueError(
-            f"model.num_classes must be {len(info.class_names)}, the number of classes of data.source "
+            f"model.num_classes must be {len(info.class_names)}, the number of classes of "
+            "data.source "
             f"{source}, got {num_classes}"
         )
 

@@ -28,7 +28,8 @@ def format_tables(evaluation: Evaluation) -> str:
     if evaluation.exit_ensemble == "mean_logits":
         lines += [
             "",
-            "every prediction averages the logits of all exits passed: better on the validation images",
+            "every prediction averages the logits of all exits passed: better on the validation "
+            "images",
         ]
     return "\n".join(lines)
 

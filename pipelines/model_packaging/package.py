@@ -61,7 +61,9 @@ def register_model(
             _log_model(run, state_dict, evaluation, data_info, run_id),
             run_id=run_id,
             metric_value=evaluation.val_top1,
-            evaluation_protocol=f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}",
+            evaluation_protocol=(
+                f"validation images {data_info.sha256['val'][:12]} at budgets {budgets}"
+            ),
         )
     promotion = registry.promote_if_better(name, str(found.version), metric_name=_METRIC_NAME)
     model_id = str(found.source).removeprefix("models:/")

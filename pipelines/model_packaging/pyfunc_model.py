@@ -94,7 +94,8 @@ class BudgetedClassifier(PythonModel):
             # Rounded up, so that the number in the message is accepted.
             smallest = math.ceil(self.min_budget_fraction * 1e4) / 1e4
             raise MlflowException(
-                f"budget_fraction must be from {smallest} (every image leaves at the first exit) to 1 "
+                f"budget_fraction must be from {smallest} (every image leaves at the first exit) "
+                "to 1 "
                 f"(the mult-adds of the last exit), got {fraction}",
                 error_code=INVALID_PARAMETER_VALUE,
             )

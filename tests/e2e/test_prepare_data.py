@@ -215,7 +215,8 @@ def test_unwritable_s3_prepared_dir_raises_error_before_preparation(bucket, tmp_
     run = Run(data=config, cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")))
     told = preflight(run)
     assert told.missing == [
-        "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such bucket; "
+        "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such "
+        "bucket; "
         "create it, or correct the URI"
     ]
     told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))

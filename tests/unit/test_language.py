@@ -38,7 +38,8 @@ LEGITIMATE = (
     r"(sliding|shuffl\w+|attention|Hann|time) windows?", r"windows? of (shuffling|images|blocks)",
     r"within one window", r"a window is trained on", r"blocks per window",
     r"Address=\$", r"`ADDRESS`",
-    r"connection refused", r"refused (the )?connection\w*", r"(SIGTERM|SIGKILL|delivery) of signals",
+    r"connection refused", r"refused (the )?connection\w*",
+    r"(SIGTERM|SIGKILL|delivery) of signals",
     r"side by side (plots?|figures?)", r"RAY_ADDRESS", r"RAY_API_SERVER_ADDRESS",
     r"placement", r"placeholders?", r"replaces?", r"white ?room",
 )  # fmt: skip

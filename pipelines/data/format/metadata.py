@@ -183,7 +183,8 @@ def check_settings(folder: str, metadata: SplitMetadata, split: Split, wanted: d
     ]
     if different:
         raise ValueError(
-            f"{folder}/{split}.beton was prepared with {', '.join(different)}; set data.prepared_dir "
+            f"{folder}/{split}.beton was prepared with {', '.join(different)}; set "
+            "data.prepared_dir "
             f"to another folder, or delete {folder}/*.beton* to prepare it again"
         )
 

@@ -52,7 +52,8 @@ def test_command_line_overrides_the_config_file(tmp_path):
         ),
         (
             ["--train.progressive_sizes=[8]", "--data.augment.crop=none"],
-            "train.progressive_sizes contains 8, which this network cannot process: model.image_size 8 gives",
+            "train.progressive_sizes contains 8, which this network cannot process: "
+            "model.image_size 8 gives",
         ),
         (
             ["--train.progressive_sizes=[24]"],

@@ -68,7 +68,8 @@ def test_all_missing_requirements_are_reported_at_once(at_home, tmp_path, monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "file").touch()
     run = read("imagenet", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=9",
-               f"--cluster.storage_path={tmp_path}/file/runs", "--evaluation.budget_fractions=[0.01]")  # fmt: skip
+               f"--cluster.storage_path={tmp_path}/file/runs",
+               "--evaluation.budget_fractions=[0.01]")  # fmt: skip
     report = preflight(run)
     assert not report.can_start
     for start in (
@@ -114,8 +115,14 @@ def test_unprepared_imagenet_is_assumed_to_be_complete(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--data.source_dir={folder}/nowhere"], "data.source_dir is {folder}/nowhere: no such folder"),
-        (["--data.source_dir={folder}/tree"], "data.source_dir must hold train and val: {folder}/tree/val"),
+        (
+            ["--data.source_dir={folder}/nowhere"],
+            "data.source_dir is {folder}/nowhere: no such folder",
+        ),
+        (
+            ["--data.source_dir={folder}/tree"],
+            "data.source_dir must contain train and val: {folder}/tree/val",
+        ),
         (["--data.source_dir={folder}/tree", "--data.source=parquet", "--data.class_index="],
          "must hold exactly one *-train."),
     ],
@@ -141,7 +148,8 @@ def test_unprepared_digits_are_counted(at_home, tmp_path):
         assert dict(first.lines)[line] == dict(second.lines)[line]
     cores = os.cpu_count()
     assert dict(first.lines)["cluster"] == (
-        f"this machine has {cores} CPUs and 0 GPUs: capacity for 64 of 64 to 64 workers, which share "
+        f"this machine has {cores} CPUs and 0 GPUs: capacity for 64 of 64 to 64 workers, which "
+        "share "
         "its CPUs"
     )
 
@@ -152,7 +160,8 @@ def test_download_is_reported_and_its_images_are_counted(at_home, tmp_path):
     )
     assert report.can_start, report
     assert dict(report.lines)["images"] == (
-        f"not prepared yet: the run prepares them first, downloading them if missing in {tmp_path}; "
+        "not prepared yet: the run prepares them first, downloading them if missing in "
+        f"{tmp_path}; "
         "45,000 train, 5,000 val, 10,000 test expected"
     )
 

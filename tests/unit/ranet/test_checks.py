@@ -38,12 +38,15 @@ def test_value_outside_of_its_literal_is_rejected(config, section, message):
 @pytest.mark.parametrize(
     ("config", "section", "bounds", "message"),
     [
-        (ExampleConfig(epochs=0), "train", {"epochs": (1, None)}, "train.epochs must be 1 or more, got 0"),
+        (ExampleConfig(epochs=0), "train", {"epochs": (1, None)},
+         "train.epochs must be 1 or more, got 0"),
         (ExampleConfig(share=2), "", {"share": (0, 1)}, "share must be from 0 to 1, got 2"),
         (ExampleConfig(share=-1), "", {"share": (0, 1)}, "share must be from 0 to 1, got -1"),
         (ExampleConfig(share=2), "", {"share": (None, 1)}, "share must be 1 or less, got 2"),
-        (ExampleConfig(share=float("nan")), "a.b", {"share": (0, 1)}, "a.b.share must be from 0 to 1, got nan"),
-        (ExampleConfig(share=float("inf")), "a.b", {"share": (0, None)}, "a.b.share must be 0 or more, got inf"),
+        (ExampleConfig(share=float("nan")), "a.b", {"share": (0, 1)},
+         "a.b.share must be from 0 to 1, got nan"),
+        (ExampleConfig(share=float("inf")), "a.b", {"share": (0, None)},
+         "a.b.share must be 0 or more, got inf"),
     ],
 )  # fmt: skip
 def test_value_outside_of_its_bounds_is_rejected(config, section, bounds, message):

@@ -9,7 +9,8 @@ from tuning.config import Sweep
 from tuning.space import as_arguments
 
 IMAGENET_BYTES = 1_331_167 * 58_000
-"""Size of the ImageNet files that each node copies: a JPEG 90 of 421 px has 43 KB (docs/results.md),
+"""Size of the ImageNet files that each node copies: a JPEG 90 of 421 px has 43 KB
+(docs/results.md),
 scaled here by area to the default of 500 px."""
 
 

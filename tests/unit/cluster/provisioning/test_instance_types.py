@@ -24,7 +24,8 @@ def test_stated_prices_match_the_instance_types_and_the_cost_of_a_run():
     text = " ".join((ROOT / "ray_cluster.yaml").read_text().replace("#", "").split())
     assert (
         f"the head {spec.head.dollars_per_hour:.2f}; a g6.12xlarge with its 4 GPUs "
-        f"{on_demand.dollars_per_hour:.2f}, as a spot machine about {spot.dollars_per_hour:.2f}; the "
+        f"{on_demand.dollars_per_hour:.2f}, as a spot machine about {spot.dollars_per_hour:.2f}; "
+        "the "
         f"head and 8 spot GPUs {eight:.2f}." in text
     )
     assert (

@@ -57,7 +57,8 @@ def test_equal_or_better_version_becomes_the_champion(client: MlflowClient, metr
     assert aliases(client) == {"candidate": "2", "champion": "2"}
     assert promotion.is_champion
     assert promotion.sentence == (
-        f"ranet-tiny version 2 is the new champion: mean top-1 {metric_value:.2f} %, version 1 has 98.50 %"
+        f"ranet-tiny version 2 is the new champion: mean top-1 {metric_value:.2f} %, version 1 has "
+        "98.50 %"
     )
 
 
