@@ -84,7 +84,7 @@ def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
         first.wait_until(lambda: committed_epochs(tmp_path) >= 1)
         os.kill(first.process.pid, signal.SIGINT)
         assert first.wait(60) == 130, first.output()
-        assert first.output().splitlines()[-1].startswith("stopped;")
+        assert first.output().splitlines()[-1].startswith("interrupted;")
         assert "Traceback" not in first.output()
         assert first.left() == []
     assert [run.info.status for run in runs(client(tmp_path))] == ["KILLED"]

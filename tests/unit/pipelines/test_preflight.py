@@ -76,7 +76,7 @@ def test_all_missing_requirements_are_reported_at_once(at_home, tmp_path, monkey
         "evaluation.budget_fractions",
         "MLflow at",
         "cluster.storage_path is",
-        "cluster.num_workers asks",
+        "cluster.num_workers requests",
     ):
         assert any(sentence.startswith(start) for sentence in report.missing), report
     assert any("run pipelines/prepare_data.py" in sentence for sentence in report.missing)

@@ -39,10 +39,10 @@ from tuning.space import as_arguments
             },
             "add --early_stopping.method=none",
         ),
-        ({"name": "a b"}, "name must be letters"),
+        ({"name": "a b"}, "name must consist of letters"),
         (
             {"warm_start": ["digits", "a' OR name = 'b"]},
-            r"each name in warm_start must be letters, .* got \"a' OR name = 'b\"",
+            r"each name in warm_start must consist of letters, .* got \"a' OR name = 'b\"",
         ),
         ({"sampler": "grid"}, "grid"),
         (

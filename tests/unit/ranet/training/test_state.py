@@ -139,7 +139,7 @@ def test_best_epoch_among_equal_accuracies_is_the_last():
 @pytest.mark.parametrize(
     ("change", "missing", "config", "message"),
     [
-        ({}, ["optimizer", "best"], QUICK, "lacks best, optimizer"),
+        ({}, ["optimizer", "best"], QUICK, "best, optimizer missing in the snapshot"),
         ({}, [], TrainConfig(seed=3), "train.seed is 3, but .* with seed 0"),
         ({}, [], TrainConfig(epochs=1), "train.epochs is 1, but .* has 2 epochs"),
         ({"model": {}}, [], QUICK, "another network: .*first.weight"),
