@@ -120,7 +120,7 @@ def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
 def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(cluster, folder):
     shown = submit(cluster, folder, "--env", "AWS_SECRET_ACCESS_KEY", "--", "python", "job.py")
     assert shown.returncode == 2
-    assert "Ray shows a job's variables to whoever sees its dashboard" in shown.stderr
+    assert "the Ray dashboard shows the command and the" in shown.stderr
     assert "error: variable AWS_SECRET_ACCESS_KEY looks like a secret" in shown.stderr
     unset = submit(cluster, folder, "--env", "NOT_THERE", "--", "python", "job.py")
     assert unset.returncode == 2

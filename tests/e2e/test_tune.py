@@ -187,8 +187,8 @@ def test_more_workers_than_the_machine_has_raise_an_error_before_preparation(tmp
     with training(tmp_path, settings, script="tune.py", config="sweep.yaml") as sweep:
         assert sweep.wait() == 1
         last = sweep.output().splitlines()[-1]
-    assert last.startswith("error: cluster.num_workers asks for 64 workers")
-    assert "more than the cluster has" in last
+    assert last.startswith("error: cluster.num_workers requests 64 workers")
+    assert "which exceeds the capacity" in last
     assert runs(client(tmp_path)) == []
     assert not (tmp_path / "data").exists()
 
