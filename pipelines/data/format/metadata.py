@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cluster.storage.files import atomic_write
 from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
 from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
 
@@ -72,12 +72,8 @@ def metadata_path(path: Path) -> Path:
 
 def write_metadata(path: Path, metadata: SplitMetadata) -> None:
     """Write the metadata file of a prepared file atomically."""
-    part = path.with_name(f"{path.name}.json.part")
-    with part.open("w") as file:
-        json.dump(asdict(metadata), file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(metadata_path(path))
+    with atomic_write(metadata_path(path)) as part:
+        part.write_text(json.dumps(asdict(metadata), indent=1))
 
 
 def read_metadata(path: Path) -> SplitMetadata:

@@ -1,17 +1,17 @@
 """Destinations of prepared files: a local folder or a prefix in S3."""
 
-import fcntl
 import json
 import logging
-import os
 import tempfile
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from filelock import FileLock, Timeout
+
+from cluster.storage.files import atomic_write
 from cluster.storage.s3 import ObjectStore, is_uri
 from pipelines.data.config import SPLITS, Split
 from pipelines.data.format.metadata import (
@@ -105,13 +105,16 @@ class LocalDestination:
                 f"data.prepared_dir is {self.folder}: it cannot be created ({error.strerror}); "
                 "choose another folder",
             ) from error
-        with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                logger.info("waiting for another process that prepares %s", self.folder)
-                fcntl.flock(file, fcntl.LOCK_EX)
+        lock = FileLock(self.folder / ".lock", fallback_to_soft=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            logger.info("waiting for another process that prepares %s", self.folder)
+            lock.acquire()
+        try:
             yield
+        finally:
+            lock.release()
 
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
@@ -239,18 +242,12 @@ def write_bytes(location: str, content: memoryview) -> None:
         with ObjectStore() as store:
             store.write(location, bytes(content))
         return
-    part = Path(f"{location}.{uuid.uuid4().hex}.part")
     try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(location)
+        with atomic_write(Path(location), unique=True) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise OSError(
             error.errno,
             f"{location} cannot be written: {error.strerror}; free disk space or set "
             "data.prepared_dir",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cluster.progress import Progress
+from cluster.storage.files import atomic_write
 from pipelines.data.config import Split
 from pipelines.data.format.beton import Written, write_samples
 from pipelines.data.format.metadata import (
@@ -50,27 +51,26 @@ def write_split(
     """
     # The metadata file marks a complete file, so the old one is deleted first.
     metadata_path(path).unlink(missing_ok=True)
-    part = path.with_name(f"{path.name}.part")
     logger.info("writing %s", path)
     try:
-        written = write(part)
-        metadata = SplitMetadata(
-            format=FORMAT,
-            split=split,
-            class_names=list(source.class_names),
-            num_samples=len(written.labels),
-            samples_per_class=np.bincount(
-                written.labels, minlength=len(source.class_names)
-            ).tolist(),
-            heights=_range(written.sizes[:, 0]),
-            widths=_range(written.sizes[:, 1]),
-            bytes=part.stat().st_size,
-            sha256=file_sha256(part),
-            source_sha256=source.fingerprint,
-            skipped=list(written.skipped),
-            settings=settings,
-        )
-        part.replace(path)
+        with atomic_write(path) as part:
+            written = write(part)
+            metadata = SplitMetadata(
+                format=FORMAT,
+                split=split,
+                class_names=list(source.class_names),
+                num_samples=len(written.labels),
+                samples_per_class=np.bincount(
+                    written.labels, minlength=len(source.class_names)
+                ).tolist(),
+                heights=_range(written.sizes[:, 0]),
+                widths=_range(written.sizes[:, 1]),
+                bytes=part.stat().st_size,
+                sha256=file_sha256(part),
+                source_sha256=source.fingerprint,
+                skipped=list(written.skipped),
+                settings=settings,
+            )
         write_metadata(path, metadata)
     except OSError as error:
         # An error with a file name, or without a number, already names its image, object or shard.
@@ -80,8 +80,6 @@ def write_split(
             error.errno,
             f"{path} cannot be written: {error.strerror}; free disk space or set data.prepared_dir",
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     if written.skipped:
         logger.warning(
             "%s: skipped %d unreadable images: %s",
