@@ -15,7 +15,7 @@ from ray.exceptions import RayTaskError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from cluster.config import ClusterConfig
-from cluster.errors import RunError, TrackingError
+from cluster.errors import EXPECTED_ERRORS
 from cluster.execution.heartbeat import start_heartbeats
 from tuning.config import EarlyStopping
 from tuning.objective import EPOCH, Objective, objective_metric
@@ -180,8 +180,7 @@ def _error_of(trial: Any) -> Exception:
 
 def cause_of(error: Exception) -> Exception:
     """Unwrap the expected error behind a Ray task error."""
-    expected = (RunError, TrackingError, ValueError, OSError)
-    if isinstance(error, RayTaskError) and isinstance(error.cause, expected):
+    if isinstance(error, RayTaskError) and isinstance(error.cause, EXPECTED_ERRORS):
         return error.cause
     return error
 
