@@ -37,8 +37,8 @@ class Prometheus:
         shutil.copytree(MONITORING, folder / "cluster" / "monitoring")
         config = folder / "cluster" / "monitoring" / "prometheus.yml"
         config.write_text(config.read_text().replace("15s", "2s"))
-        (folder / "outputs" / "watch").mkdir(parents=True)
-        (folder / "outputs" / "watch" / "nodes.json").symlink_to(cluster.node_list)
+        (folder / "outputs" / "prometheus").mkdir(parents=True)
+        (folder / "outputs" / "prometheus" / "nodes.json").symlink_to(cluster.node_list)
         [port] = free_ports("127.0.0.1", 1)
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "log.txt"
@@ -64,7 +64,7 @@ class Prometheus:
 
 @pytest.fixture
 def prometheus(cluster: LocalCluster, tmp_path: Path) -> Iterator[Prometheus]:
-    started = Prometheus(cluster, tmp_path / "watch")
+    started = Prometheus(cluster, tmp_path / "prometheus")
     yield started
     started.process.terminate()
     started.process.wait(20)
