@@ -17,8 +17,10 @@ from torch.multiprocessing.spawn import spawn
 
 from ranet.config import EmaConfig, OptimConfig, TrainConfig
 from ranet.evaluation.exit_outputs import collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.training.loop import fit
 from ranet.training.optim import NonFiniteLoss
+from ranet.training.state import TrainState
 from ranet.training.validation import evaluate
 from tests.support.tiny import (
     Digits,
@@ -32,7 +34,6 @@ from tests.support.tiny import (
 
 pytestmark = pytest.mark.distributed
 
-CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05))
 ODD = TrainConfig(epochs=1, batch_size=33, optim=OptimConfig(lr=0.05))
 ONE_EPOCH = TrainConfig(epochs=1, batch_size=32, optim=OptimConfig(lr=0.05))
@@ -77,13 +78,10 @@ def train(
     recorder = Recorder(kill_after, with_notice=notice)
     with suppress(Killed):
         fit(
-            config,
-            model,
+            TrainState(config, model, prepare),
             Digits(0, 330, config.batch_size, shuffled=True, rank=rank, num_workers=num_workers),
             Digits(1000, 1081, 32, rank=rank, num_workers=num_workers),
             recorder,
-            normalize=prepare,
-            device=CPU,
             resume=resume,
         )
     return recorder.snapshots
@@ -140,8 +138,9 @@ def evaluate_shares(rank, num_workers, num_images):
     """Evaluate in batches of 7 images per worker."""
     batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
     model = TwoExits()
-    metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
-    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).single
+    forward = ForwardPass(model, normalize)
+    metrics = evaluate(forward, batches)
+    scores = collect_exit_outputs(forward, batches).single
     return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
 
 

@@ -17,6 +17,7 @@ from pipelines.data.preparation.prepare import prepare
 from pipelines.model_packaging.package import register_model
 from pipelines.run import config_text
 from ranet.evaluation.exit_outputs import anytime_accuracy, collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.model.preprocessing import Normalize
 from tests.support.image_files import with_settings
 from tests.support.paths import PROJECT
@@ -63,8 +64,8 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     test = open_batches(
         run.data, "test", image_size=MODEL.image_size, batch_size=50, worker=Worker(device=cpu)
     )
-    normalize = Normalize(run.data.mean, run.data.std)
-    answers = collect_exit_outputs(network.model, test, normalize=normalize, device=cpu)
+    forward = ForwardPass(network.model, Normalize(run.data.mean, run.data.std))
+    answers = collect_exit_outputs(forward, test)
     top1, _ = anytime_accuracy(answers.of(network.evaluation.exit_ensemble))
     experiment = client.get_experiment_by_name("ranet")
     assert experiment is not None

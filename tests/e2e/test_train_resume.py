@@ -14,6 +14,7 @@ from ranet import RANet
 from ranet.model.preprocessing import Normalize
 from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tests.support.training import (
     CONFIG,
     assert_equal_states,
@@ -51,10 +52,8 @@ def trained_in_one_process(tmp_path_factory):
         )
         for split in ("train", "val")
     )  # fmt: skip
-    return fit(
-        run.train, RANet(run.model), train, val, LogReporter(),
-        normalize=Normalize(run.data.mean, run.data.std), device=device,
-    )  # fmt: skip
+    training = TrainState(run.train, RANet(run.model), Normalize(run.data.mean, run.data.std))
+    return fit(training, train, val, LogReporter())
 
 
 def trained_without_a_break(folder, *arguments):

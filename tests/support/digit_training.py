@@ -7,6 +7,7 @@ from torch import nn
 
 from ranet.config import OptimConfig, TrainConfig
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tests.support.tiny import Digits, Recorder, TwoExits, normalize
 
 CPU = torch.device("cpu")
@@ -30,10 +31,8 @@ def train(
     val = Digits(1000, 1080, 32, device=device)
     recorder = recorder or Recorder()
     try:
-        return fit(
-            config, model, batches, val, recorder,
-            normalize=prepare, device=device, resume=resume, measure=measure,
-        )  # fmt: skip
+        training = TrainState(config, model, prepare)
+        return fit(training, batches, val, recorder, resume=resume, measure=measure)
     finally:
         assert batches.num_open == 0
         assert val.num_open == 0
