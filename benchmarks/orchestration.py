@@ -36,7 +36,7 @@ from mlflow.entities import Metric
 from benchmarks.network import describe_machine
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, read_run
-from tests.support.training import PROJECT, TrainState, client, runs, training
+from tests.support.training import PROJECT, TrainingProcess, client, runs, training
 
 TIMEOUT_SECONDS = 300.0
 WARM_EPOCHS = 2
@@ -150,7 +150,7 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
 
 
 def start_of(
-    process: TrainState, submitted: float, opened: float, first_step: float
+    process: TrainingProcess, submitted: float, opened: float, first_step: float
 ) -> dict[str, float]:
     """Seconds of every stage from the command to the first step.
 

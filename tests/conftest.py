@@ -8,8 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import ray_folders, sqlite
+from cluster.local import processes
+from tests.support import distribution, sqlite
 from tests.support.s3 import S3Server, s3_server
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if distribution.is_worker():
+        distribution.distribute(items)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if distribution.is_worker():
+        distribution.check_groups(session.items)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,7 +33,7 @@ def one_thread():
 @pytest.fixture
 def ray_folder() -> Iterator[str]:
     """A folder for RAY_TMPDIR; what was started with it is ended with the test."""
-    with ray_folders.ray_folder() as folder:
+    with processes.ray_folder() as folder:
         yield folder
 
 

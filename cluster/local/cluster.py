@@ -39,7 +39,9 @@ from cluster.local.network import (
     can_isolate,
     free_ports,
     free_subnet,
+    network_lock,
 )
+from cluster.local.processes import kill_marked, marked_processes
 from cluster.local.services import (
     BUCKET,
     S3_PORTS,
@@ -176,11 +178,7 @@ class LocalCluster:
 
     def kill(self, *members: str) -> None:
         """Kill members and all their processes."""
-        while processes := self.processes(*members):  # repeated for processes that start meanwhile
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(processes, timeout=5)
+        kill_marked(_MARK, *self._marks(members))
 
     def pause(self, *members: str) -> None:
         """Pause members: connections stay open without an answer."""
@@ -216,18 +214,7 @@ class LocalCluster:
 
     def processes(self, *members: str) -> list[psutil.Process]:
         """Return the live processes of some members."""
-        marks = {f"{self.token}/{member}" for member in members}
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if (
-                    process.status() != psutil.STATUS_ZOMBIE
-                    and process.environ().get(_MARK) in marks
-                ):
-                    found.append(process)
-            except psutil.Error:  # the process has ended, or belongs to another user
-                continue
-        return found
+        return marked_processes(_MARK, *self._marks(members))
 
     def close(self) -> None:
         """Kill all members and remove their network and sockets; their data stay."""
@@ -245,17 +232,19 @@ class LocalCluster:
         addresses = {member: self.address(member) for member in self.members}
         return Network(self.token, self.subnet, addresses, Path(self.scratch))
 
+    def _marks(self, members: Sequence[str]) -> list[str]:
+        return [f"{self.token}/{member}" for member in members]
+
     def _url(self, member: str, service: str) -> str:
         return f"http://{self.address(member)}:{self.ports[service]}"
 
     def create(self) -> None:
-        """Create folders, S3 users and the network, and start all members."""
+        """Create folders, S3 users and the network; no member runs yet."""
         for part in ("s3", "logs"):
             (Path(self.folder) / part).mkdir(parents=True, exist_ok=True)
         write_s3_users(Path(self.scratch), self.secret)
         if self._network is not None:
             self._network.create()
-        self.start("s3", "mlflow", "head")
 
     def _spawn(self, member: str) -> subprocess.Popen[bytes]:
         (Path(self.scratch) / member).mkdir(exist_ok=True)
@@ -393,8 +382,21 @@ def local_cluster(
             shutil.rmtree(folder / "home", ignore_errors=True)
             for file in folder.glob("mlflow.db*"):
                 file.unlink()
-        isolated = isolated and can_isolate()
-        names = (*S3_PORTS, *_USUAL_PORTS, "client")
+        cluster = create_cluster(folder, num_hosts, cpus_per_host, isolated and can_isolate())
+        try:
+            cluster.start("s3", "mlflow", "head")
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def create_cluster(
+    folder: Path, num_hosts: int, cpus_per_host: int, isolated: bool
+) -> LocalCluster:
+    """Create a cluster with its network; no member runs yet."""
+    names = (*S3_PORTS, *_USUAL_PORTS, "client")
+    # Clusters that are created at the same time need different subnets.
+    with network_lock() if isolated else contextlib.nullcontext():
         cluster = LocalCluster(
             folder=str(folder),
             token=secrets.token_hex(2),
@@ -412,9 +414,10 @@ def local_cluster(
             part.write_text(json.dumps(asdict(cluster), indent=2))
         try:
             cluster.create()
-            yield cluster
-        finally:
+        except BaseException:
             cluster.close()
+            raise
+    return cluster
 
 
 @contextmanager

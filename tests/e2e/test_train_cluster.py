@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local.network import free_ports
-from tests.support.ray_folders import kill_family
+from cluster.local.processes import kill_marked
 from tests.support.training import CONFIG, PROJECT, client, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
@@ -32,7 +32,7 @@ def head(tmp_path, ray_folder):
         )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
-    kill_family(ray_folder)
+    kill_marked("RAY_TMPDIR", ray_folder)
     process.wait(30)
 
 

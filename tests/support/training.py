@@ -14,8 +14,8 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from cluster.local.processes import kill_marked, marked_processes, ray_folder
 from tests.support.paths import PROJECT
-from tests.support.ray_folders import family, kill_family, ray_folder
 from tests.support.sqlite import empty_database
 
 CONFIG = """
@@ -41,7 +41,7 @@ evaluation: {budget_fractions: [0.8, 1.0]}
 """
 
 
-class TrainState:
+class TrainingProcess:
     """A process of a pipeline in a folder of its own, with all that Ray starts for it."""
 
     def __init__(
@@ -83,7 +83,7 @@ class TrainState:
         return value
 
     def family(self) -> list[psutil.Process]:
-        return family(self.ray_folder)
+        return marked_processes("RAY_TMPDIR", self.ray_folder)
 
     def left(self) -> list[psutil.Process]:
         """Those of them that do not end within half a minute."""
@@ -94,14 +94,14 @@ class TrainState:
 
 
 @contextmanager
-def training(folder: Path, *arguments: str, **environment: str) -> Iterator[TrainState]:
+def training(folder: Path, *arguments: str, **environment: str) -> Iterator[TrainingProcess]:
     """Start a pipeline, and leave nothing of it behind."""
     with ray_folder() as for_ray:
-        started = TrainState(folder, for_ray, *arguments, **environment)
+        started = TrainingProcess(folder, for_ray, *arguments, **environment)
         try:
             yield started
         finally:
-            kill_family(for_ray)
+            kill_marked("RAY_TMPDIR", for_ray)
             started.process.wait(30)
 
 
