@@ -36,9 +36,13 @@ def test_unpickled_file_system_survives_a_restart_of_the_server(s3, bucket, monk
         time.sleep(8)  # longer than Arrow's default retries
         s3.start()
 
-    Thread(target=restart).start()
-    with received.open_output_stream(f"{path}/state") as stream:
-        stream.write(b"all")
+    restarting = Thread(target=restart)
+    restarting.start()
+    try:
+        with received.open_output_stream(f"{path}/state") as stream:
+            stream.write(b"all")
+    finally:
+        restarting.join()
     with received.open_input_stream(f"{path}/state") as stream:
         assert stream.read() == b"all"
 
