@@ -9,19 +9,11 @@ import pytest
 import torch
 
 from cluster.local import processes
-from tests.support import distribution, sqlite
+from tests.support import sqlite
+from tests.support.distribution import pytest_collection_modifyitems, pytest_runtest_setup
 from tests.support.s3 import S3Server, s3_server
 
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if distribution.is_worker():
-        distribution.distribute(items)
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    if distribution.is_worker():
-        distribution.check_groups(session.items)
+__all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup"]
 
 
 @pytest.fixture(scope="session", autouse=True)

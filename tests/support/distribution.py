@@ -13,34 +13,38 @@ LONG_FILES = (
 """Files of end-to-end tests by duration, the longest first."""
 
 
-def is_worker() -> bool:
-    """Return whether this process is a worker of pytest-xdist."""
-    return "PYTEST_XDIST_WORKER" in os.environ
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 
-def distribute(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put tests that share something expensive into groups, and the longest tests first.
 
     A group runs in one worker, in the order of its files. Every end-to-end test without a group
     runs wherever a worker is free; other tests stay with those of their file.
     """
-    for item in items:
-        if group := _group(item):
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=_turn)
+    if IS_WORKER:
+        for item in items:
+            if group := _group(item):
+                item.add_marker(pytest.mark.xdist_group(group))
+        items.sort(key=_turn)
 
 
-def check_groups(items: list[pytest.Item]) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Reject a distribution that ignores groups.
 
     pytest-xdist 3.8.0 ignores them with pytest 9.2.0, without a message.
     """
-    for item in items:
-        if _group(item) == SHARED_CLUSTER and not item.nodeid.endswith(f"@{SHARED_CLUSTER}"):
-            raise pytest.UsageError(
-                "tests of the shared cluster must run in one worker, but groups are ignored: use "
-                "--dist loadgroup, and pytest and pytest-xdist in the versions of constraints.txt"
-            )
+    if (
+        IS_WORKER
+        and _group(item) == SHARED_CLUSTER
+        and not item.nodeid.endswith(f"@{_group(item)}")
+    ):
+        pytest.fail(
+            "tests of the shared cluster must run in one worker, but groups are ignored: use "
+            "--dist loadgroup, and pytest and pytest-xdist in the versions of constraints.txt",
+            pytrace=False,
+        )
 
 
 def _group(item: pytest.Item) -> str:
