@@ -6,13 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.support.paths import PROJECT
 
 CONFTEST = """
-import pytest
-
 from tests.support.distribution import pytest_collection_modifyitems, pytest_runtest_setup
 
 
@@ -81,9 +77,8 @@ def test_tests_of_the_cluster_run_in_one_worker_and_unit_tests_last(tmp_path: Pa
         assert len({worker for worker, file in others if file == unit}) == 1
 
 
-@pytest.mark.parametrize("options", [("-n", "2"), ("-n", "2", "--dist", "loadfile")])
-def test_distribution_without_groups_is_rejected(tmp_path: Path, options: tuple[str, ...]):
-    status, output = run_suite(tmp_path, *options)
+def test_distribution_without_groups_is_rejected(tmp_path: Path):
+    status, output = run_suite(tmp_path, "-n", "2")
     assert status != 0
     assert "tests of the shared cluster must run in one worker" in output
     assert not re.search(r"PASSED test_\w+.py::test_with_cluster", output)
