@@ -25,11 +25,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-import boto3
 import psutil
 import requests
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from filelock import FileLock, Timeout
 
 from cluster.local.network import (
@@ -42,9 +39,11 @@ from cluster.local.network import (
     network_lock,
 )
 from cluster.local.processes import kill_marked, marked_processes
+from cluster.local.s3_server import s3_client, s3_environment, stores_objects
 from cluster.local.services import (
     BUCKET,
     S3_PORTS,
+    S3User,
     mlflow_command,
     ray_head_command,
     ray_worker_command,
@@ -124,10 +123,7 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.ray_token,
             "MLFLOW_TRACKING_URI": self._url("mlflow", "mlflow"),
-            "AWS_ENDPOINT_URL": self._url("s3", "s3.port"),
-            "AWS_ACCESS_KEY_ID": BUCKET,
-            "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **s3_environment(self._url("s3", "s3.port"), self._s3_user),
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
@@ -143,14 +139,7 @@ class LocalCluster:
 
     def s3(self) -> Any:
         """Return a boto3 client of the S3 server with short timeouts."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id=BUCKET,
-            aws_secret_access_key=self.secret,
-            region_name="us-east-1",
-            config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 1}),
-        )
+        return s3_client(self._url("s3", "s3.port"), self._s3_user)
 
     def address(self, member: str) -> str:
         """Return the IP address of a member."""
@@ -226,6 +215,10 @@ class LocalCluster:
         (Path(self.folder) / _STATE).unlink(missing_ok=True)
 
     @property
+    def _s3_user(self) -> S3User:
+        return S3User(BUCKET, self.secret)
+
+    @property
     def _network(self) -> Network | None:
         if self.subnet == LOOPBACK:
             return None
@@ -242,7 +235,7 @@ class LocalCluster:
         """Create folders, S3 users and the network; no member runs yet."""
         for part in ("s3", "logs"):
             (Path(self.folder) / part).mkdir(parents=True, exist_ok=True)
-        write_s3_users(Path(self.scratch), self.secret)
+        write_s3_users(Path(self.scratch), self._s3_user)
         if self._network is not None:
             self._network.create()
 
@@ -256,6 +249,8 @@ class LocalCluster:
         environment = {
             **clean_environment(),
             **self.environment,
+            # On hosts of their own, workers do not compete with the processes of other members.
+            "RAY_worker_niceness": "0",
             "HOME": str(home),  # a disk of its own, for prepared images
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
@@ -303,17 +298,12 @@ class LocalCluster:
     def _answers(self, member: str, old: str | None) -> bool:
         try:
             if member == "s3":
-                client = self.s3()
-                with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-                    client.create_bucket(Bucket=BUCKET)
-                client.put_object(
-                    Bucket=BUCKET, Key="ready", Body=b"ready"
-                )  # the server listens before it can write
-            elif member == "mlflow":
+                return stores_objects(self.s3(), BUCKET)
+            if member == "mlflow":
                 requests.get(f"{self._url('mlflow', 'mlflow')}/health", timeout=5)
             else:
                 return self.living_nodes().get(member, old) != old
-        except (requests.RequestException, BotoCoreError, ClientError):
+        except requests.RequestException:
             return False
         return True
 

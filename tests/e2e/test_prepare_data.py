@@ -30,16 +30,16 @@ from pipelines.run import Run
 from tests.support.image_files import batches_of, folder_config, image_folder, read_epoch
 from tests.support.jobs import Job
 from tests.support.paths import PROJECT
+from tests.support.training import user_environment
 
 pytestmark = pytest.mark.e2e
 
 
 def start(ray_folder: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "pipelines/prepare_data.py", "--data.source=imagefolder", *arguments],
         cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**environment, "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": ray_folder},
+        env={**user_environment(), "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": ray_folder},
         start_new_session=True,
     )  # fmt: skip
 

@@ -41,6 +41,16 @@ evaluation: {budget_fractions: [0.8, 1.0]}
 """
 
 
+WORKER_NICENESS = "RAY_worker_niceness"
+"""Ray's default for its workers is 15, at which tests in other processes would starve them."""
+
+
+def user_environment() -> dict[str, str]:
+    """Return this environment without settings of Ray and MLflow that tests have made."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return kept | {WORKER_NICENESS: "0"}
+
+
 class TrainingProcess:
     """A process of a pipeline in a folder of its own, with all that Ray starts for it."""
 
@@ -59,12 +69,11 @@ class TrainingProcess:
         self.folder = folder
         self.ray_folder = ray_folder
         self.log = folder / "log.txt"
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, PROJECT / "pipelines" / script, "--config", config, *arguments],
                 cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**inherited, "RAY_TMPDIR": self.ray_folder, **environment},
+                env={**user_environment(), "RAY_TMPDIR": self.ray_folder, **environment},
             )  # fmt: skip
 
     def output(self) -> str:
