@@ -1,4 +1,4 @@
-"""S3 server on this machine: users, clients, and a process that can be restarted."""
+"""S3 server on this machine, its clients, and restarts."""
 
 import subprocess
 import time
@@ -21,7 +21,7 @@ START_SECONDS = 60.0
 
 
 def s3_environment(endpoint: str, user: S3User) -> dict[str, str]:
-    """Return the environment variables of a client, as boto3 and pyarrow read them."""
+    """Return the environment variables of a client."""
     return {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": user.name,
@@ -60,7 +60,7 @@ def stores_objects(client: Any, bucket: str) -> bool:
 
 @dataclass
 class S3Server:
-    """Process of an S3 server, whose objects remain when the server is killed and restarted."""
+    """Process of an S3 server; its objects remain over a restart."""
 
     folder: Path
     """Folder of the objects, the users and the log."""
@@ -85,15 +85,17 @@ class S3Server:
         return self._process.pid
 
     def environment(self, user: S3User | None = None) -> dict[str, str]:
-        """Return the environment variables of a client; by default of the first user."""
+        """Return the environment variables of a client (default: first user)."""
         return s3_environment(self.endpoint, user or self.users[0])
 
     def client(self, user: S3User | None = None) -> Any:
-        """Return a boto3 client; by default of the first user."""
+        """Return a boto3 client (default: first user)."""
         return s3_client(self.endpoint, user or self.users[0])
 
     def start(self) -> None:
-        """Start the server and wait until it stores objects; a restart keeps its ports.
+        """Start the server, or restart it on its ports.
+
+        The method returns when the server stores objects.
 
         Raises:
             ClusterError: the server ended, or did not store objects in time.

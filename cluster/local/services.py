@@ -22,13 +22,14 @@ S3_PORTS = (
 
 @dataclass(frozen=True)
 class S3User:
-    """User of an S3 server, with actions such as `Admin`, `Read:bucket` and `List:bucket`."""
+    """User of an S3 server."""
 
     name: str
     """Name, and ID of the access key."""
     secret: str
     """Secret key."""
     actions: tuple[str, ...] = ("Admin",)
+    """Permissions, such as `Admin`, `Read:bucket` and `List:bucket`."""
 
 
 def s3_command(folder: Path, scratch: Path, address: str, ports: Mapping[str, int]) -> list[str]:

@@ -9,6 +9,8 @@ from pathlib import Path
 from tests.support.paths import PROJECT
 
 CONFTEST = """
+import pytest
+
 from tests.support.distribution import pytest_collection_modifyitems, pytest_runtest_setup
 
 
