@@ -8,8 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import ray_folders, sqlite
-from tests.support.s3 import S3Server, s3_server
+from cluster.local import processes
+from cluster.local.s3_server import S3Server
+from tests.support import sqlite
+from tests.support.distribution import pytest_collection_modifyitems, pytest_runtest_setup
+from tests.support.s3 import s3_server
+from tests.support.training import WORKER_NICENESS
+
+__all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,9 +25,10 @@ def one_thread():
 
 
 @pytest.fixture
-def ray_folder() -> Iterator[str]:
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A folder for RAY_TMPDIR; what was started with it is ended with the test."""
-    with ray_folders.ray_folder() as folder:
+    monkeypatch.setenv(WORKER_NICENESS, "0")
+    with processes.ray_folder() as folder:
         yield folder
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from tests.support.s3 import ADMIN, User, s3_server
+from tests.support.s3 import make_user, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -31,8 +31,8 @@ def test_objects_survive_a_kill_and_the_address_stays(s3, bucket):
 
 
 def test_users_are_held_to_what_they_may_do(tmp_path):
-    reader = User("reader", ("Read:open", "List:open"))
-    with s3_server(tmp_path, users=(ADMIN, reader)) as server:
+    reader = make_user("reader", "Read:open", "List:open")
+    with s3_server(tmp_path, reader) as server:
         admin, client = server.client(), server.client(reader)
         for name in ("open", "shut"):
             admin.create_bucket(Bucket=name)

@@ -20,12 +20,14 @@ import ray
 import requests
 
 from cluster.local.network import free_ports
+from cluster.local.s3_server import S3Server
+from cluster.local.throttled_proxy import ThrottledProxy
 from cluster.storage.cache import Cache, staged
 from cluster.storage.download import PART_BYTES, RemoteFile
 from cluster.storage.s3 import ObjectStore
 from pipelines.data.preparation.prepare import prepare
 from tests.support.image_files import folder_config, image_folder
-from tests.support.s3 import ADMIN, Line, S3Server, User, s3_server
+from tests.support.s3 import make_user, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -36,8 +38,8 @@ spawn = multiprocessing.get_context("spawn")
 @contextmanager
 def slow_line(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, megabytes_per_second: float
-) -> Iterator[Line]:
-    line = Line(server, megabytes_per_second * 1e6)
+) -> Iterator[ThrottledProxy]:
+    line = ThrottledProxy(server.endpoint, megabytes_per_second * 1e6)
     monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
     try:
         yield line
@@ -253,8 +255,8 @@ def test_missing_credentials_are_said_so(remote, tmp_path, monkeypatch):
 def test_who_may_only_read_is_given_copies_and_otherwise_told_so_without_a_secret(
     tmp_path, monkeypatch
 ):
-    reader = User("reader", ("Read:open", "List:open"))
-    with s3_server(tmp_path / "s3", users=(ADMIN, reader)) as server:
+    reader = make_user("reader", "Read:open", "List:open")
+    with s3_server(tmp_path / "s3", reader) as server:
         admin = server.client()
         for bucket in ("open", "shut"):
             admin.create_bucket(Bucket=bucket)

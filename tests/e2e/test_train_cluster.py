@@ -1,7 +1,6 @@
 """Training on a cluster that is there already, and on one that is too small."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local.network import free_ports
-from tests.support.ray_folders import kill_family
-from tests.support.training import CONFIG, PROJECT, client, runs, steps, training
+from cluster.local.processes import kill_marked
+from tests.support.training import CONFIG, PROJECT, client, runs, steps, training, user_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -21,8 +20,7 @@ RAY = Path(sys.executable).with_name("ray")
 def head(tmp_path, ray_folder):
     """A Ray head of our own with two CPUs; gives the environment of its clients."""
     port, dashboard, agent = free_ports("127.0.0.1", 3)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
+    environment = user_environment() | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
@@ -32,7 +30,7 @@ def head(tmp_path, ray_folder):
         )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
-    kill_family(ray_folder)
+    kill_marked("RAY_TMPDIR", ray_folder)
     process.wait(30)
 
 

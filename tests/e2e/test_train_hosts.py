@@ -6,6 +6,7 @@ import subprocess
 import time
 from threading import Thread
 
+import psutil
 import pytest
 from ray.job_submission import JobStatus
 
@@ -116,6 +117,12 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
 def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):
     job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_consecutive_failures=0", *ELASTIC)
     job.wait_until(lambda: len(job.epochs()) >= 2)
+    workers = [
+        process
+        for process in cluster.processes(*cluster.hosts)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+    assert {process.nice() for process in workers} == {psutil.Process().nice()}
     taken = Thread(target=cluster.preempt, args=("host2", 20.0))
     taken.start()
     job.wait_until(lambda: times_of(r"training on 1 worker\b", job))

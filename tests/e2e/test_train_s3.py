@@ -9,6 +9,7 @@ from cluster.storage.s3 import ObjectStore
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from tests.support.planted_secrets import files, findings, objects
+from tests.support.s3 import environment_of_role
 from tests.support.training import client, runs, training
 
 pytestmark = pytest.mark.e2e
@@ -33,7 +34,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
         f"--data.prepared_dir=s3://{bucket}/digits", f"--cluster.cache_dir={tmp_path / 'cache'}",
         f"--cluster.storage_path=s3://{bucket}/runs", "--cluster.num_workers=2", "--train.epochs=1",
     )  # fmt: skip
-    credentials = s3.environment_of_role()
+    credentials = environment_of_role(s3)
     with training(tmp_path, *arguments, **SECRETS, **credentials) as first:
         assert first.wait() == 0, first.output()
         begun_and_done = 2
@@ -52,7 +53,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     assert len(list(copies.iterdir())) == 6
     assert [run.info.status for run in runs(client(tmp_path))] == ["FINISHED"]
     file = tmp_path_factory.mktemp("aws") / "credentials"
-    other = s3.environment_of_role()
+    other = environment_of_role(s3)
     for name in KEYS:
         monkeypatch.delenv(name, raising=False)
     file.write_text("\n".join(["[default]", *(f"{name.lower()} = {other[name]}" for name in KEYS)]))

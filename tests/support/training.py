@@ -14,8 +14,8 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from cluster.local.processes import kill_marked, marked_processes, ray_folder
 from tests.support.paths import PROJECT
-from tests.support.ray_folders import family, kill_family, ray_folder
 from tests.support.sqlite import empty_database
 
 CONFIG = """
@@ -41,7 +41,17 @@ evaluation: {budget_fractions: [0.8, 1.0]}
 """
 
 
-class TrainState:
+WORKER_NICENESS = "RAY_worker_niceness"
+"""Ray's default for its workers is 15, at which tests in other processes would starve them."""
+
+
+def user_environment() -> dict[str, str]:
+    """Return this environment without settings of Ray and MLflow that tests have made."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return kept | {WORKER_NICENESS: "0"}
+
+
+class TrainingProcess:
     """A process of a pipeline in a folder of its own, with all that Ray starts for it."""
 
     def __init__(
@@ -59,12 +69,11 @@ class TrainState:
         self.folder = folder
         self.ray_folder = ray_folder
         self.log = folder / "log.txt"
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, PROJECT / "pipelines" / script, "--config", config, *arguments],
                 cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**inherited, "RAY_TMPDIR": self.ray_folder, **environment},
+                env={**user_environment(), "RAY_TMPDIR": self.ray_folder, **environment},
             )  # fmt: skip
 
     def output(self) -> str:
@@ -83,7 +92,7 @@ class TrainState:
         return value
 
     def family(self) -> list[psutil.Process]:
-        return family(self.ray_folder)
+        return marked_processes("RAY_TMPDIR", self.ray_folder)
 
     def left(self) -> list[psutil.Process]:
         """Those of them that do not end within half a minute."""
@@ -94,14 +103,14 @@ class TrainState:
 
 
 @contextmanager
-def training(folder: Path, *arguments: str, **environment: str) -> Iterator[TrainState]:
+def training(folder: Path, *arguments: str, **environment: str) -> Iterator[TrainingProcess]:
     """Start a pipeline, and leave nothing of it behind."""
     with ray_folder() as for_ray:
-        started = TrainState(folder, for_ray, *arguments, **environment)
+        started = TrainingProcess(folder, for_ray, *arguments, **environment)
         try:
             yield started
         finally:
-            kill_family(for_ray)
+            kill_marked("RAY_TMPDIR", for_ray)
             started.process.wait(30)
 
 

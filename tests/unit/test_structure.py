@@ -144,16 +144,13 @@ def test_production_code_uses_neither_tests_nor_benchmarks(file: Path):
             assert not node.value.startswith(("benchmarks/", "tests/"))
 
 
-USE_TEST_SERVERS = {"benchmarks/orchestration.py", "benchmarks/staging.py"}
-"""Benchmarks that start a training or an S3 server with helpers of the tests."""
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
 
 
-def test_other_benchmarks_do_not_import_tests():
-    found = {
-        str(file.relative_to(ROOT))
-        for file in sorted((ROOT / "benchmarks").rglob("*.py"))
-        for node in ast.walk(ast.parse(file.read_text()))
-        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tests")
-        or (isinstance(node, ast.Import) and node.names[0].name.split(".")[0] == "tests")
-    }
-    assert found == USE_TEST_SERVERS
+@pytest.mark.parametrize("file", BENCHMARKS, ids=lambda file: file.name)
+def test_benchmarks_do_not_use_tests(file: Path):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            assert not [name for name in node.names if name.name.split(".")[0] == "tests"]
+        elif isinstance(node, ast.ImportFrom):
+            assert (node.module or "").split(".")[0] != "tests"
