@@ -1,4 +1,4 @@
-"""Correctness of the network and its training on a GPU, compared with the CPU."""
+"""Correctness of network and training on a GPU, compared with the CPU."""
 
 import copy
 import json
@@ -179,7 +179,7 @@ def _plain_form(config: ModelConfig, device: torch.device) -> dict[str, Any]:
 
 
 def _non_finite_loss(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """Check that a step with a NaN loss leaves the weights as they are."""
+    """Check that a step with a NaN loss keeps the weights."""
     training, images, labels = _training_state(config, device)
     guard = FiniteGuard(training.optimizer)
     take_step(training, guard, images, labels, 10)
@@ -196,7 +196,7 @@ def _non_finite_loss(config: ModelConfig, device: torch.device) -> dict[str, Any
 
 
 def _synchronisation(config: ModelConfig, device: torch.device) -> dict[str, Any]:
-    """Check that the host does not wait for the GPU within a step."""
+    """Check that the host never waits for the GPU in a step."""
     training, images, labels = _training_state(config, device)
     guard = FiniteGuard(training.optimizer)
     for _ in range(2):  # allocations and constants of the first steps may synchronise

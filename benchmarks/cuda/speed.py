@@ -1,4 +1,4 @@
-"""Speed of training steps, full passes and the cascade against the plain form."""
+"""Speed of training steps, full passes and cascade against the plain form."""
 
 import statistics
 import time
@@ -213,7 +213,7 @@ def _cascade(config: ModelConfig, batch: int, device: torch.device, rounds: int)
 
 
 class _Traffic(TorchDispatchMode):
-    """Count the bytes of all inputs and outputs of the operations that compute."""
+    """Counter of the bytes that operations read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -232,7 +232,7 @@ class _Traffic(TorchDispatchMode):
 
 
 def _profile(config: ModelConfig, batch: int, device: torch.device) -> dict[str, Any]:
-    """Find the ten most expensive kernels and the share of the memory bandwidth."""
+    """Find the most expensive kernels and the share of memory bandwidth."""
     step = make_step(config, "train", batch, Contender("ours AMP", is_amp=True), device)
     step()
     with _Traffic() as traffic:

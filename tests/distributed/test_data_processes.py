@@ -38,7 +38,7 @@ def abandoned_memory() -> set[Path]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Function that runs Python code in a process, which ends with the test."""
+    """Function that runs Python code in a process of the test."""
     with ExitStack() as stack:
 
         def start_process(script: str, *arguments) -> subprocess.Popen[str]:

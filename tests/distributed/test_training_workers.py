@@ -74,7 +74,7 @@ def start_worker(rank, work, num_workers, folder: Path):
 def train(
     config, rank, num_workers, model, *, resume=None, prepare=normalize, kill_after=0, notice=False
 ):
-    """Train a network until the end or until it is killed; return all snapshots."""
+    """Train a network until its end or its kill; return all snapshots."""
     recorder = Recorder(kill_after, with_notice=notice)
     with suppress(Killed):
         fit(
@@ -115,7 +115,7 @@ def train_and_be_killed(rank, num_workers, config):
 
 
 def diverge_on_one_worker(rank, num_workers):
-    """Return the error and the weights of a training with NaN on rank 1, epoch 2, step 2."""
+    """Train with NaN on one rank and step; return error and weights."""
     model = TwoExits()
     calls, weights = 0, {}
 
@@ -145,7 +145,7 @@ def evaluate_shares(rank, num_workers, num_images):
 
 
 def everything(rank, num_workers):
-    """Run all work of the tests at once, because starting processes takes longer."""
+    """Run the work of all tests in one start of the processes."""
     return {
         "tiny": train_and_resume(rank, num_workers, TwoExits),
         "ranet": train_and_resume(rank, num_workers, small_ranet),

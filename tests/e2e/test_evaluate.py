@@ -1,4 +1,4 @@
-"""A registered model is evaluated again by the script, on the workers of its config."""
+"""Evaluation of a registered model by the script."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Local cluster: members that are killed, paused and restarted, and a complete clean-up."""
+"""Local cluster: killed, paused and restarted members, and a complete clean-up."""
 
 import shlex
 import signal

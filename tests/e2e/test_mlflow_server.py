@@ -1,4 +1,4 @@
-"""A team's MLflow server: PostgreSQL, artifacts in S3, users; two hosts train against it."""
+"""MLflow server of a team: PostgreSQL, artifacts in S3, users, two hosts."""
 
 import ipaddress
 import os
@@ -63,7 +63,7 @@ class Server:
                 "--host", self.address, "--port", str(self.port), "--workers", "1"]  # fmt: skip
 
     def refusal(self, **changes: str) -> str:
-        """What it says when it does not start in another environment."""
+        """Return the error of a server that cannot start in this environment."""
         outcome = subprocess.run(
             self.command(), cwd=PROJECT, env=self.environment | changes,
             capture_output=True, text=True, timeout=60, check=False,
@@ -110,7 +110,7 @@ def server(
 
 @pytest.fixture(scope="module")
 def passwords(server: Server) -> dict[str, str]:
-    """Passwords of the administrator, of one who may write, and of one who may read."""
+    """Passwords of an administrator, a writer and a reader."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")

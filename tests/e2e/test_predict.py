@@ -1,4 +1,4 @@
-"""Classifying with a registered model: image files by the script, arrays by MLflow's server."""
+"""Classification with a registered model by the script and by MLflow's server."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def predict(environment: dict[str, str], *arguments: str) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def digits(folder: Path) -> list[Path]:
-    """Test images as files, one of them as a larger grey picture with a margin."""
+    """Test images as files; one is larger, grey and has margins."""
     files = []
     for k, pixels in enumerate(trained_network().test_images[:4].numpy()):
         files.append(folder / f"digit{k}.png")

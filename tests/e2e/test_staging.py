@@ -1,4 +1,4 @@
-"""Copies of S3 objects on a node's disk: once, whole, and through every trouble."""
+"""Copies of S3 objects on a node's disk, also after failures."""
 
 import hashlib
 import logging
@@ -105,7 +105,7 @@ def test_a_copy_is_the_object_and_the_next_run_needs_no_s3(s3, remote, content, 
 
 @pytest.fixture
 def exporter(ray_folder: str) -> Iterator[str]:
-    """Where Ray on this machine exports figures for Prometheus."""
+    """URL at which a local Ray exports its metrics."""
     [port] = free_ports("127.0.0.1", 1)
     ray.init(
         "local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20,

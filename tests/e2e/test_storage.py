@@ -1,4 +1,4 @@
-"""File system of the checkpoints during outages of the S3 server, and its pre-start checks."""
+"""File system of checkpoints: outages of S3, and checks before a start."""
 
 import pickle
 import time
@@ -102,7 +102,10 @@ def test_read_only_bucket_is_rejected(tmp_path, monkeypatch):
 
 
 class _Expired(BaseHTTPRequestHandler):
-    """Answer of Amazon's S3 to an expired token, which the test server does not issue."""
+    """Response of Amazon S3 to an expired token.
+
+    The test server does not issue it.
+    """
 
     def do_PUT(self):
         self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,4 @@
-"""Submitting jobs: what travels, what is heard, and the status at the end."""
+"""Submission of jobs: the code package, the log and the final status."""
 
 import os
 import re

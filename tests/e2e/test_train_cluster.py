@@ -1,4 +1,4 @@
-"""Training on a cluster that is there already, and on one that is too small."""
+"""Training on an existing cluster, and on one that is too small."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ RAY = Path(sys.executable).with_name("ray")
 
 @pytest.fixture
 def head(tmp_path, ray_folder):
-    """A Ray head of our own with two CPUs; gives the environment of its clients."""
+    """Ray head with two CPUs; yields the environment of its clients."""
     port, dashboard, agent = free_ports("127.0.0.1", 3)
     environment = user_environment() | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
     with (tmp_path / "head.log").open("w") as log:
@@ -35,7 +35,7 @@ def head(tmp_path, ray_folder):
 
 
 def submit(environment, config, *arguments, **variables):
-    """Submit train.py with the project as working folder, and wait for its end."""
+    """Submit train.py from the project's folder and wait for its end."""
     command = [
         RAY, "job", "submit", "--working-dir", PROJECT,
         "--runtime-env-json", json.dumps({

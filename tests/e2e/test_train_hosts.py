@@ -1,4 +1,4 @@
-"""Training on several hosts while hosts, servers, the head and the job are lost and come back."""
+"""Training on several hosts while hosts, servers, head and job are lost."""
 
 import logging
 import re
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 ELASTIC = ("--cluster.num_workers=[1,2]", "--cluster.elastic_check_seconds=5")
 ENDLESS = "--train.epochs=100000"
-"""For what has to be seen while training goes on, however fast it is: the test stops it then."""
+"""Number of epochs that no machine finishes before the test stops the training."""
 
 
 def times_of(pattern, job):
@@ -29,14 +29,14 @@ def times_of(pattern, job):
 
 
 def place_after(words, job, number=0):
-    """Epochs and steps done, from the first line of the log that begins so, or a later one."""
+    """Return epochs and steps from a line of the log."""
     found = re.findall(rf"{words} after (\d+) epochs and (\d+) steps", job.output())
     epochs, steps = found[number]
     return int(epochs), int(steps)
 
 
 def committed_step(job):
-    """Steps within its epoch of the newest checkpoint that Ray has committed to S3."""
+    """Return the step within its epoch of the latest checkpoint in S3."""
     client = job.cluster.s3()
     found = client.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{job.name}").get("Contents", [])
     states = [each["Key"] for each in found if each["Key"].endswith("manager_snapshot.json")]

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 class Server:
-    """A real MLflow server on a SQLite file, which can be stopped and started again."""
+    """MLflow server on a SQLite file, which a test can restart."""
 
     def __init__(self, folder) -> None:
         self.folder = folder
@@ -61,7 +61,9 @@ def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
         ) as process:
             process.wait_until(lambda: committed_epochs(folder) >= 1)
             server.stop()
-            process.wait_until(lambda: committed_epochs(folder) >= 4)  # it goes on without
+            process.wait_until(
+                lambda: committed_epochs(folder) >= 4
+            )  # training continues without the server
             server.start()
             assert process.wait() == 0, process.output()
             assert "training continues" in process.output()

@@ -1,4 +1,4 @@
-"""A run that is stopped, in any way, and started again under its name."""
+"""Runs that are interrupted and resumed under their name."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ SMALL_BATCHES = "--train.batch_size=16"
 
 @pytest.fixture(scope="module")
 def trained_in_one_process(tmp_path_factory):
-    """The last snapshot of a run in small batches, trained without Ray, by the loop alone."""
+    """Last snapshot of a run in small batches, trained without Ray."""
     folder = tmp_path_factory.mktemp("whole")
     config = folder / "config.yaml"
     config.write_text(CONFIG)

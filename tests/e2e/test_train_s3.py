@@ -1,4 +1,4 @@
-"""A run whose prepared images lie in S3, from nothing to a registered model."""
+"""Run with prepared images in S3, up to the registered model."""
 
 from itertools import chain
 from pathlib import Path

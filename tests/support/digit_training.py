@@ -1,4 +1,4 @@
-"""Training on real digits in one process, for tests of the training loop."""
+"""Training on digits in one process, for tests of the training loop."""
 
 import math
 
@@ -24,7 +24,7 @@ def train(
     device=CPU,
     measure=None,
 ):
-    """Train a new or a given network on the first digits; 80 other digits are for validation."""
+    """Train a network on the first digits and validate on 80 others."""
     if model is None:
         model = TwoExits(config.seed)
     batches = Digits(0, digits, config.batch_size, shuffled=True, seed=config.seed, device=device)
@@ -39,7 +39,7 @@ def train(
 
 
 class NanOnCall:
-    """Normalization that returns NaN at one call and stores the weights of that time."""
+    """Normalization that returns NaN at one call and stores the weights."""
 
     def __init__(self, model: nn.Module, call: int) -> None:
         self.model, self.calls_left = model, call

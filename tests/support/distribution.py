@@ -18,7 +18,7 @@ IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that share something expensive into groups, and the longest tests first.
+    """Group tests that share expensive fixtures; put the longest tests first.
 
     A group runs in one worker, in the order of its files. Every end-to-end test without a group
     runs wherever a worker is free; other tests stay with those of their file.

@@ -1,4 +1,4 @@
-"""A small network trained on real digits and registered in MLflow, for tests that need a model."""
+"""Small network trained on digits and registered in MLflow."""
 
 from dataclasses import dataclass, field
 from functools import cache

@@ -1,4 +1,4 @@
-"""S3 servers of tests, with a role whose credentials are valid for an hour."""
+"""S3 servers of tests, with a role that issues temporary credentials."""
 
 import base64
 import json
@@ -53,7 +53,7 @@ ADMIN = make_user("admin")
 
 
 def environment_of_role(server: S3Server) -> dict[str, str]:
-    """Return a client's environment with credentials of an hour, as a user signed in to AWS has."""
+    """Return a client's environment with temporary credentials, as after an AWS login."""
     client = s3_client(server.endpoint, ADMIN, "sts")
     session = client.assume_role(RoleArn=TRAINER, RoleSessionName="tests")["Credentials"]
     client.close()

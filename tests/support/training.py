@@ -1,4 +1,4 @@
-"""Running a pipeline as a user does, and stopping it in every way."""
+"""Processes of a pipeline, started as by a user."""
 
 import json
 import os
@@ -46,13 +46,13 @@ WORKER_NICENESS = "RAY_worker_niceness"
 
 
 def user_environment() -> dict[str, str]:
-    """Return this environment without settings of Ray and MLflow that tests have made."""
+    """Return this environment without the tests' settings of Ray and MLflow."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
     return kept | {WORKER_NICENESS: "0"}
 
 
 class TrainingProcess:
-    """A process of a pipeline in a folder of its own, with all that Ray starts for it."""
+    """Process of a pipeline with its own folder and Ray cluster."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class TrainingProcess:
         return self.process.wait(timeout)
 
     def wait_until(self, condition: Callable[[], Any], timeout: float = 240) -> Any:
-        """Wait for something to come true while the training runs; return what it gave."""
+        """Wait for a condition while the training runs; return its value."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             assert self.process.poll() is None, self.output()
@@ -120,7 +120,7 @@ def committed_epochs(folder: Path) -> int:
 
 
 def committed(folder: Path) -> tuple[int, int]:
-    """Epochs, and steps of the next one, of the newest checkpoint that Ray has committed."""
+    """Return epoch and step of the latest checkpoint that Ray has committed."""
     states = list(folder.glob("outputs/runs/*/checkpoint_manager_snapshot.json"))
     if not states:
         return 0, 0
@@ -131,7 +131,7 @@ def committed(folder: Path) -> tuple[int, int]:
 
 
 def place_in(state: bytes) -> tuple[int, int]:
-    """Epochs, and steps of the next one, of the newest checkpoint in what Ray keeps of them."""
+    """Return epoch and step of the latest checkpoint in Ray's list."""
     metrics = json.loads(state)["latest_checkpoint_result"]["metrics"]
     return int(metrics["epoch"]), int(metrics.get("step", 0))
 

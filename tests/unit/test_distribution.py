@@ -1,4 +1,4 @@
-"""Distribution of tests over the workers of pytest-xdist, with a small suite of its own."""
+"""Distribution of a small suite over the workers of pytest-xdist."""
 
 import os
 import re

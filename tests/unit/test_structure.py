@@ -1,4 +1,4 @@
-"""Structure of the project: sizes of folders, files and functions, and directions of imports."""
+"""Structure of the project: sizes of folders, files and functions; imports."""
 
 import ast
 from collections import defaultdict
@@ -104,7 +104,7 @@ def test_functions_have_few_parameters():
 
 
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:
-    """Return a cycle of a graph as the list of its nodes; empty if there is none."""
+    """Return the nodes of a cycle in a graph; empty without one."""
     done: set[str] = set()
 
     def visit(node: str, path: list[str]) -> list[str]:

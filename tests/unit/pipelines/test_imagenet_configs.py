@@ -28,7 +28,7 @@ IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 
 @pytest.fixture(scope="module")
 def photographs(shared_data, tmp_path_factory) -> Path:
-    """Four training images and one test image of each of ten ImageNet classes."""
+    """Four training images and one test image of ten ImageNet classes."""
     folder = tmp_path_factory.mktemp("photographs")
     counts: dict[tuple[str, ...], int] = {}
     with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:

@@ -1,4 +1,4 @@
-"""Private APIs of PyTorch: named here when an upgrade has removed or changed one."""
+"""Private APIs of PyTorch that an upgrade may remove or change."""
 
 import pytest
 import torch

@@ -37,7 +37,7 @@ def test_ema_decay_increases_with_the_step_up_to_the_configured_decay():
 
 
 def keep_of_zero() -> float:
-    """Remaining share of the first running mean, which is 0 (the first weight is 1)."""
+    """Return the remaining share of the first running mean, which is 0."""
     return 0.1 * 2 / 11 * 0.2 * 0.2
 
 
