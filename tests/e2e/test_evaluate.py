@@ -29,7 +29,7 @@ SCRIPT = PROJECT / "pipelines" / "evaluate.py"
 
 
 @pytest.mark.timeout(300)
-def test_the_script_finds_what_the_registered_weights_are_worth(
+def test_script_reproduces_the_accuracy_of_the_registered_weights(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copy(empty_database, tmp_path / "mlflow.db")
@@ -88,7 +88,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     assert "are not the images that were held out when the model was trained" in done.stderr
 
 
-def test_missing_model_uri_is_a_wrong_command_line():
+def test_missing_model_uri_is_a_usage_error():
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--name=tiny"],
         capture_output=True, text=True, timeout=60, check=False,

@@ -56,13 +56,13 @@ def test_s3_objects_survive_a_kill_and_a_paused_server_does_not_answer(cluster):
     assert requests.get(health, timeout=20).ok
 
 
-def test_mlflow_accepts_requests_of_its_own_pages_only(cluster):
+def test_mlflow_accepts_requests_from_its_own_pages_only(cluster):
     server = cluster.environment["MLFLOW_TRACKING_URI"]
     assert from_a_page(server, server) == 200
     assert from_a_page(server, "http://elsewhere.example") == 403
 
 
-def test_printed_addresses_answer_and_printed_command_parses(cluster):
+def test_printed_urls_respond_and_printed_command_parses(cluster):
     told = describe(cluster).replace("\\\n", "").splitlines()
     assert [tuple(line.split()) for line in told[1:6]] == [
         (name, cluster.address(name)) for name in cluster.members

@@ -70,7 +70,7 @@ def prometheus(cluster: LocalCluster, tmp_path: Path) -> Iterator[Prometheus]:
     started.process.wait(20)
 
 
-def test_every_query_of_the_dashboard_is_answered_and_the_alert_sees_a_stalled_run(
+def test_every_query_of_the_dashboard_has_data_and_the_alert_fires_for_a_stalled_run(
     cluster, prometheus, tmp_path
 ):
     panels = json.loads((MONITORING / "grafana.json").read_text())["panels"]

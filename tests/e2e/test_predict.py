@@ -76,7 +76,7 @@ def digits(folder: Path) -> list[Path]:
     return [*files, folder / "large.png"]
 
 
-def test_the_script_classifies_files_as_the_network_does(
+def test_script_classifies_files_like_the_network(
     version: RegisteredVersion, environment: dict[str, str], digits: list[Path]
 ):
     done = predict(
@@ -111,7 +111,7 @@ def test_the_script_classifies_files_as_the_network_does(
         ("digit0.png", ["--budget-fraction", "0.2"], "budget_fraction must be from 0.4091"),
     ],
 )
-def test_what_cannot_be_classified_is_one_sentence(
+def test_unreadable_input_is_reported_in_one_sentence(
     version: RegisteredVersion,
     environment: dict[str, str],
     digits: list[Path],
@@ -129,7 +129,7 @@ def test_what_cannot_be_classified_is_one_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_model_that_is_not_there_is_one_sentence(environment: dict[str, str], digits: list[Path]):
+def test_missing_model_is_reported_in_one_sentence(environment: dict[str, str], digits: list[Path]):
     done = predict(environment, "models:/nothing@champion", str(digits[0]))
     assert done.returncode == 1
     assert done.stderr.startswith("error: MLflow at sqlite:///")
@@ -174,7 +174,7 @@ def post(server: str, content: Any) -> requests.Response:
     return requests.post(server, json=content, timeout=60)
 
 
-def test_the_server_answers_within_the_budget(server: str):
+def test_server_answers_within_the_budget(server: str):
     images = trained_network().test_images[:3].tolist()
     response = post(server, {"inputs": images, "params": {"budget_fraction": 0.4091}})
     assert response.status_code == 200, response.text
@@ -186,7 +186,7 @@ def test_the_server_answers_within_the_budget(server: str):
     assert whole.status_code == 200
 
 
-def test_the_server_answers_400_to_bad_input(server: str):
+def test_server_answers_400_to_bad_input(server: str):
     image = np.zeros((1, 3, 16, 16), int)
     for content, message in (
         ({"inputs": image[..., :8].tolist()}, "does not match expected shape"),

@@ -47,7 +47,7 @@ def test_unpickled_file_system_survives_a_restart_of_the_server(s3, bucket, monk
         assert stream.read() == b"all"
 
 
-def test_upload_raises_when_the_server_stays_away(s3, bucket, tmp_path, monkeypatch):
+def test_upload_raises_if_the_outage_persists(s3, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 1)
     (tmp_path / "snapshot.pt").write_bytes(bytes(100 << 20))
     client = s3.client()

@@ -52,7 +52,7 @@ def submit(environment, config, *arguments, **variables):
             return done
 
 
-def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_folder(head, tmp_path):
+def test_submitted_job_trains_on_the_cluster_and_leaves_nothing_in_its_folder(head, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     arguments = (
@@ -75,7 +75,7 @@ def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_fold
     assert len(list(tmp_path.glob("runs/small-1-*/checkpoint_*/snapshot.pt"))) == 2
 
 
-def test_more_than_the_cluster_has_is_waited_for_and_then_refused(tmp_path):
+def test_run_larger_than_the_cluster_waits_and_then_fails(tmp_path):
     with training(
         tmp_path, "--cluster.device=gpu", "--cluster.num_workers=2",
         "--cluster.start_timeout_seconds=3",

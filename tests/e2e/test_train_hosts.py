@@ -71,7 +71,7 @@ def stop_and_check(job):
     check_nothing_is_held(job.cluster)
 
 
-def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
+def test_run_continues_without_a_lost_host_and_mlflow_and_regains_its_size(cluster, tmp_path):
     # Four checkpoints in an epoch of 85 steps; images in S3, of which each host makes a copy.
     job = Job(
         cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.prepared_dir={IMAGES}",
@@ -95,7 +95,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     check_copies(cluster)
 
 
-def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):
+def test_next_submit_resumes_after_a_stopped_job_and_a_lost_head(cluster, tmp_path):
     # Ray takes 0.2 s for each report: five seconds, however fast training is.
     arguments = (tmp_path, "again", "--train.epochs=25", "--cluster.num_workers=2")
     stopped = Job(cluster, *arguments)
@@ -114,7 +114,7 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
     assert "epoch 1/25" not in last.output()
 
 
-def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):
+def test_preempted_host_is_no_failure_and_no_step_is_repeated(cluster, tmp_path):
     job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_consecutive_failures=0", *ELASTIC)
     job.wait_until(lambda: len(job.epochs()) >= 2)
     workers = [
@@ -134,7 +134,7 @@ def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluste
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root, to mount a small disk")
-def test_a_disk_that_fills_up_while_training_is_named_with_its_setting(tmp_path):
+def test_disk_that_fills_up_during_training_is_named_with_its_setting(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)

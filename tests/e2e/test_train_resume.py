@@ -76,7 +76,7 @@ def check_against(unbroken, folder):
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
+def test_run_interrupted_and_killed_twice_reaches_the_weights_of_an_uninterrupted_run(
     trained_in_one_process, tmp_path
 ):
     with training(tmp_path, SMALL_BATCHES) as first:
@@ -112,7 +112,7 @@ def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
     assert steps(client(tmp_path), run.info.run_id, "test/exit1/top1") == [0]
 
 
-def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
+def test_s3_outage_during_a_checkpoint_and_a_killed_worker_do_not_change_the_weights(
     trained_in_one_process, s3, bucket, tmp_path
 ):
     storage = f"--cluster.storage_path=s3://{bucket}/runs"
@@ -137,7 +137,9 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
     check_against(trained_in_one_process, tmp_path)
 
 
-def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_does(tmp_path):
+def test_run_that_lost_a_worker_and_a_checkpoint_reaches_the_weights_of_an_uninterrupted_run(
+    tmp_path,
+):
     # Both within an epoch of 21 steps.
     two = (
         "--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_every_steps=4",

@@ -27,7 +27,7 @@ KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """What it needs: credentials of an hour, with which images and checkpoints are read and written."""
 
 
-def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_finds(
+def test_two_workers_share_one_copy_of_s3_images_and_the_next_run_reuses_it(
     s3, bucket, tmp_path, tmp_path_factory, monkeypatch
 ):
     arguments = (
@@ -65,9 +65,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
         assert not findings([other[name] for name in KEYS[1:]], places, ("log.txt", "worker-"))
 
 
-def test_an_object_that_was_damaged_ends_a_run_with_its_address_and_leaves_no_copy(
-    bucket, tmp_path
-):
+def test_damaged_object_ends_a_run_with_its_uri_and_leaves_no_copy(bucket, tmp_path):
     folder = f"s3://{bucket}/digits"
     run = read_run(["--data.source=digits", f"--data.prepared_dir={folder}"])
     prepare(run.data, 16)
