@@ -5,6 +5,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.paths import path_field
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
@@ -20,9 +22,9 @@ class ClusterConfig:
     gpus_per_worker: float = 1.0
     """GPUs of each worker if the device is gpu. A fraction such as 0.25 lets several runs share a
     GPU; fractions require a single worker."""
-    storage_path: str = "outputs/runs"
+    storage_path: str = path_field("outputs/runs")
     """Checkpoint folder, accessible from every node: a path, or a URI (s3://bucket/runs)."""
-    cache_dir: str = "~/.cache/ranet"
+    cache_dir: str = path_field("~/.cache/ranet", "node")
     """Folder on the local disk of each node that caches prepared images from S3."""
     cache_max_bytes: int = 0
     """Size limit of the image cache of each node, in bytes. 0: limited by the disk only."""
@@ -125,7 +127,9 @@ def _check_storage(storage: str) -> None:
     if "://" not in storage:
         return
     location, _, options = storage.partition("?")
-    if "@" in location or re.search("key|secret|token|password", options, re.IGNORECASE):
+    if "@" in location.split("/")[2] or re.search(
+        "key|secret|token|password", options, re.IGNORECASE
+    ):
         raise ValueError(
             "cluster.storage_path contains a key or a password, which would be stored in MLflow, "
             "checkpoints and logs; remove it and use the environment variables AWS_ACCESS_KEY_ID "

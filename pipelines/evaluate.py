@@ -24,7 +24,7 @@ from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.run import Run
 from pipelines.scoring import evaluate_worker
-from pipelines.start import resolve, track
+from pipelines.start import on_this_machine, resolve, track
 from pipelines.workers import exit_outputs_in
 from ranet import ModelConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
@@ -37,6 +37,7 @@ def main() -> None:
     configure_logging()
     with main_guard():
         client.check_reachable()
+        run = on_this_machine(run)
         resolve_storage(run.cluster.storage_path)
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)

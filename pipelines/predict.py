@@ -24,7 +24,7 @@ def main() -> None:
     configure_logging()
     with main_guard():
         model = registry.load(options.model_uri)
-        size = model.metadata.signature.inputs.inputs[0].shape[-1]
+        size = model.unwrap_python_model().settings["model"]["image_size"]
         images = np.stack([read_image(path, size) for path in options.images])
         print(format_table(options.images, classify(model, images, options.budget_fraction)))
 

@@ -7,6 +7,7 @@ Runs on the Ray cluster at RAY_ADDRESS, which is set in a submitted job; without
 starts a local cluster.
 """
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from ray.train import Checkpoint, UserCallback
 
-from cluster.cli import CommandLine, configure_logging, main_guard
+from cluster.cli import CommandLine, configure_logging, main_guard, script_command
 from cluster.config import in_submitted_job
 from cluster.execution.connection import connected
 from cluster.execution.mlflow_callback import MlflowCallback
@@ -38,7 +39,7 @@ from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
 from pipelines.run import Run, identity
-from pipelines.start import resolve, track
+from pipelines.start import on_this_machine, resolve, track
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -57,6 +58,7 @@ def main() -> None:
             sys.exit(0 if report.can_start else 1)
         client.check_reachable()
         runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
+        run = on_this_machine(run)
         info = prepare_images(run)
         with track(run, new_attempt=new_attempt) as record:
             trained = train(resolve(run), record)
@@ -177,8 +179,6 @@ def evaluate_and_register(
         else save_examples(run, plot.parent / "examples")[0]
     )
     pages = record.uri if record.uri.startswith("http") else "make ui"
-    python = Path(sys.executable)
-    here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     lines = [
         "",
         format_tables(evaluation),
@@ -188,8 +188,9 @@ def evaluate_and_register(
         f"model       {version.sentence}",
         "",
         f"see it in the browser:  {pages}",
-        f"classify an image:      {here} pipelines/predict.py "
-        f"models:/{version.name}/{version.version} {example} --budget-fraction 0.5",
+        f"classify an image:      {script_command('predict.py')} "
+        f"{shlex.quote(f'models:/{version.name}/{version.version}')} {shlex.quote(str(example))} "
+        "--budget-fraction 0.5",
     ]
     return "\n".join(lines)
 

@@ -10,13 +10,35 @@ from typing import Any
 import torch
 from ray.train import Checkpoint
 
+from cluster.storage.s3 import ObjectStore, is_uri
+
 SNAPSHOT = "snapshot.pt"
+RAY_LIST = "checkpoint_manager_snapshot.json"
+"""File with Ray Train's list of the checkpoints of a run."""
 CHECKSUMS = "sha256.json"
 """File with the checksums of a checkpoint's other files."""
 
 
 class DamagedCheckpointError(ValueError):
     """Checkpoint whose files are missing or differ from their checksums."""
+
+
+def has_checkpoints(storage: str, name: str) -> bool:
+    """Return whether a run's folder has checkpoints that Ray Train can resume from.
+
+    Args:
+        storage: path or URI of all runs.
+        name: name of the run's folder.
+    """
+    if is_uri(storage):
+        with ObjectStore() as store:
+            names = {file.partition("/")[0] for file in store.names(f"{storage}/{name}")}
+    elif "://" in storage:
+        return True  # only Ray can read other URIs
+    else:
+        folder = Path(storage, name)
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    return RAY_LIST in names and any(each.startswith("checkpoint_") for each in names - {RAY_LIST})
 
 
 def checkpoint_uri(checkpoint: Checkpoint) -> str:

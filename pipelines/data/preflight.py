@@ -81,7 +81,9 @@ def _check_unprepared(
     if SOURCES[config.source].is_downloaded:
         text += f", downloading them if missing in {config.source_dir or DOWNLOADS}"
     if is_uri(config.prepared_dir):
-        findings += check(partial(check_writable, "data.prepared_dir", config.prepared_dir))
+        findings += check(
+            partial(check_writable, "data.prepared_dir", config.prepared_dir, needs_lock=True)
+        )
     return _expect(config, model, findings, text)
 
 

@@ -190,6 +190,11 @@ def test_server_answers_400_to_bad_input(server: str):
     image = np.zeros((1, 3, 16, 16), int)
     for content, message in (
         ({"inputs": image[..., :8].tolist()}, "does not match expected shape"),
+        ({"inputs": (image / 255).tolist()}, "send pixels as integers from 0 to 255"),
+        ({"instances": image.astype(float).tolist()}, "send pixels as integers from 0 to 255"),
+        ({"inputs": (image + 256).tolist()}, "pixels must be from 0 to 255"),
+        ({"inputs": []}, "contains no images"),
+        ({"inputs": image[0].tolist()}, "add the batch axis"),
         (
             {"inputs": image.tolist(), "params": {"budget_fraction": 0.1}},
             "budget_fraction must be from 0.4091",

@@ -51,7 +51,7 @@ def test_paper_learning_rate_decays_after_30_and_60_epochs():
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
 def test_uncommented_lines_configure_the_config_for_a_cluster(name, tmp_path):
-    text = (CONFIGS / f"{name}.yaml").read_text().replace("  folder: data/imagenet #", "#")
+    text = (CONFIGS / f"{name}.yaml").read_text().replace("  prepared_dir: data/imagenet #", "#")
     config = tmp_path / "config.yaml"
     config.write_text(text.replace("  # ", "  ").replace("BUCKET", "team"))
     run = read_run(["--config", str(config)])

@@ -149,9 +149,9 @@ def test_unprepared_digits_are_counted(at_home, tmp_path):
         assert dict(first.lines)[line] == dict(second.lines)[line]
     cores = os.cpu_count()
     assert dict(first.lines)["cluster"] == (
-        f"this machine has {cores} CPUs and 0 GPUs: capacity for 64 of 64 to 64 workers, which "
-        "share "
-        "its CPUs"
+        f"this machine has {cores} CPUs and 0 GPUs: capacity for {cores} of {cores} to {cores} "
+        f"workers; this machine has {cores} CPUs: {cores} workers of 1 CPUs instead of "
+        "cluster.num_workers = 64 of cluster.cpus_per_worker = 1"
     )
 
 
@@ -169,7 +169,8 @@ def test_download_is_reported_and_its_images_are_counted(at_home, tmp_path):
 
 def test_unfinished_run_with_other_settings_cannot_start(at_home, tmp_path):
     run = read("digits", tmp_path)
-    with pytest.raises(KeyboardInterrupt), track(run):
+    with pytest.raises(KeyboardInterrupt), track(run) as record:  # noqa: PT012
+        record.log_history([{"epoch": 1.0}])
         raise KeyboardInterrupt
     assert preflight(run).can_start
     report = preflight(read("digits", tmp_path, "--train.epochs=3"))
