@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks.hypervolume import hypervolume
 from cluster.cli import parse_settings
-from pipelines.data.config import Split
+from pipelines.data.config import Split, normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
@@ -295,7 +295,7 @@ def fit_trial(
 
     return fit(
         run.train, RANet(run.model), open_split(run, "train"), open_split(run, "val"), reporter,
-        normalize=Normalize(run.data.mean, run.data.std), device=torch.device("cpu"),
+        normalize=Normalize(*normalization(run.data)), device=torch.device("cpu"),
         resume=resume, measure=measure,
     )  # fmt: skip
 
@@ -321,7 +321,7 @@ def score_test(
 
 def answers(run: Run, network: nn.Module, split: Split) -> ExitOutputs:
     """Answer the images of a split, every exit by itself."""
-    normalize = Normalize(run.data.mean, run.data.std)
+    normalize = Normalize(*normalization(run.data))
     return collect_exit_outputs(
         network, open_split(run, split), normalize=normalize, device=torch.device("cpu")
     ).single

@@ -59,7 +59,7 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
         model = RANet(run.model)
     capacity_findings, capacity = current_capacity(run.cluster)
     is_here = capacity is not None and capacity.suffices
-    images = check_images(run.data, run.model, is_here=is_here)
+    images = check_images(run.data, run.model, run.train.batch_size, is_here=is_here)
     findings = [
         _network(model, costs),
         *check(partial(check_budgets, costs, run.evaluation.budget_fractions)),

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from pipelines.data.config import normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
@@ -53,7 +54,7 @@ def trained_in_one_process(tmp_path_factory):
     )  # fmt: skip
     return fit(
         run.train, RANet(run.model), train, val, LogReporter(),
-        normalize=Normalize(run.data.mean, run.data.std), device=device,
+        normalize=Normalize(*normalization(run.data)), device=device,
     )  # fmt: skip
 
 

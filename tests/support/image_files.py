@@ -1,7 +1,8 @@
 """Image files and prepared data sets shared by tests."""
 
 import io
-from dataclasses import fields, replace
+from dataclasses import fields as fields_of
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import torch
 from PIL import Image
 
 from pipelines.data.config import DataConfig, Split
+from pipelines.data.format.metadata import DatasetInfo, SourceRecord
 from pipelines.data.loading.loader import Worker, open_batches
 
-WORKER_FIELDS = {field.name for field in fields(Worker)}
+WORKER_FIELDS = {field.name for field in fields_of(Worker)}
 
 
 def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -70,6 +72,18 @@ def with_settings(config: DataConfig, **settings) -> DataConfig:
     """Replace settings of a data config; crop and flip belong to `data.augment`."""
     augment = {name: settings.pop(name) for name in ("crop", "flip") if name in settings}
     return replace(config, augment=replace(config.augment, **augment), **settings)
+
+
+def dataset_info(**fields) -> DatasetInfo:
+    """Return a summary of prepared images of which only the given fields matter."""
+    source = SourceRecord(
+        folder="", sha256="", stamps_sha256="", num_train=0, num_test=0, files_seen=0,
+        files_skipped={},
+    )  # fmt: skip
+    unset: dict[str, Any] = {"folder": "", "class_names": (), "duplicates": {}, "source": source}
+    unset |= dict.fromkeys(("mean", "std"), (0.5, 0.5, 0.5))
+    by_split = [field.name for field in fields_of(DatasetInfo) if field.name not in unset]
+    return DatasetInfo(**{**{name: {} for name in by_split}, **unset, **fields})
 
 
 def one_after_the_other(function, items):

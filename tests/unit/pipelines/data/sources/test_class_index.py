@@ -33,12 +33,13 @@ def test_class_index_determines_labels_of_class_folders(tmp_path, name, content)
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("index.txt", "cat\nbird\n", r"1 class folders that are not in .*index.txt: dog"),
-        ("index.txt", "cat\ndog\ncat\n", r"every name once, but contains cat twice"),
+        ("index.txt", "cat\nbird\n", r"1 class folders that are not in .*index.txt: 'dog'"),
+        ("index.txt", "cat\ndog\ncat\n", r"every name once, but contains 'cat' twice"),
         ("index.txt", "", r"every name once, but contains no name"),
-        ("index.json", '{"cat": 0}', r"index.json is not a list of names: KeyError"),
+        ("index.json", '{"cat": 0}', r"1 class folders that are not in .*index.json: 'dog'"),
+        ("index.json", '{"cat": "x"}', r"is not a list of names: the labels must be 0 to 0"),
         ("index.json", "[1, 2]", r"must be a list of names in label order"),
-        ("index.json", "cat", r"is not a list of names: JSONDecodeError"),
+        ("index.json", "cat", r"is not a list of names: Expecting value"),
     ],
 )
 def test_class_index_with_wrong_content_raises_error(tmp_path, name, content, message):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.sources.images import UnreadableImageError, decode_rgb
+from pipelines.data.sources.images import UnreadableImageError, decode_image
 from tests.support.image_files import (
     encoded,
     pixels,
@@ -22,7 +22,7 @@ def test_image_of_any_mode_is_decoded_to_rgb(mode):
         image = grey.convert("RGB").quantize()
     else:
         image = grey.convert("RGB").convert(mode)
-    decoded = decode_rgb(encoded(image, "TIFF"), "x")
+    decoded = decode_image(encoded(image, "TIFF"), "x").pixels
     assert decoded.shape == (5, 7, 3)
     assert decoded.dtype == np.uint8
     expected = 255 if mode == "1" else 200
@@ -32,7 +32,7 @@ def test_image_of_any_mode_is_decoded_to_rgb(mode):
 def test_palette_with_transparency_is_decoded_to_rgb():
     image = Image.fromarray(pixels(0)).convert("P")
     image.info["transparency"] = bytes(range(256))
-    assert decode_rgb(encoded(image, "PNG"), "x").shape == (32, 32, 3)
+    assert decode_image(encoded(image, "PNG"), "x").pixels.shape == (32, 32, 3)
 
 
 def test_exif_rotated_image_is_decoded_upright():
@@ -41,7 +41,7 @@ def test_exif_rotated_image_is_decoded_upright():
     exif[0x0112] = 6
     file = io.BytesIO()
     image.save(file, "PNG", exif=exif)
-    assert np.array_equal(decode_rgb(file.getvalue(), "x"), np.rot90(pixels(0, 4, 8), -1))
+    assert np.array_equal(decode_image(file.getvalue(), "x").pixels, np.rot90(pixels(0, 4, 8), -1))
 
 
 @pytest.mark.parametrize("kind", ["truncated", "text", "empty", "zeros"])
@@ -55,4 +55,4 @@ def test_damaged_image_raises_error_with_its_name(kind, form):
         "zeros": bytes(len(whole)),
     }[kind]
     with pytest.raises(UnreadableImageError, match=r"^cat/1.jpg is not a readable image"):
-        decode_rgb(content, "cat/1.jpg")
+        decode_image(content, "cat/1.jpg")

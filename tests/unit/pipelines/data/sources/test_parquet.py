@@ -8,7 +8,7 @@ import pytest
 from pyarrow import parquet
 
 from pipelines.data.config import DataConfig
-from pipelines.data.sources.base import split_source
+from pipelines.data.sources.base import read_image, split_source
 from pipelines.data.sources.factory import open_source
 from tests.support.image_files import (
     encoded,
@@ -31,7 +31,7 @@ def test_parquet_source_has_images_labels_and_class_names_of_its_files(tmp_path)
     source = open_source(DataConfig(source="parquet", source_dir=str(tmp_path)), 32)
     assert source.class_names == ("cat", "dog")
     assert source.train.labels.tolist() == [0, 1, 1, 0]
-    assert np.array_equal(source.train.read(2).pixels, pixels(2))
+    assert np.array_equal(read_image(source.train, 2).pixels, pixels(2))
 
 
 def test_parquet_source_without_class_names_uses_numbers(tmp_path):
@@ -51,7 +51,7 @@ def test_parquet_source_without_class_names_uses_numbers(tmp_path):
         ([0, -1], [0], "a-train.parquet row 1 has label -1"),
         ([0, 1], [0, 7], "a-test.parquet row 1 has label 7"),
         ([0.5, 1.0], [0], "labels must be integers"),
-        ([0, None], [0], "no image or label may be null"),
+        ([0, None], [0], "no label may be null"),
         ([], [0], "contains no images"),
     ],
 )
@@ -85,4 +85,4 @@ def test_real_cifar10_splits_are_balanced_over_classes(shared_data):
     counts = {split: np.bincount(images.labels).tolist() for split, images in parts.items()}
     assert counts == {"train": [4500] * 10, "val": [500] * 10, "test": [1000] * 10}
     assert source.class_names[3] == "cat"
-    assert parts["val"].read(0).pixels.shape == (32, 32, 3)
+    assert read_image(parts["val"], 0).pixels.shape == (32, 32, 3)
