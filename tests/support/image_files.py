@@ -13,6 +13,7 @@ from PIL import Image
 from pipelines.data.config import DataConfig, Split
 from pipelines.data.format.metadata import DatasetInfo, SourceRecord
 from pipelines.data.loading.loader import Worker, open_batches
+from tests.support.paths import PROJECT
 
 WORKER_FIELDS = {field.name for field in fields_of(Worker)}
 
@@ -40,6 +41,29 @@ def image_folder(root: Path, classes=("cat", "dog"), train=6, val=2, size=32) ->
                 seed = 1000 * label + number + (500 if part == "val" else 0)
                 (folder / f"{number:03}.png").write_bytes(encoded(pixels(seed, size, size)))
     return root
+
+
+def photo_tree(root: Path, classes=("cat", "dog", "owl"), train=12, val=4) -> Path:
+    """Write classes of JPEG photos of 64x48 pixels, as users have them."""
+    for part, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                seed = 1000 * label + number + (500 if part == "val" else 0)
+                image = encoded(pixels(seed, 48, 64), "JPEG")
+                (root / part / name / f"{number:03}.jpg").write_bytes(image)
+    return root
+
+
+def photo_arguments(root: Path, *arguments: str) -> list[str]:
+    """Return a command line that trains on `photo_tree` with settings that fit it."""
+    return [
+        "--config", str(PROJECT / "configs" / "digits.yaml"), "--data.source=imagefolder",
+        f"--data.source_dir={root}", f"--data.prepared_dir={root.with_name('prepared')}",
+        "--data.augment.crop=random_resized", "--model.num_classes=3", "--train.batch_size=8",
+        "--train.epochs=1", "--train.optim.warmup_epochs=0", "--cluster.num_workers=1",
+        *arguments,
+    ]  # fmt: skip
 
 
 def folder_config(root: Path, **settings) -> DataConfig:

@@ -109,9 +109,7 @@ def write_samples(
     metadata = np.zeros(total, layout.metadata)
     allocations: list[tuple[int, int, int]] = []
     skipped: list[str] = []
-    digests: list[bytes] = []
-    numbers: list[int] = []
-    moments = np.zeros(6)
+    digests, numbers, moments = [], [], np.zeros(6)
     position = _page_up(layout.metadata_start + metadata.nbytes)
     with path.open("wb") as file:
         file.seek(position)
@@ -119,16 +117,15 @@ def write_samples(
             if isinstance(sample, UnreadableImageError):
                 skipped.append(str(sample))
                 continue
-            length = sample.data.nbytes
+            length, number = sample.data.nbytes, len(allocations)
             if position % PAGE_BYTES + length > PAGE_BYTES:
                 position = _page_up(position)
                 file.seek(position)
-            number = len(allocations)
             metadata[number] = sample.record[0]
             metadata[number]["f0"]["data_ptr"] = position
             allocations.append((number, position, length))
             position += file.write(sample.data.data)
-            digests.append(sample.digest)
+            digests.append(np.frombuffer(sample.digest, np.uint8))
             numbers.append(index)
             moments += sample.moments
         if skipped and not skip_unreadable:
@@ -143,7 +140,7 @@ def write_samples(
         sizes.astype(np.int64),
         tuple(skipped),
         np.array(numbers),
-        np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1),
+        np.stack(digests),
         moments / len(digests),
     )
 

@@ -109,7 +109,11 @@ class Encoder:
 
 
 def measure(pixels: np.ndarray) -> np.ndarray:
-    """Return mean and mean square of each channel, from 0 to 1: (6,)."""
+    """Return mean and mean square of each channel, from 0 to 1.
+
+    Returns:
+        The means of red, green and blue, then the means of their squares (6,).
+    """
     step = max(pixels.shape[0] * pixels.shape[1] // MEASURED_PIXELS, 1)
     mean, deviation = cv2.meanStdDev(pixels[:: min(step, pixels.shape[0])])
     mean, deviation = mean[:, 0] / 255, deviation[:, 0] / 255
