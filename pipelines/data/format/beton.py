@@ -131,7 +131,7 @@ def write_samples(
         if skipped and not skip_unreadable:
             raise unreadable_error(skipped)
         if not allocations:
-            raise ValueError(f"{path}: none of the {total} images can be read; check the source")
+            raise ValueError(f"{path}: none of the {total} images can be read ({skipped[0]})")
         _write_tables(file, metadata, allocations, _page_up(position))
     metadata = metadata[: len(allocations)]
     sizes = np.stack([metadata["f0"]["height"], metadata["f0"]["width"]], axis=1)

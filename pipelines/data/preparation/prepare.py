@@ -38,8 +38,8 @@ from pipelines.data.preparation.destination import (
 )
 from pipelines.data.preparation.shards import ShardResult, ShardTask, shard_tasks, write_shard
 from pipelines.data.preparation.writer import (
-    Labels,
     Shared,
+    check_classes_remain,
     count_duplicates,
     join_shards,
     make_metadata,
@@ -233,17 +233,20 @@ class PreparationJob:
 
                 def write(path: Path, split: Split = split, part: Images = part) -> Written:
                     if tasks.get(split):
-                        return join_shards(path, tasks[split], skip_unreadable=self.skip_unreadable)
-                    return write_beton(
-                        path, part, self.config, skip_unreadable=self.skip_unreadable
-                    )
+                        return join_shards(path, tasks[split])
+                    return write_beton(path, part, self.config, skip_unreadable=True)
 
-                labels = Labels(source.class_names, np.asarray(part.labels))
-                each = write_split(split_path(folder, split), write, labels)
-                broken = source.unreadable.get(split, ())
-                written[split] = replace(each, skipped=(*broken, *each.skipped))
+                written[split] = write_split(split_path(folder, split), write)
+            skipped = [sentence for each in written.values() for sentence in each.skipped]
+            if skipped and not self.skip_unreadable:
+                raise unreadable_error(skipped)
+            for split, each in written.items():
+                check_classes_remain(split, each, images[split].labels, source.class_names)
         except BaseException:
             for split in written:
                 split_path(folder, split).unlink(missing_ok=True)
             raise
-        return written
+        return {
+            split: replace(each, skipped=(*source.unreadable.get(split, ()), *each.skipped))
+            for split, each in written.items()
+        }

@@ -30,14 +30,6 @@ SHORT_HASH = 8
 
 
 @dataclass(frozen=True)
-class Labels:
-    """Class names, and labels that a split should have."""
-
-    class_names: tuple[str, ...]
-    expected: np.ndarray
-
-
-@dataclass(frozen=True)
 class Shared:
     """Metadata that the files of all splits share."""
 
@@ -47,33 +39,30 @@ class Shared:
     settings: Settings
 
 
-def join_shards(path: Path, tasks: Sequence[ShardTask], *, skip_unreadable: bool) -> Written:
-    """Write the samples of several shards to one file."""
+def join_shards(path: Path, tasks: Sequence[ShardTask]) -> Written:
+    """Write the samples of several shards to one file, without unreadable images."""
     total = sum(len(task.images.labels) for task in tasks)
     with Progress(f"writing {path.name}", total) as progress:
         samples = progress.counted(joined([task.location for task in tasks]))
-        return write_samples(path, total, samples, skip_unreadable=skip_unreadable)
+        return write_samples(path, total, samples, skip_unreadable=True)
 
 
-def write_split(path: Path, write: Callable[[Path], Written], labels: Labels) -> Written:
+def write_split(path: Path, write: Callable[[Path], Written]) -> Written:
     """Write a split atomically, without its metadata file.
 
     Args:
         path: the prepared file.
         write: writes the images to a path.
-        labels: labels that the split should have.
 
     Raises:
         OSError: the file cannot be written.
-        ValueError: all images of a class are unreadable.
     """
     # The metadata file marks a complete file, so the old one is deleted first.
     metadata_path(path).unlink(missing_ok=True)
     logger.info("writing %s", path)
     try:
         with atomic_write(path) as part:
-            written = write(part)
-            _check_classes_remain(path, written, labels)
+            return write(part)
     except OSError as error:
         # An error with a file name, or without a number, already names its image, object or shard.
         if error.filename is not None or error.errno is None:
@@ -82,27 +71,39 @@ def write_split(path: Path, write: Callable[[Path], Written], labels: Labels) ->
             error.errno,
             f"{path} cannot be written: {error.strerror}; free disk space or set data.prepared_dir",
         ) from error
-    if written.skipped:
-        logger.warning(
-            "%s: skipped %d unreadable images: %s",
-            path,
-            len(written.skipped),
-            "; ".join(written.skipped[:LISTED_ERRORS]),
-        )
-    return written
 
 
-def _check_classes_remain(path: Path, written: Written, labels: Labels) -> None:
-    """Check that skipped images leave no class empty."""
-    size = len(labels.class_names)
-    before = np.bincount(labels.expected, minlength=size)
+def check_classes_remain(
+    split: Split, written: Written, expected: np.ndarray, class_names: Sequence[str]
+) -> None:
+    """Check that skipped images leave no class empty, and log them.
+
+    Args:
+        split: the split.
+        written: its images.
+        expected: labels of all images, including skipped ones (images,).
+        class_names: class names in label order.
+
+    Raises:
+        ValueError: all images of a class are unreadable.
+    """
+    if not written.skipped:
+        return
+    size = len(class_names)
+    before = np.bincount(expected, minlength=size)
     empty = np.flatnonzero((before > 0) & (np.bincount(written.labels, minlength=size) == 0))
     if len(empty):
-        names = ", ".join(repr(labels.class_names[label]) for label in empty[:LISTED_ERRORS])
+        names = ", ".join(repr(class_names[label]) for label in empty[:LISTED_ERRORS])
         raise ValueError(
-            f"{path.name}: all images of class {names} are unreadable, so that the class would be "
+            f"{split}: all images of class {names} are unreadable, so that the class would be "
             f"empty ({written.skipped[0]}); repair the images, or remove the class"
         )
+    logger.warning(
+        "%s: skipped %d unreadable images: %s",
+        split,
+        len(written.skipped),
+        "; ".join(written.skipped[:LISTED_ERRORS]),
+    )
 
 
 def make_metadata(path: Path, split: Split, written: Written, shared: Shared) -> SplitMetadata:
