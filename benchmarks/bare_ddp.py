@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.data.config import normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.run import read_run
 from ranet import RANet
@@ -37,7 +38,7 @@ def main() -> None:
         model.parameters(), optim.lr, optim.momentum,
         weight_decay=optim.weight_decay, nesterov=optim.nesterov,
     )  # fmt: skip
-    normalize = Normalize(run.data.mean, run.data.std)
+    normalize = Normalize(*normalization(run.data))
     train, val = (
         open_batches(
             run.data, split, image_size=run.model.image_size, batch_size=run.train.batch_size,

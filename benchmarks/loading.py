@@ -47,7 +47,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
 
 from benchmarks.network import describe_machine
-from pipelines.data.config import AugmentConfig, DataConfig
+from pipelines.data.config import AugmentConfig, DataConfig, normalization
 from pipelines.data.format.beton import Beton, open_beton, write_beton
 from pipelines.data.loading.in_memory import MemoryBatches
 from pipelines.data.loading.loader import Worker, open_batches
@@ -450,7 +450,7 @@ def train_quickly(root: Path, loader: str, threads: int) -> list[Metrics]:
         worker=Worker(seed=run.train.seed, device=CPU),
     )
     torch.set_num_threads(threads)
-    normalize = Normalize(run.data.mean, run.data.std)
+    normalize = Normalize(*normalization(run.data))
     training = TrainState(run.train, RANet(run.model), normalize)
     snapshot = fit(training, opened("train"), opened("val"), LogReporter())
     return snapshot["history"]

@@ -49,10 +49,22 @@ class Noise:
         """Name of an image."""
         return f"noise {index}"
 
-    def read(self, index: int) -> DecodedImage:
+    def file_size(self, index: int) -> int:
+        """None of the images is a file."""
+        return 0
+
+    def stamp(self, index: int) -> str:
+        """None of the images is a file."""
+        return ""
+
+    def content(self, index: int) -> bytes:
+        """Pixels of one image."""
+        return np.random.default_rng(index).bytes(self.size**2 * 3)
+
+    def decode(self, index: int, content: bytes | np.ndarray) -> DecodedImage:
         """One image."""
-        noise = np.random.default_rng(index).bytes(self.size**2 * 3)
-        return DecodedImage(np.frombuffer(noise, np.uint8).reshape(self.size, self.size, 3))
+        pixels = np.frombuffer(content, np.uint8).reshape(self.size, self.size, 3)
+        return DecodedImage(pixels)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from torch import nn
 
 from benchmarks.hypervolume import hypervolume
 from cluster.cli import parse_settings
-from pipelines.data.config import Split
+from pipelines.data.config import Split, normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
@@ -295,7 +295,7 @@ def fit_trial(
     def measure(network: nn.Module) -> Metrics:
         return objective.measure(answers(run, network, "val"), candidate.cost, None)
 
-    training = TrainState(run.train, RANet(run.model), Normalize(run.data.mean, run.data.std))
+    training = TrainState(run.train, RANet(run.model), Normalize(*normalization(run.data)))
     train, val = open_split(run, "train"), open_split(run, "val")
     return fit(training, train, val, reporter, resume=resume, measure=measure)
 
@@ -321,7 +321,7 @@ def score_test(
 
 def answers(run: Run, network: nn.Module, split: Split) -> ExitOutputs:
     """Answer the images of a split, every exit by itself."""
-    forward = ForwardPass(network, Normalize(run.data.mean, run.data.std))
+    forward = ForwardPass(network, Normalize(*normalization(run.data)))
     return collect_exit_outputs(forward, open_split(run, split)).single
 
 

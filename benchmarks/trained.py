@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pipelines.data.config import Split
+from pipelines.data.config import Split, normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, read_run
@@ -39,7 +39,7 @@ class TrainOutput:
             batch_size=64,
             worker=Worker(),
         )
-        normalize = Normalize(self.run.data.mean, self.run.data.std)
+        normalize = Normalize(*normalization(self.run.data))
         images, labels = [], []
         with batches.epoch(0) as reader:
             for batch_images, batch_labels in reader:

@@ -1,10 +1,12 @@
 """Classify image files with a registered model within a compute budget.
 
+Files that cannot be read are listed after the answers for the others; the exit status is then 1.
+
 python pipelines/predict.py models:/ranet-digits@champion IMAGE... --budget-fraction 0.5
 """
 
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,10 @@ from PIL import Image
 
 from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.tracking import registry
+from pipelines.data.config import MAX_PIXELS
 from pipelines.data.loading.augmentation import evaluation_boxes
-from pipelines.data.sources.images import decode_rgb
+from pipelines.data.sources.files import printable, read_image_file
+from pipelines.data.sources.images import UnreadableImageError, decode_image
 
 
 def main() -> None:
@@ -25,30 +29,55 @@ def main() -> None:
     with main_guard():
         model = registry.load(options.model_uri)
         size = model.unwrap_python_model().settings["model"]["image_size"]
-        images = np.stack([read_image(path, size) for path in options.images])
-        print(format_table(options.images, classify(model, images, options.budget_fraction)))
+        images, errors = read_images(options.images, size, options.max_pixels)
+        if images:
+            answers = classify(model, np.stack(list(images.values())), options.budget_fraction)
+            print(format_table(list(images), answers))
+        for error in errors:
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(bool(errors))
 
 
 def command_line() -> CommandLine:
     """Declare the arguments of the script."""
     parser = CommandLine(__doc__)
     parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image file")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
     parser.add_argument(
         "--budget-fraction",
         type=float,
         default=1.0,
         help="mean mult-adds per image, as a fraction of the last exit's mult-adds",
     )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        default=MAX_PIXELS,
+        help="max number of pixels of an image, compared before it is decoded",
+    )
     return parser
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
+def read_images(
+    paths: Sequence[str], size: int, max_pixels: int
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return images by path, and one sentence per unreadable file."""
+    images: dict[str, np.ndarray] = {}
+    errors: list[str] = []
+    for path in paths:
+        try:
+            images[path] = read_image(path, size, max_pixels)
+        except (UnreadableImageError, OSError) as error:
+            errors.append(str(error))
+    return images, errors
+
+
+def read_image(path: str, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image file as evaluation does: (3, size, size), uint8.
 
     An image of exactly that size is used unchanged; otherwise its central square is resized.
     """
-    pixels = decode_rgb(path.read_bytes(), str(path))
+    pixels = decode_image(read_image_file(path), printable(path), max_pixels).pixels
     box = evaluation_boxes(size, np.array([pixels.shape[:2]]))[0]
     top, left, side = (int(value) for value in box[:3])
     square = pixels[top : top + side, left : left + side]
@@ -65,9 +94,9 @@ def classify(model: Any, images: np.ndarray, budget_fraction: float) -> pd.DataF
         raise ValueError(error.message) from error
 
 
-def format_table(files: Sequence[Path], predictions: pd.DataFrame) -> str:
+def format_table(files: Sequence[str], predictions: pd.DataFrame) -> str:
     """Format the predictions as a table, one row per file."""
-    names = [str(file) for file in files]
+    names = [printable(file) for file in files]
     width = max(len("file"), *(len(name) for name in names))
     label_width = max(len("label"), *(len(name) for name in predictions["class_name"]))
     lines = [f"{'file':{width}}  {'label':{label_width}}  confidence  exit   mult-adds"]

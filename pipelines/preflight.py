@@ -71,7 +71,7 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
     is_here = capacity is not None and capacity.suffices
     if is_here:
         run = replace(run, cluster=fit_to_machine(run.cluster))
-    images = check_images(run.data, run.model, is_here=is_here)
+    images = check_images(run.data, run.model, run.train.batch_size, is_here=is_here)
     stages_images = is_uri(run.data.prepared_dir)
     uses_this_machine = is_here and "RAY_ADDRESS" not in os.environ
     findings = [

@@ -4,10 +4,11 @@
 
 The settings are the settings of pipelines/train.py, which prepares missing files itself. Images in
 folders are encoded on all CPUs of the Ray cluster at RAY_ADDRESS, or of this machine. An
-interrupted
-preparation resumes. Existing files are verified against their checksums.
+interrupted preparation resumes. Existing files are compared with their source and verified against
+their checksums.
 """
 
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from cluster.cli import CommandLine, configure_logging, main_guard
 from cluster.execution.parallel_map import parallel_map
 from cluster.storage.s3 import is_uri
 from pipelines.data.config import SPLITS
-from pipelines.data.format.metadata import DatasetInfo, split_path, verify
+from pipelines.data.format.metadata import split_path, verify
+from pipelines.data.preflight import check_images
 from pipelines.data.preparation.prepare import prepare
+from pipelines.data.summary import describe
 from pipelines.run import Run
 
 
@@ -26,6 +29,11 @@ def main() -> None:
     run = options.settings
     configure_logging()
     with main_guard():
+        if options.dry_run:
+            report = check_images(run.data, run.model, run.train.batch_size, is_here=True)
+            for finding in report.findings:
+                print(f"{finding.name or 'MISSING':<13} {finding.text}")
+            sys.exit(any(finding.is_missing for finding in report.findings))
         info = prepare(
             run.data,
             run.model.image_size,
@@ -46,19 +54,13 @@ def command_line() -> CommandLine:
         action="store_true",
         help="skip images that cannot be decoded, and list them; default: an error",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="find the images and decode some of them without writing anything; exit status 0 if "
+        "nothing is wrong",
+    )
     return parser
-
-
-def describe(info: DatasetInfo) -> str:
-    """Describe the images of each split and list the skipped ones."""
-    lines = [f"{info.folder}: {len(info.class_names)} classes"]
-    for split, count in info.num_samples.items():
-        lines.append(f"  {split:5}  {count:>9,} images")
-        skipped = info.skipped[split]
-        if skipped:
-            lines.append(f"         {len(skipped):>9,} unreadable, skipped:")
-            lines += [f"           {reason}" for reason in skipped]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from typing import Any
 
 from cluster.execution.reporter import RayReporter
+from pipelines.data.config import normalization
 from pipelines.workers import EXIT_OUTPUTS, collect_outputs, open_split, set_up, with_local_data
 from ranet import RANet
 from ranet.evaluation.forward import ForwardPass
@@ -20,7 +21,7 @@ def evaluate_worker(config: dict[str, Any]) -> None:
         model = RANet(run.model)
         model.load_state_dict(config["weights"])
         model.to(device)
-        normalize = Normalize(run.data.mean, run.data.std).to(device)
+        normalize = Normalize(*normalization(run.data)).to(device)
         splits = {split: open_split(run, split, device) for split in ("val", "test")}
         outputs = collect_outputs(ForwardPass(model, normalize), splits)
         RayReporter().save({}, {EXIT_OUTPUTS: outputs})

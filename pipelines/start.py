@@ -1,10 +1,13 @@
 """Start of a run: resolve its folders and open its MLflow run."""
 
+import json
 import logging
 import os
+import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 
 from cluster.environment import check_ray_settings
@@ -17,16 +20,25 @@ from cluster.tracking import runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data.config import prepared_path
+from pipelines.data.format.metadata import DatasetInfo, read_info, with_normalization
+from pipelines.data.summary import describe, summary_of
 from pipelines.run import Run, config_text, flatten, identity
 
 logger = logging.getLogger(__name__)
 
 
 def resolve(run: Run) -> Run:
-    """Return the run with the folders of its images and checkpoints, checked to be writable."""
+    """Return the run as workers on other nodes need it.
+
+    Folders are absolute and checked to be writable; mean and std of the images are inserted
+    where unset. The identity of a run is taken before.
+    """
+    data = replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size))
+    if data.mean is None or data.std is None:
+        data = with_normalization(data, read_info(data, run.model.image_size))
     return replace(
         run,
-        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
+        data=data,
         cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
 
@@ -85,3 +97,11 @@ def _has_lost_checkpoints(run: Run, name: str) -> bool:
         storage,
     )
     return True
+
+
+def log_images(record: TrackedRun, info: DatasetInfo) -> None:
+    """Log the summary of the images as text and as JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "summary.txt").write_text(describe(info) + "\n", encoding="utf-8")
+        Path(folder, "summary.json").write_text(json.dumps(summary_of(info), indent=1))
+        record.log_folder(folder, "images")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.cli import parse_settings
-from pipelines.data.config import prepared_settings
+from pipelines.data.config import SOURCE_SETTINGS, prepared_settings
 from pipelines.run import EvaluationConfig, Run, config_text, flatten
 from ranet import mult_adds
 from ranet.training.footprint import Footprint, footprint
@@ -41,7 +41,7 @@ def check_space(sweep: Sweep, base: Run) -> None:
             similar = difflib.get_close_matches(name, [*known, *SHORTHANDS], n=1)
             hint = f"did you mean {similar[0]}?" if similar else "see pipelines/train.py --help"
             raise ValueError(f"space has {name}, which is not a setting; {hint}")
-        if name in prepared:
+        if name in prepared or name in SOURCE_SETTINGS:
             raise ValueError(
                 f"space has {name}: all trials of a sweep use the same prepared images; remove it"
             )

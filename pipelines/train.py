@@ -29,9 +29,10 @@ from cluster.storage.filesystem import resolve_storage
 from cluster.storage.s3 import is_uri
 from cluster.tracking import client, runs
 from cluster.tracking.record import TrackedRun
+from pipelines.data.fit import check_fit
 from pipelines.data.format.metadata import DatasetInfo
-from pipelines.data.preflight import check_classes
 from pipelines.data.preparation.prepare import prepare
+from pipelines.data.summary import describe
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.examples import save_examples
 from pipelines.evaluation.mlflow_log import log_evaluation
@@ -39,7 +40,7 @@ from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
 from pipelines.run import Run, identity
-from pipelines.start import on_this_machine, resolve, track
+from pipelines.start import log_images, on_this_machine, resolve, track
 from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
@@ -61,6 +62,7 @@ def main() -> None:
         run = on_this_machine(run)
         info = prepare_images(run)
         with track(run, new_attempt=new_attempt) as record:
+            log_images(record, info)
             trained = train(resolve(run), record)
             print(evaluate_and_register(run, record, trained, info))
 
@@ -86,8 +88,13 @@ def prepare_images(run: Run) -> DatasetInfo:
     """Prepare the images and reject settings that do not fit them."""
     resolve_storage(run.cluster.storage_path)
     check_budgets(mult_adds(run.model), run.evaluation.budget_fractions)
-    info = prepare(run.data, run.model.image_size, parallel_map=partial(parallel_map, run.cluster))
-    check_classes(info, run.data.source, run.model.num_classes)
+    info = prepare(
+        run.data,
+        run.model.image_size,
+        parallel_map=partial(parallel_map, run.cluster),
+        check=partial(check_fit, run.data, run.model, run.train.batch_size),
+    )
+    print(describe(info))
     return info
 
 

@@ -18,7 +18,7 @@ from cluster.cli import configure_logging
 from cluster.execution.reporter import RayReporter, load_newest
 from cluster.storage.cache import Cache
 from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
-from pipelines.data.config import SPLITS, Split
+from pipelines.data.config import SPLITS, Split, normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.loading.staging import staged_data
 from pipelines.run import Run
@@ -97,7 +97,7 @@ def _saved() -> dict[str, Any]:
 def _make_model(run: Run, device: torch.device) -> tuple[RANet, Normalize]:
     torch.manual_seed(run.train.seed)
     model = RANet(run.model).to(device)
-    return model, Normalize(run.data.mean, run.data.std).to(device)
+    return model, Normalize(*normalization(run.data)).to(device)
 
 
 def _train(run: Run, device: torch.device) -> None:

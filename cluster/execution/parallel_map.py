@@ -30,7 +30,8 @@ def parallel_map(
         Exception: the first exception of `function`; all other calls are cancelled.
         RunError: a call was lost more than three times.
     """
-    with connected(cluster):
+    # Each call computes all the time, so more calls than CPUs would only take memory.
+    with connected(cluster, oversubscribe=False):
         yield from _map_on_ray(function, items)
 
 

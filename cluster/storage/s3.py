@@ -37,6 +37,18 @@ _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
+class StoredObject:
+    """Entry of a listing."""
+
+    name: str
+    """Name relative to the listed folder."""
+    bytes: int
+    """Size of the object."""
+    etag: str
+    """Identifier that changes with the object's content."""
+
+
+@dataclass(frozen=True)
 class Content:
     """Bytes of an object, and its ETag."""
 
@@ -254,11 +266,11 @@ class ObjectStore:
             self.delete(uri)
 
     def names(self, folder: str) -> Iterator[str]:
-        """List the objects below a folder in order.
+        """List the objects below a folder in order, by relative name."""
+        return (entry.name for entry in self.entries(folder))
 
-        Yields:
-            Names of the objects, relative to the folder.
-        """
+    def entries(self, folder: str) -> Iterator[StoredObject]:
+        """List the objects below a folder in order."""
         bucket, key = split_uri(folder)
         following: dict[str, str] = {}
         while True:
@@ -268,7 +280,7 @@ class ObjectStore:
 
             answer = self._retry(folder, page)
             for entry in answer.get("Contents", ()):
-                yield entry["Key"][len(key) + 1 :]
+                yield StoredObject(entry["Key"][len(key) + 1 :], entry["Size"], entry["ETag"])
             if not answer.get("IsTruncated"):
                 return
             following = {"ContinuationToken": answer["NextContinuationToken"]}

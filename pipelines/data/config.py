@@ -14,8 +14,18 @@ evaluation only."""
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
+Channels: TypeAlias = tuple[float, float, float]
+"""One number each for red, green and blue."""
+
+MAX_PIXELS = 100_000_000
+"""Default of `data.max_pixels`; decoding takes up to about ten bytes per pixel."""
+
 LOCAL_SOURCES = ("imagefolder", "parquet")
 """Sources whose files the user provides in `data.source_dir`."""
+
+
+SOURCE_SETTINGS = ("data.source_dir", "data.class_index", "data.max_pixels")
+"""Settings that determine the images and class names of a source."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +75,21 @@ class DataConfig:
     then the images within windows of 1,024 blocks, for files larger than a node's memory."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     """Augmentation of training images."""
-    mean: tuple[float, float, float] = (0.4914, 0.4822, 0.4465)
-    """Mean of red, green and blue, from 0 to 1, subtracted by normalization."""
-    std: tuple[float, float, float] = (0.247, 0.2435, 0.2616)
-    """Standard deviation of red, green and blue, above 0 and at most 1; divisor of
-    normalization."""
+    mean: Channels | None = None
+    """Mean of red, green and blue, from 0 to 1, subtracted by normalization. null: the mean of the
+    training images, computed during preparation."""
+    std: Channels | None = None
+    """Standard deviation of red, green and blue, above 0 and at most 1; divisor of normalization.
+    null: that of the training images, computed during preparation."""
     validation_share: float = 0.1
     """Share of each class's training images that is held out for validation."""
     split_seed: int = 0
     """Seed of the random choice of validation images."""
     max_side: int = 0
     """Max longer side of stored images, in pixels; larger images are shrunk. 0: no maximum."""
+    max_pixels: int = MAX_PIXELS
+    """Max number of pixels of a source image, compared before the image is decoded, so that a
+    small file cannot fill the memory. Larger images count as unreadable."""
     image_format: Literal["raw", "jpeg"] = "raw"
     """Format of stored images. raw: pixels, fast and exact; jpeg: several times smaller, slower to
     read."""
@@ -91,15 +105,18 @@ class DataConfig:
             "data",
             split_seed=(0, None),
             max_side=(0, None),
+            max_pixels=(1, None),
             jpeg_quality=(1, 100),
             decode_threads=(0, None),
         )
         for name in ("mean", "std"):
+            if getattr(self, name) is None:
+                continue
             values = tuple(getattr(self, name))
             object.__setattr__(self, name, values)
             if len(values) != 3 or not all(0 <= value <= 1 for value in values):
                 raise ValueError(f"data.{name} must be three numbers in 0..1, got {values}")
-        if min(self.std) == 0:
+        if self.std is not None and min(self.std) == 0:
             raise ValueError(f"data.std must be above 0, got {self.std}")
         if not 0 < self.validation_share < 1:
             raise ValueError(
@@ -127,6 +144,13 @@ class DataConfig:
             )
 
 
+def normalization(config: DataConfig) -> tuple[Channels, Channels]:
+    """Return mean and standard deviation of a resolved run."""
+    assert config.mean is not None
+    assert config.std is not None
+    return config.mean, config.std
+
+
 def prepared_path(config: DataConfig, image_size: int) -> str:
     """Return the absolute path or S3 URI of the prepared files."""
     if is_uri(config.prepared_dir):
@@ -140,7 +164,10 @@ def prepared_path(config: DataConfig, image_size: int) -> str:
 
 
 def prepared_settings(config: DataConfig, image_size: int) -> dict[str, str | int | float]:
-    """Return the settings that determine the content of prepared files."""
+    """Return the settings that determine the content of prepared files.
+
+    The source itself is compared by its images and class names, wherever it is.
+    """
     settings: dict[str, str | int | float] = {
         f"data.{name}": getattr(config, name)
         for name in ("source", "validation_share", "split_seed", "max_side", "image_format")
@@ -149,13 +176,4 @@ def prepared_settings(config: DataConfig, image_size: int) -> dict[str, str | in
         settings["data.jpeg_quality"] = config.jpeg_quality
     if config.source == "digits":
         settings["model.image_size"] = image_size
-    if config.source in LOCAL_SOURCES and config.source_dir:
-        settings["data.source_dir"] = (
-            config.source_dir
-            if is_uri(config.source_dir)
-            else str(Path(config.source_dir).resolve())
-        )
-    if config.class_index:
-        # Not the path: a submitted job runs in another folder each time.
-        settings["data.class_index"] = Path(config.class_index).name
     return settings

@@ -18,7 +18,8 @@ from torch import Tensor
 
 import ranet
 from cluster.tracking import registry
-from pipelines.data.format.metadata import DatasetInfo
+from pipelines.data.config import normalization
+from pipelines.data.format.metadata import DatasetInfo, with_normalization
 from pipelines.evaluation.budgets import Evaluation
 from pipelines.run import Run
 
@@ -79,10 +80,11 @@ def _log_model(
     data_info: DatasetInfo,
     run_id: str,
 ) -> str:
+    mean, std = normalization(with_normalization(run.data, data_info))
     settings = {
         "model": asdict(run.model),
-        "mean": run.data.mean,
-        "std": run.data.std,
+        "mean": mean,
+        "std": std,
         "class_names": data_info.class_names,
         "validation_sha256": data_info.sha256["val"],
         "budget_fractions": [row.budget_fraction for row in evaluation.curve],

@@ -76,7 +76,7 @@ def test_killed_writer_leaves_no_file_that_is_accepted(config, start):
         from tests.support.image_files import folder_config
         from pathlib import Path
 
-        read = FileImages.read
+        read = FileImages.content
 
         def slow(self, index):
             if self.name(index).endswith("dog/005.png"):
@@ -84,7 +84,7 @@ def test_killed_writer_leaves_no_file_that_is_accepted(config, start):
                 time.sleep(600)
             return read(self, index)
 
-        FileImages.read = slow
+        FileImages.content = slow
         prepare(folder_config(Path(sys.argv[1]), validation_share=0.01), 32)
         """,
         config.source_dir,

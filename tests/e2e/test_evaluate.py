@@ -12,6 +12,7 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.config import ClusterConfig
+from pipelines.data.config import normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.model_packaging.package import register_model
@@ -64,7 +65,7 @@ def test_script_reproduces_the_accuracy_of_the_registered_weights(
     test = open_batches(
         run.data, "test", image_size=MODEL.image_size, batch_size=50, worker=Worker(device=cpu)
     )
-    forward = ForwardPass(network.model, Normalize(run.data.mean, run.data.std))
+    forward = ForwardPass(network.model, Normalize(*normalization(run.data)))
     answers = collect_exit_outputs(forward, test)
     top1, _ = anytime_accuracy(answers.of(network.evaluation.exit_ensemble))
     experiment = client.get_experiment_by_name("ranet")

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from pipelines.data.config import normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
@@ -52,7 +53,7 @@ def trained_in_one_process(tmp_path_factory):
         )
         for split in ("train", "val")
     )  # fmt: skip
-    training = TrainState(run.train, RANet(run.model), Normalize(run.data.mean, run.data.std))
+    training = TrainState(run.train, RANet(run.model), Normalize(*normalization(run.data)))
     return fit(training, train, val, LogReporter())
 
 

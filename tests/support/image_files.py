@@ -1,7 +1,8 @@
 """Image files and prepared data sets shared by tests."""
 
 import io
-from dataclasses import fields, replace
+from dataclasses import fields as fields_of
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from PIL import Image
 
 from pipelines.data.config import DataConfig, Split
+from pipelines.data.format.metadata import DatasetInfo, SourceRecord
 from pipelines.data.loading.loader import Worker, open_batches
+from tests.support.paths import PROJECT
 
-WORKER_FIELDS = {field.name for field in fields(Worker)}
+WORKER_FIELDS = {field.name for field in fields_of(Worker)}
 
 
 def pixels(seed: int, height: int = 32, width: int = 32) -> np.ndarray:
@@ -38,6 +41,29 @@ def image_folder(root: Path, classes=("cat", "dog"), train=6, val=2, size=32) ->
                 seed = 1000 * label + number + (500 if part == "val" else 0)
                 (folder / f"{number:03}.png").write_bytes(encoded(pixels(seed, size, size)))
     return root
+
+
+def photo_tree(root: Path, classes=("cat", "dog", "owl"), train=12, val=4) -> Path:
+    """Write classes of JPEG photos of 64x48 pixels, as users have them."""
+    for part, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                seed = 1000 * label + number + (500 if part == "val" else 0)
+                image = encoded(pixels(seed, 48, 64), "JPEG")
+                (root / part / name / f"{number:03}.jpg").write_bytes(image)
+    return root
+
+
+def photo_arguments(root: Path, *arguments: str) -> list[str]:
+    """Return a command line that trains on `photo_tree` with settings that fit it."""
+    return [
+        "--config", str(PROJECT / "configs" / "digits.yaml"), "--data.source=imagefolder",
+        f"--data.source_dir={root}", f"--data.prepared_dir={root.with_name('prepared')}",
+        "--data.augment.crop=random_resized", "--model.num_classes=3", "--train.batch_size=8",
+        "--train.epochs=1", "--train.optim.warmup_epochs=0", "--cluster.num_workers=1",
+        *arguments,
+    ]  # fmt: skip
 
 
 def folder_config(root: Path, **settings) -> DataConfig:
@@ -70,6 +96,18 @@ def with_settings(config: DataConfig, **settings) -> DataConfig:
     """Replace settings of a data config; crop and flip belong to `data.augment`."""
     augment = {name: settings.pop(name) for name in ("crop", "flip") if name in settings}
     return replace(config, augment=replace(config.augment, **augment), **settings)
+
+
+def dataset_info(**fields) -> DatasetInfo:
+    """Return a summary of prepared images of which only the given fields matter."""
+    source = SourceRecord(
+        folder="", sha256="", stamps_sha256="", num_train=0, num_test=0, files_seen=0,
+        files_skipped={},
+    )  # fmt: skip
+    unset: dict[str, Any] = {"folder": "", "class_names": (), "duplicates": {}, "source": source}
+    unset |= dict.fromkeys(("mean", "std"), (0.5, 0.5, 0.5))
+    by_split = [field.name for field in fields_of(DatasetInfo) if field.name not in unset]
+    return DatasetInfo(**{**{name: {} for name in by_split}, **unset, **fields})
 
 
 def one_after_the_other(function, items):

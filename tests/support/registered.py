@@ -8,8 +8,7 @@ import torch
 from mlflow import MlflowClient
 
 from cluster.config import RegistryConfig
-from pipelines.data.config import DataConfig
-from pipelines.data.format.metadata import DatasetInfo
+from pipelines.data.config import DataConfig, normalization
 from pipelines.evaluation.budgets import Evaluation, evaluate_outputs
 from pipelines.model_packaging.package import RegisteredVersion, register_model
 from pipelines.run import EvaluationConfig, Run
@@ -19,6 +18,7 @@ from ranet.evaluation.forward import ForwardPass
 from ranet.model.preprocessing import Normalize
 from ranet.training.loop import fit
 from ranet.training.state import TrainState
+from tests.support.image_files import dataset_info
 from tests.support.tiny import Digits, Recorder
 
 MODEL = ModelConfig(
@@ -42,13 +42,11 @@ RUN = Run(
     evaluation=EvaluationConfig(budget_fractions=(0.5, 0.75, 1.0)),
     registry=RegistryConfig(model_name="ranet-tiny"),
 )
-INFO = DatasetInfo(
+INFO = dataset_info(
     folder="data",
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     num_samples={"train": 1000, "val": 300, "test": 300},
-    samples_per_class={},
     sha256={"train": "1" * 64, "val": "2" * 64, "test": "3" * 64},
-    skipped={},
 )
 
 
@@ -68,7 +66,7 @@ class TrainedNetwork:
 def trained_network() -> TrainedNetwork:
     torch.manual_seed(0)
     model = RANet(MODEL)
-    normalize = Normalize(RUN.data.mean, RUN.data.std)
+    normalize = Normalize(*normalization(RUN.data))
     train = Digits(0, 800, RUN.train.batch_size, shuffled=True)
     val, test = Digits(1000, 1300, 100), Digits(1300, 1600, 100)
     fit(TrainState(RUN.train, model, normalize), train, val, Recorder())

@@ -5,7 +5,7 @@ one of its processes fails; see docs/decisions/003-data.md.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,12 @@ from cluster.progress import Progress
 from pipelines.data.config import DataConfig
 from pipelines.data.format.encoding import PAGE_BYTES, Sample, encode
 from pipelines.data.format.ffcv_internals import file_format, read_tables
+from pipelines.data.format.metadata import rewrite_hint
 from pipelines.data.sources.base import Images
 from pipelines.data.sources.images import UnreadableImageError
+
+LISTED_ERRORS = 20
+"""Number of unreadable images that a message names."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,12 @@ class Written:
     """Stored height and width of every image (images, 2)."""
     skipped: tuple[str, ...]
     """Error message of each unreadable image that was skipped."""
+    numbers: np.ndarray
+    """Number of every image among all images, including skipped ones (images,)."""
+    digests: np.ndarray
+    """Hash of every image's content in the source (images, 16), uint8."""
+    moments: np.ndarray
+    """Mean over the images of `Sample.moments` (6,)."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def write_beton(
     total = len(images.labels)
     threads = len(os.sched_getaffinity(0))
     with (
-        closing(encode(images, config, threads)) as samples,
+        closing(encode(images, config, threads=threads, decoders=threads)) as samples,
         Progress(f"writing {path.name}", total) as progress,
     ):
         counted = progress.counted(samples)
@@ -89,7 +99,7 @@ def write_samples(
         path: the file.
         total: number of samples, including unreadable ones.
         samples: encoded images, or the errors of unreadable ones.
-        skip_unreadable: skip unreadable images instead of raising the first error.
+        skip_unreadable: skip unreadable images instead of raising an error that names them.
 
     Raises:
         UnreadableImageError: an image is unreadable and `skip_unreadable` is not set.
@@ -99,47 +109,67 @@ def write_samples(
     metadata = np.zeros(total, layout.metadata)
     allocations: list[tuple[int, int, int]] = []
     skipped: list[str] = []
+    digests, numbers, moments = [], [], np.zeros(6)
     position = _page_up(layout.metadata_start + metadata.nbytes)
     with path.open("wb") as file:
         file.seek(position)
-        for sample in samples:
+        for index, sample in enumerate(samples):
             if isinstance(sample, UnreadableImageError):
-                if not skip_unreadable:
-                    raise with_advice(sample)
                 skipped.append(str(sample))
                 continue
-            length = sample.data.nbytes
+            length, number = sample.data.nbytes, len(allocations)
             if position % PAGE_BYTES + length > PAGE_BYTES:
                 position = _page_up(position)
                 file.seek(position)
-            number = len(allocations)
             metadata[number] = sample.record[0]
             metadata[number]["f0"]["data_ptr"] = position
             allocations.append((number, position, length))
             position += file.write(sample.data.data)
+            digests.append(np.frombuffer(sample.digest, np.uint8))
+            numbers.append(index)
+            moments += sample.moments
+        if skipped and not skip_unreadable:
+            raise unreadable_error(skipped)
         if not allocations:
-            raise ValueError(f"{path}: none of the {total} images can be read; check the source")
-        position = _page_up(position)
-        file.seek(position)
-        file.write(np.array(allocations, layout.allocation).tobytes())
-        _write_head(file, metadata, len(allocations), position)
-        file.flush()
-        os.fsync(file.fileno())
+            raise ValueError(f"{path}: none of the {total} images can be read ({skipped[0]})")
+        _write_tables(file, metadata, allocations, _page_up(position))
     metadata = metadata[: len(allocations)]
     sizes = np.stack([metadata["f0"]["height"], metadata["f0"]["width"]], axis=1)
-    return Written(metadata["f1"], sizes.astype(np.int64), tuple(skipped))
+    return Written(
+        metadata["f1"],
+        sizes.astype(np.int64),
+        tuple(skipped),
+        np.array(numbers),
+        np.stack(digests),
+        moments / len(digests),
+    )
 
 
-def with_advice(error: UnreadableImageError) -> UnreadableImageError:
-    """Add the possible remedies to an error's message."""
+def unreadable_error(sentences: Sequence[str]) -> UnreadableImageError:
+    """Return an error that names all unreadable images and the possible remedies."""
+    named = "; ".join(sentences[:LISTED_ERRORS])
+    if len(sentences) > LISTED_ERRORS:
+        named += f"; and {len(sentences) - LISTED_ERRORS} more"
+    them = "it" if len(sentences) == 1 else f"these {len(sentences)} files"
     return UnreadableImageError(
-        f"{error}; repair or remove it, or skip all unreadable images with "
+        f"{named}; repair or remove {them}, or skip all unreadable images with "
         "pipelines/prepare_data.py --skip-unreadable"
     )
 
 
 def _page_up(position: int) -> int:
     return -(-position // PAGE_BYTES) * PAGE_BYTES
+
+
+def _write_tables(
+    file: BinaryIO, metadata: np.ndarray, allocations: list[tuple[int, int, int]], start: int
+) -> None:
+    """Write the allocation table from an offset on, and complete the file."""
+    file.seek(start)
+    file.write(np.array(allocations, file_format().allocation).tobytes())
+    _write_head(file, metadata, len(allocations), start)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _write_head(file: BinaryIO, metadata: np.ndarray, num_samples: int, table_start: int) -> None:
@@ -176,17 +206,19 @@ def open_beton(path: Path) -> Beton:
     layout = file_format()
     size = path.stat().st_size
     if size < layout.metadata_start:
-        raise ValueError(f"{path} is not an FFCV file: {size} bytes are too few; prepare it again")
+        raise ValueError(
+            f"{path} is not an FFCV file: {size} bytes are too few; {rewrite_hint(path)}"
+        )
     header = np.fromfile(path, layout.header, count=1)[0]
     page = int(header["page_size"])
     # The header is written last, so a file of a killed writer begins with zeros.
     if not any(header.tobytes()) or (
         header["version"] == layout.version and header["alloc_table_ptr"] == 0
     ):
-        raise ValueError(f"{path} is unfinished: its writer was stopped; prepare it again")
+        raise ValueError(f"{path} is unfinished: its writer was stopped; {rewrite_hint(path)}")
     if header["version"] != layout.version or page < 1 or page & (page - 1):
         raise ValueError(
-            f"{path} is not an FFCV file of version {layout.version}; prepare it again"
+            f"{path} is not an FFCV file of version {layout.version}; {rewrite_hint(path)}"
         )
     if header["num_fields"] != len(layout.fields):
         raise ValueError(_wrong_fields(path, f"it has {header['num_fields']}"))
@@ -211,7 +243,7 @@ def open_beton(path: Path) -> Beton:
     if size < needed:
         raise ValueError(
             f"{path} is truncated: {size} bytes, but its {num_samples} images need {needed}; "
-            "copy or prepare it again"
+            f"{rewrite_hint(path)}"
         )
     return _read_tables(path, num_samples, table_start)
 
@@ -236,13 +268,11 @@ def _read_tables(path: Path, num_samples: int, table_start: int) -> Beton:
             and ((table[:, 1] == 3 * table[:, 2] * table[:, 3]) | (table[:, 4] == 1)).all()
         )
     if not is_valid:
-        raise ValueError(
-            f"{path} is damaged: its tables are inconsistent; copy or prepare it again"
-        )
+        raise ValueError(f"{path} is damaged: its tables are inconsistent; {rewrite_hint(path)}")
     labels = metadata["f1"].astype(np.int64)
     return Beton(path, table, labels, np.memmap(path, np.uint8, mode="r"))
 
 
 def _wrong_fields(path: Path, found: str) -> str:
     wanted = ", ".join(f"{name} ({field.__name__})" for name, field in file_format().fields)
-    return f"{path} must have the fields {wanted}, but {found}; prepare it again"
+    return f"{path} must have the fields {wanted}, but {found}; {rewrite_hint(path)}"

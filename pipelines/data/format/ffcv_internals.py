@@ -106,6 +106,20 @@ def image_field(*, is_jpeg: bool, max_side: int, jpeg_quality: int) -> "RGBImage
     )
 
 
+def accepts_jpeg(encoded: bytes, height: int, width: int) -> bool:
+    """Return whether FFCV's decoder accepts a JPEG that PIL can decode.
+
+    FFCV 1.0.2 rejects files on which libjpeg only warns. An eighth of each side is decoded, because
+    the warnings concern the encoded data and the pixels are not needed.
+    """
+    load_ffcv()
+    from ffcv.libffcv import imdecode
+
+    pixels = np.empty((-(-height // 8), -(-width // 8), 3), np.uint8)
+    source = np.frombuffer(encoded, np.uint8)
+    return imdecode(source, pixels, height, width, height, width, scale_factor_denom=8) == 0
+
+
 def read_tables(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read the metadata and the allocation table of a file.
 

@@ -1,15 +1,42 @@
-"""Metadata file of a prepared split: classes, counts, checksum, settings."""
+"""Metadata file of a prepared split: classes, counts, checksums, source, settings."""
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cluster.storage.files import atomic_write
 from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
-from pipelines.data.config import SPLITS, DataConfig, Split, prepared_path, prepared_settings
+from pipelines.data.config import (
+    SPLITS,
+    Channels,
+    DataConfig,
+    Split,
+    prepared_path,
+    prepared_settings,
+)
 
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """Source of prepared files: numbers for the summary, hashes that show changes."""
+
+    folder: str
+    """`data.source_dir`; empty: none."""
+    sha256: str
+    """SHA-256 of class names, and of names, labels and file sizes of all images."""
+    stamps_sha256: str
+    """SHA-256 of the times of change, or ETags, of all images."""
+    num_train: int
+    """Number of training images, before validation images are held out."""
+    num_test: int
+    """Number of test images."""
+    files_seen: int
+    """Number of files, including those that are no images."""
+    files_skipped: dict[str, int]
+    """Number of skipped files by reason, unreadable images not included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +61,18 @@ class SplitMetadata:
     """Size of the file, in bytes."""
     sha256: str
     """SHA-256 of the file."""
-    source_sha256: str
-    """SHA-256 of the names and labels of all images of the source, in all splits."""
+    content_sha256: str
+    """SHA-256 of the hashes of the images' files, in order."""
+    mean: Channels
+    """Mean of red, green and blue over the images, from 0 to 1."""
+    std: Channels
+    """Standard deviation of red, green and blue over the images."""
+    source: SourceRecord
+    """Source of the images of all splits."""
     skipped: list[str]
     """Error message of each unreadable image that was skipped."""
+    duplicates: dict[str, int]
+    """Number of equal files in two splits, such as "train and test"."""
     settings: dict[str, str | int | float]
     """Settings that determined the content of the file."""
 
@@ -58,6 +93,20 @@ class DatasetInfo:
     """SHA-256 of each file."""
     skipped: dict[Split, tuple[str, ...]]
     """Error messages of the unreadable images that were skipped in each split."""
+    heights: dict[Split, tuple[int, int]]
+    """Min and max stored height of each split, in pixels."""
+    widths: dict[Split, tuple[int, int]]
+    """Min and max stored width of each split, in pixels."""
+    content_sha256: dict[Split, str]
+    """SHA-256 of the hashes of the images' files of each split."""
+    duplicates: dict[str, int]
+    """Number of equal files in two splits, by the names of the splits."""
+    mean: Channels
+    """Mean of red, green and blue over the training images, from 0 to 1."""
+    std: Channels
+    """Standard deviation of red, green and blue over the training images."""
+    source: SourceRecord
+    """Source of the images."""
 
 
 def split_path(folder: Path, split: Split) -> Path:
@@ -68,6 +117,14 @@ def split_path(folder: Path, split: Split) -> Path:
 def metadata_path(path: Path) -> Path:
     """Return the path of a prepared file's metadata file."""
     return path.with_name(f"{path.name}.json")
+
+
+def rewrite_hint(path: Path) -> str:
+    """Return the remedies for a damaged prepared file."""
+    return (
+        f"copy it again, or delete it and {path.name}.json and run pipelines/prepare_data.py, "
+        "which needs the source"
+    )
 
 
 def write_metadata(path: Path, metadata: SplitMetadata) -> None:
@@ -96,7 +153,7 @@ def read_metadata(path: Path) -> SplitMetadata:
     if size != metadata.bytes:
         raise ValueError(
             f"{path} has {size} bytes, but {source.name} lists {metadata.bytes}: "
-            "copy or prepare it again"
+            f"{rewrite_hint(path)}"
         )
     return metadata
 
@@ -107,17 +164,18 @@ def parse_metadata(content: bytes, name: str) -> SplitMetadata:
     Raises:
         ValueError: the content is invalid.
     """
+    file = name.removesuffix(".json")
+    advice = f"delete {name} and {file}, and run pipelines/prepare_data.py"
     try:
-        metadata = SplitMetadata(**json.loads(content))
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{name} is not a metadata file: {error}; prepare its split again"
-        ) from error
-    if metadata.format != FORMAT:
-        raise ValueError(
-            f"{name} has format {metadata.format}, but {FORMAT} is needed; prepare its split again"
-        )
-    return metadata
+        fields = json.loads(content)
+        if fields["format"] != FORMAT:
+            raise ValueError(
+                f"{name} has format {fields['format']}, but {FORMAT} is needed; {advice}"
+            )
+        fields["source"] = SourceRecord(**fields["source"])
+        return SplitMetadata(**fields)
+    except (TypeError, KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{name} is not a metadata file ({error!r}); {advice}") from error
 
 
 def read_remote_metadata(uri: str, store: ObjectStore) -> tuple[SplitMetadata, bytes]:
@@ -151,7 +209,7 @@ def verify(path: Path) -> None:
     if found != metadata.sha256:
         raise ValueError(
             f"{path} is damaged: its SHA-256 is {found}, but {metadata_path(path).name} lists "
-            f"{metadata.sha256}; copy or prepare it again"
+            f"{metadata.sha256}; {rewrite_hint(path)}"
         )
 
 
@@ -170,7 +228,7 @@ def check_settings(folder: str, metadata: SplitMetadata, split: Split, wanted: d
     if metadata.split != split:
         raise ValueError(
             f"{folder}/{split}.beton contains the {metadata.split} split instead of {split}; "
-            "delete it and prepare it again"
+            f"delete {folder}/*.beton* and run pipelines/prepare_data.py"
         )
     different = [
         f"{name} {metadata.settings.get(name)!r} (now {value!r})"
@@ -179,9 +237,9 @@ def check_settings(folder: str, metadata: SplitMetadata, split: Split, wanted: d
     ]
     if different:
         raise ValueError(
-            f"{folder}/{split}.beton was prepared with {', '.join(different)}; set "
-            "data.prepared_dir "
-            f"to another folder, or delete {folder}/*.beton* to prepare it again"
+            f"{folder}/{split}.beton was prepared with {', '.join(different)}; use the old "
+            "setting, set data.prepared_dir to another folder, or delete "
+            f"{folder}/*.beton* to prepare it again"
         )
 
 
@@ -197,21 +255,38 @@ def read_info(config: DataConfig, image_size: int) -> DatasetInfo:
     all_metadata = _read_all_metadata(folder)
     for split, metadata in all_metadata.items():
         check_settings(folder, metadata, split, wanted)
-    if len({metadata.source_sha256 for metadata in all_metadata.values()}) != 1:
+    if len({metadata.source.sha256 for metadata in all_metadata.values()}) != 1:
         raise ValueError(
             f"{folder}: the files were prepared from different images, so that one image may be in "
-            f"two splits; delete {folder}/*.beton* and prepare the files again"
+            f"two splits; delete {folder}/*.beton* and run pipelines/prepare_data.py"
         )
+    train = all_metadata["train"]
     return DatasetInfo(
         folder=folder,
-        class_names=tuple(all_metadata["train"].class_names),
+        class_names=tuple(train.class_names),
         num_samples={split: metadata.num_samples for split, metadata in all_metadata.items()},
         samples_per_class={
             split: tuple(metadata.samples_per_class) for split, metadata in all_metadata.items()
         },
         sha256={split: metadata.sha256 for split, metadata in all_metadata.items()},
         skipped={split: tuple(metadata.skipped) for split, metadata in all_metadata.items()},
+        heights={split: metadata.heights for split, metadata in all_metadata.items()},
+        widths={split: metadata.widths for split, metadata in all_metadata.items()},
+        content_sha256={split: metadata.content_sha256 for split, metadata in all_metadata.items()},
+        duplicates={
+            pair: count
+            for metadata in all_metadata.values()
+            for pair, count in metadata.duplicates.items()
+        },
+        mean=train.mean,
+        std=train.std,
+        source=train.source,
     )
+
+
+def with_normalization(config: DataConfig, info: DatasetInfo) -> DataConfig:
+    """Insert the training images' mean and std where unset."""
+    return replace(config, mean=config.mean or info.mean, std=config.std or info.std)
 
 
 def _read_all_metadata(folder: str) -> dict[Split, SplitMetadata]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pipelines.data.config import DataConfig, Split
-from pipelines.data.format.metadata import read_info, split_path
+from pipelines.data.format.metadata import read_info, rewrite_hint, split_path
 from ranet.protocols import Batches
 
 _CPU = torch.device("cpu")
@@ -87,7 +87,7 @@ def _check_labels(path: Path, labels: np.ndarray, classes: int) -> None:
     if len(outside):
         raise ValueError(
             f"{path}: image {outside[0]} has label {labels[outside[0]]}, but the number of "
-            f"classes is {classes}; prepare it again"
+            f"classes is {classes}; {rewrite_hint(path)}"
         )
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pipelines.data.format.beton import Beton
+from pipelines.data.format.metadata import rewrite_hint
 from pipelines.data.loading.decoding import batch_decoder
 from pipelines.data.loading.sampling import EpochOrder, EpochSampler
 
@@ -112,7 +113,7 @@ class StreamingBatches:
         if damaged >= 0:
             raise ValueError(
                 f"{self.beton.path}: image {damaged} is damaged, its JPEG cannot be decoded; "
-                "copy or prepare the file again"
+                f"{rewrite_hint(self.beton.path)}"
             )
         return buffer.permute(0, 3, 1, 2)
 

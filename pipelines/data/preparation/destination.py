@@ -2,12 +2,13 @@
 
 import json
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +28,12 @@ logger = logging.getLogger(__name__)
 
 LOCK_OBJECT = "being-prepared.json"
 """Object in S3 that contains the settings of the files while they are written."""
+
+SHARD_FOLDERS = "shards-"
+"""Begin of the names of folders of shards."""
+
+CHUNK_BYTES = 1 << 26
+"""Bytes of an object that are read at once."""
 
 Settings: TypeAlias = dict[str, str | int | float]
 
@@ -59,8 +66,8 @@ class Destination(Protocol):
         """Create the folder of the shards below the destination."""
         ...
 
-    def remove_shards(self, name: str, split: Split) -> None:
-        """Remove the shards of one split, and their empty folder."""
+    def remove_shards(self) -> None:
+        """Remove all shards, also those of earlier sources and settings."""
         ...
 
 
@@ -129,13 +136,10 @@ class LocalDestination:
         """Create the folder of the shards."""
         (self.folder / name).mkdir(exist_ok=True)
 
-    def remove_shards(self, name: str, split: Split) -> None:
-        """Remove the shards of one split, and their empty folder."""
-        folder = self.folder / name
-        for path in folder.glob(f"{split}-*"):
-            path.unlink()
-        with suppress(OSError):  # the folder has shards of other splits, or does not exist
-            folder.rmdir()
+    def remove_shards(self) -> None:
+        """Remove all shards, also those of earlier sources and settings."""
+        for folder in self.folder.glob(f"{SHARD_FOLDERS}*"):
+            shutil.rmtree(folder)
 
 
 @dataclass(frozen=True)
@@ -171,9 +175,7 @@ class S3Destination:
         finally:
             self.store.delete(self._lock_uri)
         if len(self.present()) == len(SPLITS):
-            for name in self.store.names(self.location):
-                if name.startswith("shards-"):
-                    self.store.delete(f"{self.location}/{name}")
+            self.remove_shards()
 
     @contextmanager
     def working_folder(self) -> Iterator[Path]:
@@ -193,12 +195,11 @@ class S3Destination:
     def make_shard_folder(self, name: str) -> None:
         """Do nothing: S3 has no folders."""
 
-    def remove_shards(self, name: str, split: Split) -> None:
-        """Remove the shards of one split."""
-        folder = f"{self.location}/{name}"
-        for shard in self.store.names(folder):
-            if shard.startswith(f"{split}-"):
-                self.store.delete(f"{folder}/{shard}")
+    def remove_shards(self) -> None:
+        """Remove all shards, also those of earlier sources and settings."""
+        for name in self.store.names(self.location):
+            if name.startswith(SHARD_FOLDERS):
+                self.store.delete(f"{self.location}/{name}")
 
     @property
     def _lock_uri(self) -> str:
@@ -228,24 +229,46 @@ class S3Destination:
             return
 
 
-def read_bytes(location: str) -> bytes:
-    """Read a file at a path or S3 URI."""
-    if is_uri(location):
-        with ObjectStore() as store:
-            return store.read(location).data
-    return Path(location).read_bytes()
+@contextmanager
+def opened_file(location: str) -> Iterator[BinaryIO]:
+    """Open a file at a path or S3 URI.
+
+    An object is copied to a temporary file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not is_uri(location):
+        with Path(location).open("rb") as file:
+            yield file
+        return
+    with ObjectStore() as store, tempfile.TemporaryFile() as file:
+        etag = None
+        while True:
+            content = store.read(location, start=file.tell(), length=CHUNK_BYTES, etag=etag)
+            file.write(content.data)
+            etag = content.etag
+            if file.tell() >= content.total_bytes:
+                break
+        file.seek(0)
+        yield file
 
 
-def write_bytes(location: str, content: memoryview) -> None:
-    """Write a file at a path or S3 URI atomically."""
+@contextmanager
+def new_file(location: str) -> Iterator[Path]:
+    """Yield a local path, and publish its file atomically."""
     if is_uri(location):
-        with ObjectStore() as store:
-            store.write(location, bytes(content))
+        with tempfile.TemporaryDirectory(prefix="ranet-shard-") as folder, ObjectStore() as store:
+            path = Path(folder, "shard")
+            yield path
+            store.upload(path, location)
         return
     try:
         with atomic_write(Path(location), unique=True) as part:
-            part.write_bytes(content)
+            yield part
     except OSError as error:
+        if error.filename is not None or error.errno is None:  # names its image already
+            raise
         raise OSError(
             error.errno,
             f"{location} cannot be written: {error.strerror}; free disk space or set "

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from cluster.storage.s3 import ObjectStore, is_uri
-from pipelines.data.config import DataConfig, Split
+from pipelines.data.config import MAX_PIXELS, DataConfig, Split
+from pipelines.data.sources.files import printable, read_image_file
 from pipelines.data.sources.images import DecodedImage, decode_image
 from pipelines.data.splits import hold_out
 
@@ -31,9 +32,36 @@ class Images(Protocol):
         """Return the name of an image, for messages and the fingerprint."""
         ...
 
-    def read(self, index: int) -> DecodedImage:
-        """Decode an image; raises UnreadableImageError."""
+    def file_size(self, index: int) -> int:
+        """Return the bytes of the file that holds an image; 0: none."""
         ...
+
+    def stamp(self, index: int) -> str:
+        """Return the file's time of change or ETag; empty: none."""
+        ...
+
+    def content(self, index: int) -> bytes | np.ndarray:
+        """Return the encoded image, or the pixels; raises UnreadableImageError."""
+        ...
+
+    def decode(self, index: int, content: bytes | np.ndarray) -> DecodedImage:
+        """Decode the content of an image; raises UnreadableImageError."""
+        ...
+
+
+def read_image(images: Images, index: int) -> DecodedImage:
+    """Read and decode an image; raises UnreadableImageError."""
+    return images.decode(index, images.content(index))
+
+
+@dataclass(frozen=True)
+class FileCounts:
+    """Files of a source, for the summary."""
+
+    seen: int
+    """Number of files; of images for a source that has other files."""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    """Number of skipped files by reason."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +71,28 @@ class Source:
     train: Images
     test: Images
     class_names: tuple[str, ...]
+    files: FileCounts
+    unreadable: Mapping[Split, tuple[str, ...]] = field(default_factory=dict)
+    """One sentence for each broken file or folder that was found without reading images, by the
+    split of its part."""
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of class names, image names and labels."""
+        """Return the SHA-256 of class names, image names, labels and file sizes."""
+        return self._hash(lambda images, index: str(images.file_size(index)))
+
+    @cached_property
+    def stamps(self) -> str:
+        """Return the SHA-256 of the files' times of change."""
+        return self._hash(lambda images, index: images.stamp(index))
+
+    def _hash(self, text: Callable[[Images, int], str]) -> str:
         digest = hashlib.sha256(json.dumps(self.class_names).encode())
         for images in (self.train, self.test):
             digest.update(f"\n{len(images.labels)}".encode())
             for index, label in enumerate(images.labels):
-                digest.update(f"\n{images.name(index)}\t{label}".encode())
+                line = f"\n{images.name(index)}\t{label}\t{text(images, index)}"
+                digest.update(line.encode(errors="surrogateescape"))
         return digest.hexdigest()
 
 
@@ -67,9 +108,25 @@ class ArrayImages:
         """Return the title and the index."""
         return f"{self.title} image {index}"
 
-    def read(self, index: int) -> DecodedImage:
+    def file_size(self, index: int) -> int:
+        """Return 0: there is no file."""
+        del index
+        return 0
+
+    def stamp(self, index: int) -> str:
+        """Return an empty string: there is no file."""
+        del index
+        return ""
+
+    def content(self, index: int) -> np.ndarray:
         """Return the pixels of one image."""
-        return DecodedImage(self.pixels[index])
+        return np.ascontiguousarray(self.pixels[index])
+
+    def decode(self, index: int, content: bytes | np.ndarray) -> DecodedImage:
+        """Return the pixels as they are."""
+        del index
+        assert isinstance(content, np.ndarray)
+        return DecodedImage(content)
 
 
 @dataclass(frozen=True)
@@ -80,21 +137,40 @@ class FileImages:
     """Path or S3 URI of the folder."""
     paths: tuple[str, ...]
     labels: np.ndarray
+    max_pixels: int = MAX_PIXELS
+    """Max number of pixels of an image that is decoded."""
+    sizes: tuple[int, ...] = ()
+    """Bytes of every file."""
+    stamps: tuple[str, ...] = ()
+    """Time of the last change, or ETag, of every file."""
 
     def part(self, indices: np.ndarray) -> "FileImages":
-        """Return some of the images, without references to the rest."""
-        return FileImages(self.root, tuple(self.paths[i] for i in indices), self.labels[indices])
+        """Return some of the images for reading, without references to the rest."""
+        paths = tuple(self.paths[i] for i in indices)
+        return FileImages(self.root, paths, self.labels[indices], self.max_pixels)
 
     def name(self, index: int) -> str:
         """Return the path of an image below the root."""
         return self.paths[index]
 
-    def read(self, index: int) -> DecodedImage:
-        """Read and decode one file."""
+    def file_size(self, index: int) -> int:
+        """Return the bytes of one file."""
+        return self.sizes[index]
+
+    def stamp(self, index: int) -> str:
+        """Return the time of change or the ETag of one file."""
+        return self.stamps[index]
+
+    def decode(self, index: int, content: bytes | np.ndarray) -> DecodedImage:
+        """Decode the content of one file."""
+        assert isinstance(content, bytes)
+        name = printable(f"{self.root}/{self.paths[index]}")
+        return decode_image(content, name, self.max_pixels)
+
+    def content(self, index: int) -> bytes:
+        """Read one file."""
         location = f"{self.root}/{self.paths[index]}"
-        if is_uri(self.root):
-            return decode_image(self._store.read(location).data, location)
-        return decode_image(Path(location).read_bytes(), location)
+        return self._store.read(location).data if is_uri(self.root) else read_image_file(location)
 
     @property
     def reading_threads(self) -> int:
@@ -104,23 +180,6 @@ class FileImages:
     @cached_property
     def _store(self) -> ObjectStore:
         return ObjectStore(connections=REMOTE_READS)
-
-
-@dataclass(frozen=True)
-class EncodedImages:
-    """Encoded image files in memory."""
-
-    title: str
-    encoded: Sequence[bytes]
-    labels: np.ndarray
-
-    def name(self, index: int) -> str:
-        """Return the title and the index."""
-        return f"{self.title} row {index}"
-
-    def read(self, index: int) -> DecodedImage:
-        """Decode one image."""
-        return decode_image(self.encoded[index], self.name(index))
 
 
 @dataclass(frozen=True)
@@ -139,9 +198,21 @@ class Subset:
         """Return the name of a selected image."""
         return self.images.name(int(self.indices[index]))
 
-    def read(self, index: int) -> DecodedImage:
-        """Decode a selected image."""
-        return self.images.read(int(self.indices[index]))
+    def file_size(self, index: int) -> int:
+        """Return the bytes of the file of a selected image."""
+        return self.images.file_size(int(self.indices[index]))
+
+    def stamp(self, index: int) -> str:
+        """Return the time of change of the file of a selected image."""
+        return self.images.stamp(int(self.indices[index]))
+
+    def content(self, index: int) -> bytes | np.ndarray:
+        """Return the content of a selected image."""
+        return self.images.content(int(self.indices[index]))
+
+    def decode(self, index: int, content: bytes | np.ndarray) -> DecodedImage:
+        """Decode the content of a selected image."""
+        return self.images.decode(int(self.indices[index]), content)
 
 
 @dataclass(frozen=True)
@@ -173,7 +244,11 @@ def held_out_size(
 
 
 def split_source(source: Source, config: DataConfig) -> dict[Split, Images]:
-    """Return the images of each split; validation is held out of training."""
+    """Return the images of each split; validation is held out of training.
+
+    Raises:
+        ValueError: a class has too few training images.
+    """
     kept, held = hold_out(
         source.train.labels, config.validation_share, config.split_seed, source.class_names
     )
@@ -196,5 +271,5 @@ def existing_folder(root: str) -> Path:
             "data.source_dir is empty; give the folder of the source's files to prepare them"
         )
     if not Path(root).is_dir():
-        raise FileNotFoundError(f"data.source_dir is {root}: no such folder")
+        raise FileNotFoundError(f"data.source_dir is {root}: no such folder; correct the path")
     return Path(root)

@@ -9,6 +9,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.sources.base import (
     ArrayImages,
     ExpectedSize,
+    FileCounts,
     Source,
     Subset,
     held_out_size,
@@ -44,7 +45,9 @@ def open_digits(config: DataConfig, image_size: int) -> Source:
     images = ArrayImages("digits", pixels, labels.astype(np.int64))
     class_names = tuple("0123456789")
     train, test = hold_out(images.labels, DIGITS_TEST_SHARE, DIGITS_TEST_SEED, class_names)
-    return Source(Subset(images, train), Subset(images, test), class_names)
+    return Source(
+        Subset(images, train), Subset(images, test), class_names, FileCounts(len(images.labels))
+    )
 
 
 def expected_digits_size(config: DataConfig, num_classes: int, image_size: int) -> ExpectedSize:
@@ -86,4 +89,5 @@ def open_cifar(config: DataConfig, image_size: int) -> Source:
         ArrayImages(f"{name} {title}", part.data, np.array(part.targets, np.int64))
         for title, part in parts.items()
     )
-    return Source(train, test, tuple(parts["train"].classes))
+    counts = FileCounts(len(train.labels) + len(test.labels))
+    return Source(train, test, tuple(parts["train"].classes), counts)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipelines.data.config import DataConfig
-from pipelines.data.sources.base import ExpectedSize, Source
+from pipelines.data.sources.base import ExpectedSize, Images, Source
 from pipelines.data.sources.builtin import (
     expected_cifar_size,
     expected_digits_size,
@@ -12,15 +12,16 @@ from pipelines.data.sources.builtin import (
     open_digits,
 )
 from pipelines.data.sources.image_folder import (
-    check_image_folder,
     expected_imagenet_size,
     open_image_folder,
 )
-from pipelines.data.sources.parquet import check_parquet, open_parquet
+from pipelines.data.sources.images import UnreadableImageError, digest_of
+from pipelines.data.sources.parquet import open_parquet
 
-
-def _nothing_to_check(config: DataConfig) -> None:
-    del config
+SAMPLED_TEST_IMAGES = 32
+"""Number of test images that are compared with the training images before the preparation."""
+MAX_COMPARED_IMAGES = 5000
+"""Max number of training images that are read for this comparison."""
 
 
 def _unknown_size(config: DataConfig, num_classes: int, image_size: int) -> ExpectedSize | None:
@@ -34,8 +35,6 @@ class SourceSpec:
 
     open: Callable[[DataConfig, int], Source]
     """Find the images, given the settings and the image size of the network."""
-    check: Callable[[DataConfig], None] = _nothing_to_check
-    """Check that the source's files exist, without listing images; see `check_source`."""
     needs_folder: bool = False
     """Whether the user must provide the files in `data.source_dir`."""
     is_downloaded: bool = False
@@ -53,23 +52,11 @@ SOURCES: dict[str, SourceSpec] = {
     "cifar100": _CIFAR,
     "imagefolder": SourceSpec(
         open=open_image_folder,
-        check=check_image_folder,
         needs_folder=True,
         expected_size=expected_imagenet_size,
     ),
-    "parquet": SourceSpec(open=open_parquet, check=check_parquet, needs_folder=True),
+    "parquet": SourceSpec(open=open_parquet, needs_folder=True),
 }
-
-
-def check_source(config: DataConfig) -> None:
-    """Check that the source's files exist, without listing images.
-
-    Raises:
-        FileNotFoundError: a folder or file is missing.
-        PermissionError: S3 denies access.
-        ValueError: `data.source_dir` is empty.
-    """
-    SOURCES[config.source].check(config)
 
 
 def open_source(config: DataConfig, image_size: int) -> Source:
@@ -77,12 +64,50 @@ def open_source(config: DataConfig, image_size: int) -> Source:
 
     Raises:
         FileNotFoundError: a folder or file is missing.
-        ValueError: there are no images, fewer than two classes, or a label out of range.
+        ValueError: there are no images, fewer than two classes, a label out of range, or the
+            test images are training images.
     """
     source = SOURCES[config.source].open(config, image_size)
     if len(source.class_names) < 2:
         raise ValueError(
             f"data.source {config.source} needs 2 or more classes to tell apart, "
-            f"got {len(source.class_names)}: {', '.join(source.class_names)}"
+            f"got {len(source.class_names)}: {', '.join(map(repr, source.class_names))}"
         )
+    _check_test_images(source)
     return source
+
+
+def _check_test_images(source: Source) -> None:
+    """Check that the test images are no training images.
+
+    A sample of the test images is compared: the summary of the preparation counts single
+    duplicates, and this check saves the preparation of a test set that was copied.
+
+    Raises:
+        ValueError: every image of the sample is in the training set.
+    """
+    test, train = source.test, source.train
+    count = len(test.labels)
+    sample = range(0, count, -(-count // SAMPLED_TEST_IMAGES))
+    sizes = {test.file_size(index) for index in sample}
+    # Only files of the same size can be equal. If all images have one size, reading them is slow.
+    similar = [index for index in range(len(train.labels)) if train.file_size(index) in sizes]
+    if not similar or len(similar) > MAX_COMPARED_IMAGES:
+        return
+    known = {_content_key(train, index) for index in similar}
+    if all(_content_key(test, index) in known for index in sample):
+        raise ValueError(
+            f"the test images are training images: {test.name(sample[0])} and {len(sample) - 1} "
+            "other images that were compared have the same bytes as training images; put other "
+            "images into the test set"
+        )
+
+
+def _content_key(images: Images, index: int) -> str | bytes:
+    """Return a key that is equal for equal images."""
+    if images.stamp(index).startswith('"'):
+        return images.stamp(index)
+    try:
+        return digest_of(images.content(index))
+    except (UnreadableImageError, OSError):  # equals no other image
+        return f"{id(images)} {index}"

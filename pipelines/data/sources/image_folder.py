@@ -1,23 +1,25 @@
 """Image folders on a disk or in S3, one subfolder per class."""
 
-import logging
-import os
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from cluster.storage.s3 import START_TIMEOUT_SECONDS, ObjectStore, is_uri
+from cluster.storage.s3 import is_uri
 from pipelines.data.config import DataConfig, Split
-from pipelines.data.sources.base import ExpectedSize, FileImages, Source, existing_folder
-from pipelines.data.sources.class_index import read_matching_index
-
-logger = logging.getLogger(__name__)
-
-IMAGE_SUFFIXES = frozenset(
-    (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+from pipelines.data.sources.base import (
+    ExpectedSize,
+    FileCounts,
+    FileImages,
+    Source,
+    existing_folder,
 )
+from pipelines.data.sources.class_index import read_matching_index
+from pipelines.data.sources.scan import IMAGE_SUFFIXES, Entry, Scan, folders_by_class, scan_folder
+
+LISTED_NAMES = 10
+"""Number of names in a message."""
 IMAGENET_CLASSES, IMAGENET_TRAIN, IMAGENET_TEST = 1000, 1_281_167, 50_000
 """An unprepared image folder for a network with 1,000 classes is assumed to be ImageNet. Its
 validation images are held out of the training images."""
@@ -25,27 +27,6 @@ IMAGENET_QUALITY = 90
 IMAGENET_BYTES = {256: 16_370, 320: 23_622, 500: 43_240}
 """Bytes per image, stored as JPEG of that quality, by `data.max_side`: means of a thousand
 photographs (docs/operating.md)."""
-
-
-def check_image_folder(config: DataConfig) -> None:
-    """Check that `data.source_dir` has the folders train and val.
-
-    Raises:
-        FileNotFoundError: a folder is missing.
-        PermissionError: S3 denies access.
-        ValueError: `data.source_dir` is empty.
-    """
-    if not is_uri(config.source_dir):
-        for part in ("train", "val"):
-            _existing_part(existing_folder(config.source_dir) / part)
-        return
-    with ObjectStore(connections=1, retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
-        for part in ("train", "val"):
-            uri = f"{config.source_dir.rstrip('/')}/{part}"
-            if next(iter(store.names(uri)), None) is None:
-                raise FileNotFoundError(
-                    f"data.source_dir must contain train and val: {uri} is empty or does not exist"
-                )
 
 
 def expected_imagenet_size(
@@ -67,84 +48,124 @@ def open_image_folder(config: DataConfig, image_size: int) -> Source:
 
     Raises:
         FileNotFoundError: train or val is missing.
-        ValueError: there are no images, or train and val have different classes.
+        ValueError: there are no images, train and val have different classes, or are one folder.
     """
     del image_size
     root = config.source_dir.rstrip("/")
-    if is_uri(root):
-        with ObjectStore(connections=1) as store:
-            names = {part: list(store.names(f"{root}/{part}")) for part in ("train", "val")}
-    else:
-        existing_folder(root)
-        names = {part: _file_names(Path(root, part)) for part in ("train", "val")}
-    files = {part: _by_class(names[part], f"{root}/{part}") for part in names}
-    if files["train"].keys() != files["val"].keys():
-        different = sorted(files["train"].keys() ^ files["val"].keys())
+    if not is_uri(root):
+        _check_folders(existing_folder(root))
+    scans = {part: scan_folder(f"{root}/{part}") for part in ("train", "val")}
+    for scan in scans.values():
+        _check_has_classes(scan)
+    folders = {part: folders_by_class(scan) for part, scan in scans.items()}
+    _check_equal_classes(root, folders["train"], folders["val"])
+    _check_no_empty_class(scans.values())
+    found = tuple(sorted(folders["train"]))
+    class_names = read_matching_index(config.class_index, found, root)
+    train, test = (_image_files(scans[part], folders[part], class_names, config) for part in scans)
+    skipped = sum((scan.skipped for scan in scans.values()), Counter[str]())
+    return Source(
+        train,
+        test,
+        tuple(class_names),
+        FileCounts(sum(scan.num_files for scan in scans.values()), dict(sorted(skipped.items()))),
+        {"train": scans["train"].unreadable, "test": scans["val"].unreadable},
+    )
+
+
+def _check_folders(root: Path) -> None:
+    """Check that a local folder has the folders train and val."""
+    train, val = root / "train", root / "val"
+    for part in (train, val):
+        if not part.is_dir():
+            raise FileNotFoundError(
+                f"data.source_dir must contain train and val: {part} does not exist"
+            )
+    if train.samefile(val):
         raise ValueError(
-            f"{root}/train and {root}/val must have the same class folders; "
-            f"only one of them has {', '.join(different[:5])}"
+            f"{train} and {val} are the same folder, so that the test images would be the "
+            "training images; put other images into val"
         )
-    class_names = tuple(sorted(files["train"]))
-    if config.class_index:
-        class_names = read_matching_index(config.class_index, class_names, root)
-    train, test = (_image_files(root, part, files[part], class_names) for part in files)
-    return Source(train, test, class_names)
 
 
-def _existing_part(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"data.source_dir must contain train and val: {folder} does not exist"
+def _check_has_classes(scan: Scan) -> None:
+    """Check that a part has class folders."""
+    if not scan.classes and scan.num_loose_images:
+        raise ValueError(
+            f"{scan.folder} has {scan.num_loose_images} images but no class folders, as ImageNet's "
+            "validation archive; move each image into a folder with the name of its class, as in "
+            f"{scan.folder}/n01440764/ILSVRC2012_val_00000293.JPEG"
         )
-    return folder
+    if not scan.classes:
+        missing = " or does not exist" if is_uri(scan.folder) else ""
+        raise ValueError(
+            f"{scan.folder} is empty{missing}: it must contain one folder of images per class"
+        )
 
 
-def _file_names(folder: Path) -> list[str]:
-    names = []
-    for class_folder in _existing_part(folder).iterdir():
-        if class_folder.is_dir():
-            names.append(f"{class_folder.name}/")
-            for directory, _, files in os.walk(class_folder):
-                names += [str(Path(directory, name).relative_to(folder)) for name in files]
-    return names
+def _check_no_empty_class(scans: Iterable[Scan]) -> None:
+    """Check that every class folder of all parts has images."""
+    empty = [
+        f"{scan.folder}/{name}"
+        for scan in scans
+        for name, images in sorted(scan.classes.items())
+        if not images
+    ]
+    if empty:
+        raise ValueError(
+            f"{_listed(empty)} contains no image ({', '.join(sorted(IMAGE_SUFFIXES))}); add images "
+            "or remove the folder"
+        )
 
 
-def _by_class(names: Sequence[str], folder: str) -> dict[str, list[str]]:
-    """Group the image names below a folder by class, sorted."""
-    files: dict[str, list[str]] = {}
-    others: Counter[str] = Counter()
-    for name in names:
-        class_name, slash, rest = name.partition("/")
-        if not slash:
-            continue  # a file outside the class folders
-        images = files.setdefault(class_name, [])
-        if PurePosixPath(rest).suffix.lower() in IMAGE_SUFFIXES:
-            images.append(rest)
-        elif rest:
-            others[class_name] += 1
-    if not files:
-        raise ValueError(f"{folder} is empty: it must contain one folder of images per class")
-    for class_name, images in files.items():
-        images.sort()
-        if others[class_name]:
-            logger.warning(
-                "%s/%s: %d files without an image suffix are ignored",
-                folder, class_name, others[class_name],
-            )  # fmt: skip
-    return files
+def _check_equal_classes(root: str, train: dict[str, str], val: dict[str, str]) -> None:
+    """Check that both parts have the same classes."""
+    if train.keys() == val.keys():
+        return
+    sentences = []
+    for part, names, others in (("train", train, val), ("val", val, train)):
+        if only := sorted(names.keys() - others.keys()):
+            sentences.append(f"only {part} has {_listed([repr(name) for name in only])}")
+    similar = {_simplified(name): name for name in val.keys() - train.keys()}
+    pairs = [
+        f"{name!r} and {similar[_simplified(name)]!r}"
+        for name in sorted(train.keys() - val.keys())
+        if _simplified(name) in similar
+    ]
+    hint = f"; only case or spaces differ in {_listed(pairs)}: rename one of them" if pairs else ""
+    raise ValueError(
+        f"{root}/train and {root}/val must have the same class folders; "
+        f"{'; '.join(sentences)}{hint}"
+    )
+
+
+def _simplified(name: str) -> str:
+    return "".join(name.casefold().split())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED_NAMES} more" if len(names) > LISTED_NAMES else ""
+    return ", ".join(names[:LISTED_NAMES]) + more
 
 
 def _image_files(
-    root: str, part: str, files: dict[str, list[str]], class_names: Sequence[str]
+    scan: Scan, folders: dict[str, str], class_names: Sequence[str], config: DataConfig
 ) -> FileImages:
+    root, _, part = scan.folder.rpartition("/")
     paths: list[str] = []
     labels: list[int] = []
+    images: list[Entry] = []
     for label, name in enumerate(class_names):
-        images = files.get(name, [])
-        if name in files and not images:
-            raise ValueError(
-                f"{root}/{part}/{name} contains no image ({', '.join(sorted(IMAGE_SUFFIXES))})"
-            )
-        paths += [f"{part}/{name}/{image}" for image in images]
-        labels += [label] * len(images)
-    return FileImages(root, tuple(paths), np.array(labels, np.int64))
+        if name in folders:
+            members = scan.classes[folders[name]]
+            paths += [f"{part}/{folders[name]}/{image.path}" for image in members]
+            labels += [label] * len(members)
+            images += members
+    return FileImages(
+        root,
+        tuple(paths),
+        np.array(labels, np.int64),
+        config.max_pixels,
+        tuple(image.size for image in images),
+        tuple(image.stamp for image in images),
+    )

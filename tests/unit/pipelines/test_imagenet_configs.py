@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.data.config import normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
@@ -92,7 +93,7 @@ def test_imagenet_config_trains_on_photographs(name, photographs, tmp_path):
         for split in ("train", "val")
     )  # fmt: skip
     trained_on: Counter[tuple[int, ...]] = Counter()
-    normalize = Normalize(data.mean, data.std)
+    normalize = Normalize(*normalization(data))
 
     def prepare_images(images):
         if torch.is_grad_enabled():  # not validation

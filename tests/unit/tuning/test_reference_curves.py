@@ -1,8 +1,8 @@
 """Published accuracy curves."""
 
-from pipelines.data.format.metadata import DatasetInfo
 from pipelines.data.sources.class_index import read_class_index
 from pipelines.tune import classes_in
+from tests.support.image_files import dataset_info
 from tuning.reference_curves import RANET_CURVES, reference_curve_for
 
 
@@ -18,8 +18,5 @@ def test_published_curve_is_chosen_by_the_class_names():
     assert {
         reference_curve_for(names) for names in (digits, stl10, imagenet[:100], cifar10[:9])
     } == {""}
-    info = DatasetInfo(
-        folder="", class_names=cifar10, num_samples={}, sha256={}, skipped={},
-        samples_per_class={"train": (5,) * 9 + (0,)},
-    )  # fmt: skip
+    info = dataset_info(class_names=cifar10, samples_per_class={"train": (5,) * 9 + (0,)})
     assert classes_in(info) == cifar10[:9]

@@ -33,7 +33,8 @@ def prepared_jpeg(tmp_path_factory):
     """Images of 80x64 pixels, stored as JPEG."""
     root = image_folder(tmp_path_factory.mktemp("large") / "tree", train=4)
     for path in root.rglob("*.png"):
-        path.write_bytes(encoded(pixels(int(path.stem), 80, 64)))
+        seed = int(path.stem) + (10 if "train" in path.parts else 0)
+        path.write_bytes(encoded(pixels(seed, 80, 64)))
     config = folder_config(root, image_format="jpeg", jpeg_quality=95, crop="random_resized")
     prepare(config, 32)
     return config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.data.config import DataConfig
-from pipelines.data.sources.base import split_source
+from pipelines.data.sources.base import read_image, split_source
 from pipelines.data.sources.factory import open_source
 from tests.support.image_files import (
     pixels,
@@ -46,7 +46,7 @@ def test_digits_are_1797_rgb_images_each_in_exactly_one_split():
     used = []
     for images in parts.values():
         assert np.bincount(images.labels).min() > 0.9 * len(images.labels) / 10
-        assert images.read(0).pixels.shape == (32, 32, 3)
+        assert read_image(images, 0).pixels.shape == (32, 32, 3)
         used += [images.name(index) for index in range(len(images.labels))]
     assert len(set(used)) == 1797
 
@@ -65,7 +65,7 @@ def test_cifar10_is_read_from_source_dir(tmp_path, monkeypatch):
     source = open_source(DataConfig(source="cifar10", source_dir=str(tmp_path)), 32)
     assert source.class_names == ("cat", "dog")
     assert source.test.labels.tolist() == [0, 1, 1]
-    assert np.array_equal(source.train.read(1).pixels, pixels(1))
+    assert np.array_equal(read_image(source.train, 1).pixels, pixels(1))
 
 
 def test_failed_cifar10_download_names_the_missing_file_and_folder(tmp_path, monkeypatch):

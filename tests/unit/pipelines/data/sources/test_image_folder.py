@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.data.sources.base import split_source
+from pipelines.data.sources.base import read_image, split_source
 from pipelines.data.sources.factory import open_source
 from tests.support.image_files import (
     folder_config,
@@ -20,7 +20,7 @@ def test_image_folder_uses_val_as_test_and_holds_validation_out_of_train(tmp_pat
     assert parts["train"].labels.tolist() == [0] * 4 + [1] * 4
     assert parts["val"].labels.tolist() == [0] * 2 + [1] * 2
     assert parts["test"].name(3) == "val/dog/001.png"
-    assert np.array_equal(parts["test"].read(3).pixels, pixels(1501))
+    assert np.array_equal(read_image(parts["test"], 3).pixels, pixels(1501))
 
 
 def test_image_folder_is_sorted_by_name(tmp_path):
@@ -36,8 +36,8 @@ def test_image_folder_is_sorted_by_name(tmp_path):
         ("no val", "val does not exist"),
         ("no classes", "is empty: it must contain one folder of images per class"),
         ("empty class", "contains no image"),
-        ("other classes", "only one of them has bird"),
-        ("one class", "needs 2 or more classes to tell apart, got 1: cat"),
+        ("other classes", "only val has 'bird'"),
+        ("one class", "needs 2 or more classes to tell apart, got 1: 'cat'"),
     ],
 )
 def test_unusable_image_folder_raises_error_with_reason(tmp_path, damage, message):

@@ -1,0 +1,42 @@
+"""Reading of the image files that are classified."""
+
+import os
+
+import pytest
+
+from pipelines.predict import read_images
+from tests.support.image_files import encoded, pixels
+
+
+def test_unreadable_files_do_not_prevent_answers_for_the_others(tmp_path):
+    for name in ("a.png", "z.jpg"):
+        (tmp_path / name).write_bytes(encoded(pixels(0), "PNG"))
+    (tmp_path / "large.png").write_bytes(encoded(pixels(0, 33, 32)))
+    (tmp_path / "text.png").write_text("text")
+    (tmp_path / "link.png").symlink_to("/nowhere")
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    names = ("a", "large", "text", "link", "folder", "pipe", "missing")
+    paths = [*(f"{tmp_path}/{name}.png" for name in names), f"{tmp_path}/z.jpg"]
+    images, errors = read_images(paths, 16, 32 * 32)
+    assert list(images) == [paths[0], paths[-1]]
+    assert all(image.shape == (3, 16, 16) for image in images.values())
+    assert [error.removeprefix(f"{tmp_path}/") for error in errors] == [
+        "large.png has 32 x 33 pixels, more than max_pixels, 1,024; shrink it, or raise max_pixels "
+        "if the memory suffices",
+        pytest.approx(errors[1].removeprefix(f"{tmp_path}/")),
+        "link.png is a broken link to /nowhere",
+        "folder.png is a folder, not an image file",
+        "pipe.png is a named pipe, not an image file",
+        "missing.png: no such file",
+    ]
+    assert "text.png is not a readable image: unknown format" in errors[1]
+
+
+def test_file_with_a_name_in_latin_1_is_read(tmp_path):
+    path = os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9.png"))  # noqa: PTH118
+    with open(path, "wb") as file:  # noqa: PTH123
+        file.write(encoded(pixels(0)))
+    images, errors = read_images([path], 32, 10_000)
+    assert list(images) == [path]
+    assert not errors
