@@ -10,11 +10,11 @@ from pathlib import Path
 
 import aiohttp
 import requests
-from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.errors import RanetError
+from cluster.execution.ray_internals import pack_code, request_headers
 from cluster.retry import Retry
 
 CODE_BYTES = 20_000_000
@@ -48,7 +48,7 @@ def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="ranet-code-") as scratch:
         package = Path(scratch) / "code.zip"
-        create_package(str(folder), package, include_gitignore=True)
+        pack_code(folder, package)
         size = package.stat().st_size
         if size <= limit:
             return size
@@ -180,7 +180,7 @@ async def _stream(
 
 def _status(client: JobSubmissionClient, job_id: str) -> JobStatus:
     answer = requests.get(
-        f"{client.get_address()}/api/jobs/{job_id}", headers=client._headers, timeout=10
+        f"{client.get_address()}/api/jobs/{job_id}", headers=request_headers(client), timeout=10
     )
     if answer.status_code == 404:
         raise JobError(f"no job {job_id} on this cluster; `ray job list` shows its jobs")

@@ -6,11 +6,11 @@ import zipfile
 
 import pytest
 import requests
-from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobStatus
 
 from cluster.execution import jobs
 from cluster.execution.jobs import JobError, check_public, follow
+from cluster.execution.ray_internals import pack_code
 from tests.unit.test_project import ROOT
 
 TIMEOUT_SECONDS = 1.5
@@ -99,7 +99,7 @@ def test_code_package_excludes_files_with_secrets(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("zq-planted")
     package = tmp_path.with_suffix(".zip")
-    create_package(str(tmp_path), package, include_gitignore=True)
+    pack_code(tmp_path, package)
     with zipfile.ZipFile(package) as content:
         files = {name for name in content.namelist() if not name.endswith("/")}
     assert files == {".gitignore", ".rayignore", "pipelines/train.py"}
