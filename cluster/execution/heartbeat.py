@@ -63,7 +63,7 @@ class Heartbeats:
         self._actor.beat.remote(run, num_workers)
 
     def status(self, run: str) -> HeartbeatStatus:
-        """Return the age of the last heartbeats, and a run's number of workers."""
+        """Return the age of the last heartbeats and the number of workers."""
         return ray.get(self._actor.status.remote(run))
 
     def is_driver_alive(self) -> bool:
@@ -128,7 +128,7 @@ class HeartbeatActor:
         self._runs[run] = self._last_heartbeat, num_workers
 
     def status(self, run: str) -> HeartbeatStatus:
-        """Return the age of the last heartbeats, and a run's number of workers."""
+        """Return the age of the last heartbeats and the number of workers."""
         now = time.monotonic()
         last, num_workers = self._runs.get(run, (-math.inf, 0))
         return HeartbeatStatus(now - self._last_heartbeat, now - last, num_workers)

@@ -104,8 +104,8 @@ def trial_error(trial: Any) -> Exception:
 def keep_credentials_out_of_trials() -> None:
     """Keep AWS credentials out of the runtime environments of trials.
 
-    Tune copies them from this process for trials on other nodes, and Ray writes runtime environments into its
-    logs. Trials on the driver's node inherit the environment of that node.
+    Tune copies them from this process for trials on other nodes, and Ray writes runtime
+    environments into its logs. Trials on the driver's node inherit the environment of that node.
     """
     from ray.tune.execution import class_cache  # Ray Tune costs a worker 0.2 s that it can save
 

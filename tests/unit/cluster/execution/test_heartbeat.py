@@ -54,6 +54,7 @@ class Controller:
 
     def register(self) -> None:
         self._heartbeats.register_controller("run")
+        self._heartbeats.status("run")  # calls of one process arrive in order
 
     def abort(self) -> None:
         ray.actor.exit_actor()
