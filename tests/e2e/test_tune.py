@@ -144,8 +144,8 @@ SECRETS = {
 
 
 def test_sweep_writes_no_credentials_of_its_environment_anywhere(tmp_path):
-    write_sweep(tmp_path, trials=1, **{"train.epochs": 1})
-    with training(tmp_path, script="tune.py", config="sweep.yaml", **SECRETS) as sweep:
+    file = write_sweep(tmp_path, trials=1)
+    with training(tmp_path, script="tune.py", config=str(file), **SECRETS) as sweep:
         assert sweep.wait() == 0, sweep.output()
         written = files(tmp_path, Path(sweep.ray_folder))
         looked_for = ("log.txt", "mlflow.db", "runtime_env_agent.log", "worker-", "snapshot.pt")

@@ -4,13 +4,17 @@ import math
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 import ray
+from ray.actor import exit_actor
+from ray.exceptions import RayActorError
 
 from cluster.config import ClusterConfig
 from cluster.execution.connection import connected
 from cluster.execution.heartbeat import HeartbeatActor, Heartbeats
+from tests.support.ray_folders import ray_folder
 
 
 def test_status_reports_the_last_heartbeat_of_any_run_and_of_one_run():
@@ -30,12 +34,13 @@ def test_process_of_the_actor_imports_neither_torch_nor_ray_train():
     assert not {"torch", "ray.train", "mlflow"} & set(modules.split())
 
 
-@pytest.fixture
-def local_ray(ray_folder, monkeypatch):
-    monkeypatch.setenv("RAY_TMPDIR", ray_folder)
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with connected(ClusterConfig(num_workers=1)):
-        yield
+@pytest.fixture(scope="module")
+def local_ray():
+    with pytest.MonkeyPatch.context() as environment, ray_folder() as folder:
+        environment.setenv("RAY_TMPDIR", folder)
+        environment.delenv("RAY_ADDRESS", raising=False)
+        with connected(ClusterConfig(num_workers=1)):
+            yield
 
 
 class Driver:
@@ -57,7 +62,7 @@ class Controller:
         self._heartbeats.status("run")  # calls of one process arrive in order
 
     def abort(self) -> None:
-        ray.actor.exit_actor()
+        exit_actor()
 
 
 def wait_until(condition) -> None:
@@ -71,22 +76,23 @@ def wait_until(condition) -> None:
 def test_heartbeats_and_controllers_of_other_processes_are_registered():
     heartbeats = Heartbeats.start()
     assert heartbeats.status("run").num_workers == 0
-    ray.get(ray.remote(Heartbeats.beat).remote(heartbeats, "run", 3))
+    send: Any = ray.remote(Heartbeats.beat)
+    ray.get(send.remote(heartbeats, "run", 3))
     wait_until(lambda: heartbeats.status("run").num_workers == 3)
     assert heartbeats.status("run").seconds_since_own < 10
     heartbeats.abort("run")  # no controller yet
 
-    controller = ray.remote(Controller).options(num_cpus=0).remote(heartbeats)
+    controller: Any = ray.remote(Controller).options(num_cpus=0).remote(heartbeats)
     ray.get(controller.register.remote())
     heartbeats.abort("run")
-    with pytest.raises(ray.exceptions.RayActorError):
+    with pytest.raises(RayActorError):
         ray.get(controller.register.remote())
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_heartbeats_end_with_their_driver():
-    driver = ray.remote(Driver).options(num_cpus=0).remote()
-    heartbeats = ray.get(driver.start.remote())
+    driver: Any = ray.remote(Driver).options(num_cpus=0).remote()
+    heartbeats: Any = ray.get(driver.start.remote())
     assert heartbeats.is_driver_alive()
     ray.kill(driver)
     wait_until(lambda: not heartbeats.is_driver_alive())
