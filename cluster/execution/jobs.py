@@ -186,7 +186,7 @@ async def _stream(
 
 
 def _status(client: JobSubmissionClient, job_id: str) -> JobStatus | None:
-    """Return the status of a job; None if the cluster has no such job."""
+    """Return the status of a job; None without such a job."""
     answer = requests.get(
         f"{client.get_address()}/api/jobs/{job_id}", headers=request_headers(client), timeout=10
     )
