@@ -130,7 +130,7 @@ def _run_config(cluster: ClusterConfig, name: str) -> RunConfig:
 
 def _run_error(error: TrainingFailedError | RayError, cluster: ClusterConfig) -> RunError:
     """Describe the end of a run in one sentence."""
-    if isinstance(error, RayError):
+    if not isinstance(error, TrainingFailedError):
         return RunError(
             f"the Ray Train controller of the run was lost ({type(error).__name__}); start the run "
             "again to resume from its last checkpoint"
