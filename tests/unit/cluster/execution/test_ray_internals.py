@@ -6,6 +6,8 @@ import inspect
 import pytest
 import ray
 
+from cluster.execution.ray_internals import keep_credentials_out_of_trials
+
 INTERNALS = "cluster/execution/ray_internals.py"
 
 
@@ -115,3 +117,10 @@ def test_attribute_or_variable_that_ray_sets_or_reads_exists(module: str, text: 
     except ModuleNotFoundError:
         pytest.fail(problem)
     assert text in inspect.getsource(found), problem
+
+
+def test_trials_inherit_variables_of_ray_but_no_credentials():
+    keep_credentials_out_of_trials()
+    names = importlib.import_module("ray.tune.execution.class_cache").ENV_VARS_TO_PROPAGATE
+    assert not [name for name in names if name.startswith("AWS_")]
+    assert "RAY_CHDIR_TO_TRIAL_DIR" in names
