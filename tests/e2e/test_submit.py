@@ -13,6 +13,7 @@ import pytest
 
 from cluster.execution.jobs import JobError, check_code
 from cluster.local.services import BUCKET
+from tests.support.planted_secrets import files, findings
 from tests.support.training import CONFIG, PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -85,6 +86,24 @@ def test_detached_job_can_be_followed_and_a_stopped_job_is_no_success(cluster, f
     assert "ended" not in output
 
 
+def tokens_in_logs_of_head(cluster) -> list[str]:
+    """Return the findings of Ray's token in its own logs, which other users can read."""
+    logs = files(Path(cluster.scratch) / "head", Path(cluster.folder) / "logs")
+    return findings([cluster.ray_token], logs, ("dashboard.log", "dashboard_JobHead.log"))
+
+
+def test_follower_of_a_job_that_was_lost_with_the_head_is_told_to_submit_again(cluster, folder):
+    detached = submit(cluster, folder, "--detach", "--", "python", "job.py", "600", "0")
+    [job] = re.findall(r"--follow (\S+)", detached.stderr)
+    with following(cluster, folder, job) as left:
+        cluster.kill("head")
+        cluster.start("head")
+        _, told = left.communicate(timeout=100)
+    assert left.returncode == 1
+    assert f"the head of the cluster was restarted and lost job {job}; submit the same" in told
+    assert not tokens_in_logs_of_head(cluster)
+
+
 @contextmanager
 def following(cluster, folder, job):
     """Follow a job that has begun, from where it is now."""
@@ -130,6 +149,7 @@ def test_secret_in_the_environment_missing_job_token_or_cluster_is_reported(clus
                              capture_output=True, text=True, timeout=60)  # fmt: skip
     assert missing.returncode == 1
     assert "no job raysubmit_none on this cluster" in missing.stderr
+    assert not tokens_in_logs_of_head(cluster)
     for token in ({}, {"RAY_AUTH_TOKEN": "0" * 32}):
         others = {k: v for k, v in environment(cluster).items() if k != "RAY_AUTH_TOKEN"}
         anonymous = subprocess.run(

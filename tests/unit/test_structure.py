@@ -74,12 +74,6 @@ def functions(file: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
     return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
 
-TOO_LONG = {"launch"}
-"""Functions above the limit of lines that are still to be divided."""
-TOO_MANY_PARAMETERS = {"launch"}
-"""Functions above the limit of parameters that are still to be changed."""
-
-
 def test_functions_are_short():
     found = {
         node.name
@@ -87,7 +81,7 @@ def test_functions_are_short():
         for node in functions(file)
         if (node.end_lineno or node.lineno) - node.lineno + 1 > MAX_FUNCTION_LINES
     }
-    assert found == TOO_LONG  # remove a function from the list when it is divided
+    assert not found
 
 
 def test_functions_have_few_parameters():
@@ -100,7 +94,7 @@ def test_functions_have_few_parameters():
                 continue
             if len([name for name in names if name not in ("self", "cls")]) > MAX_PARAMETERS:
                 found.add(node.name)
-    assert found == TOO_MANY_PARAMETERS  # remove a function from the list when it is changed
+    assert not found
 
 
 def find_cycle(graph: dict[str, set[str]]) -> list[str]:
