@@ -41,9 +41,10 @@ def test_processes_with_other_marks_are_neither_found_nor_killed(processes):
 
 
 def test_folder_of_ray_is_removed_with_its_processes_after_an_error():
+    started = []
     with pytest.raises(KeyError), ray_folder() as folder:  # noqa: PT012
-        process = start(folder, "RAY_TMPDIR")
+        started.append(start(folder, "RAY_TMPDIR"))
         raise KeyError
-    process.wait(10)
+    started[0].wait(10)
     assert marked_processes("RAY_TMPDIR", folder) == []
     assert not Path(folder).exists()
