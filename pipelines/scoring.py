@@ -5,6 +5,7 @@ from typing import Any
 from cluster.execution.reporter import RayReporter
 from pipelines.workers import EXIT_OUTPUTS, collect_outputs, open_split, set_up, with_local_data
 from ranet import RANet
+from ranet.evaluation.forward import ForwardPass
 from ranet.model.preprocessing import Normalize
 
 
@@ -21,4 +22,5 @@ def evaluate_worker(config: dict[str, Any]) -> None:
         model.to(device)
         normalize = Normalize(run.data.mean, run.data.std).to(device)
         splits = {split: open_split(run, split, device) for split in ("val", "test")}
-        RayReporter().save({}, {EXIT_OUTPUTS: collect_outputs(model, splits, normalize, device)})
+        outputs = collect_outputs(ForwardPass(model, normalize), splits)
+        RayReporter().save({}, {EXIT_OUTPUTS: outputs})

@@ -24,11 +24,13 @@ from pipelines.data.loading.staging import staged_data
 from pipelines.run import Run
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.inference.latency import measure_latency
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import Batches, Metrics, Snapshot
 from ranet.training.loop import fit
 from ranet.training.schedule import epoch_sizes
+from ranet.training.state import TrainState
 from tuning.objective import SECONDS, Objective
 
 EXIT_OUTPUTS = "scores.pt"
@@ -79,14 +81,12 @@ def trial_worker(config: dict[str, Any]) -> None:
         cost = mult_adds(run.model)
 
         def measure(network: nn.Module) -> Metrics:
-            answers = collect_exit_outputs(network, val, normalize=normalize, device=device)
-            metrics = objective.measure(answers.single, cost, latency) if is_first else {}
+            outputs = collect_exit_outputs(ForwardPass(network, normalize), val)
+            metrics = objective.measure(outputs.single, cost, latency) if is_first else {}
             return {**metrics, SECONDS: before + time.monotonic() - started}
 
-        fit(
-            run.train, model, train, val, RayReporter(),
-            normalize=normalize, device=device, resume=saved.get(SNAPSHOT), measure=measure,
-        )  # fmt: skip
+        training = TrainState(run.train, model, normalize)
+        fit(training, train, val, RayReporter(), resume=saved.get(SNAPSHOT), measure=measure)
 
 
 def _saved() -> dict[str, Any]:
@@ -107,26 +107,21 @@ def _train(run: Run, device: torch.device) -> None:
     model, normalize = _make_model(run, device)
     train, val, test = (open_split(run, split, device) for split in SPLITS)
     reporter = RayReporter()
-    snapshot = fit(
-        run.train, model, train, val, reporter,
-        normalize=normalize, device=device, resume=saved.get(SNAPSHOT),
-    )  # fmt: skip
+    training = TrainState(run.train, model, normalize)
+    snapshot = fit(training, train, val, reporter, resume=saved.get(SNAPSHOT))
     model.load_state_dict(snapshot["best"]["model"])
-    outputs = collect_outputs(model, {"val": val, "test": test}, normalize, device)
+    outputs = collect_outputs(ForwardPass(model, normalize), {"val": val, "test": test})
     reporter.save(snapshot["history"][-1], {SNAPSHOT: snapshot, EXIT_OUTPUTS: outputs})
 
 
-def collect_outputs(
-    model: RANet, splits: Mapping[str, Batches], normalize: Normalize, device: torch.device
-) -> dict[str, Any]:
-    """Collect exit outputs in float32, the precision of the registered model.
+def collect_outputs(forward: ForwardPass, splits: Mapping[str, Batches]) -> dict[str, Any]:
+    """Collect exit outputs; `forward` runs in float32 like the registered model.
 
     Returns:
         Serialized exit outputs by split, for `exit_outputs_in`.
     """
     return {
-        name: collect_exit_outputs(model, batches, normalize=normalize, device=device).state()
-        for name, batches in splits.items()
+        name: collect_exit_outputs(forward, batches).state() for name, batches in splits.items()
     }
 
 

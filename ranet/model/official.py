@@ -306,11 +306,11 @@ def _fusion_layers(
 ) -> Iterator[_Piece]:
     assert block.lower is not None
     lower_input = lower_orders.after_last[: lower_block.in_channels]
-    widths = [unit.width for unit in block.lower.units]
-    lateral = block.lateral_channels
-    for j, unit in enumerate(block.lower.units):
+    units, lateral = block.lower.units, block.lateral_channels
+    widths = [unit.width for unit in units]
+    for j, unit in enumerate(units):
         theirs, laterals = f"{official}.layers.{j}.conv_up.net", f"{ours}.laterals"
-        yield from _reduce(theirs, laterals, unit, j, sum(widths[:j]), lower_block, lower_input)
+        yield from _reduce(theirs, laterals, units, j, lower_block, lower_input)
         rows = range(sum(widths[:j]), sum(widths[: j + 1]))
         yield from _norm(f"{theirs}.1", f"{laterals}.norm", unit.width, rows)
         shape = (lateral, unit.width, 3, 3)
@@ -326,8 +326,7 @@ def _own_unit(
     official: str, ours: str, block: BlockSpec, j: int, order: list[int]
 ) -> Iterator[_Piece]:
     theirs, layers, unit = f"{official}.conv_normal.net", f"{ours}.layers", block.units[j]
-    start = sum(unit.width for unit in block.units[:j])
-    yield from _reduce(theirs, layers, unit, j, start, block, order)
+    yield from _reduce(theirs, layers, block.units, j, block, order)
     yield from _norm(f"{theirs}.1", f"{layers}.norms.{j}", unit.width)
     shape = (unit.out_channels, unit.width, 3, 3)
     yield _Piece(f"{theirs}.3.weight", f"{layers}.convs.{j}", shape)
@@ -335,9 +334,15 @@ def _own_unit(
 
 
 def _reduce(
-    official: str, ours: str, unit: UnitSpec, j: int, start: int, read: BlockSpec, order: list[int]
+    official: str,
+    ours: str,
+    units: tuple[UnitSpec, ...],
+    j: int,
+    read: BlockSpec,
+    order: list[int],
 ) -> Iterator[_Piece]:
-    """Pieces of the 1x1 convolution of unit j."""
+    """Pieces of unit j's 1x1 convolution, which reads the block `read`."""
+    unit, start = units[j], sum(unit.width for unit in units[:j])
     name, shape = f"{official}.0.weight", (unit.width, unit.in_channels, 1, 1)
     rows = range(start, start + unit.width)
     yield _Piece(name, f"{ours}.reduce", shape, tuple(order), rows)

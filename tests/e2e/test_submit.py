@@ -1,4 +1,4 @@
-"""Submitting jobs: what travels, what is heard, and the status at the end."""
+"""Submission of jobs: the code package, the log and the final status."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
+def test_only_code_is_packaged_and_large_data_files_are_rejected_by_name(tmp_path):
     assert check_code(PROJECT) < 2_000_000
     (tmp_path / "train.py").write_text("pass")
     (tmp_path / "images.bin").write_bytes(os.urandom(3_000_000))
@@ -58,7 +58,7 @@ def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
         check_code(tmp_path, limit=1_000_000)
 
 
-def test_the_status_is_that_of_the_job(cluster, folder):
+def test_submit_exits_with_the_status_of_the_job(cluster, folder):
     good = submit(cluster, folder, "--", "python", "job.py", "0", "0")
     assert (good.returncode, good.stdout.count("ended")) == (0, 1), good.stderr
     assert "MB of code to upload" in good.stderr
@@ -67,7 +67,7 @@ def test_the_status_is_that_of_the_job(cluster, folder):
     assert "FAILED" in bad.stderr
 
 
-def test_a_detached_job_is_come_back_to_and_stopped_is_no_success(cluster, folder):
+def test_detached_job_can_be_followed_and_a_stopped_job_is_no_success(cluster, folder):
     detached = submit(cluster, folder, "--detach", "--", "python", "job.py", "600", "0")
     assert detached.returncode == 0, detached.stderr
     [job] = re.findall(r"--follow (\S+)", detached.stderr)
@@ -103,7 +103,7 @@ def following(cluster, folder, job):
         process.communicate()
 
 
-def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
+def test_submitted_dry_run_checks_the_cluster(cluster, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
     done = submit(
@@ -117,7 +117,7 @@ def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
     assert "has capacity for 2" in sentence
 
 
-def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(cluster, folder):
+def test_secret_in_the_environment_missing_job_token_or_cluster_is_reported(cluster, folder):
     shown = submit(cluster, folder, "--env", "AWS_SECRET_ACCESS_KEY", "--", "python", "job.py")
     assert shown.returncode == 2
     assert "the Ray dashboard shows the command and the" in shown.stderr

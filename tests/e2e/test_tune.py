@@ -1,4 +1,4 @@
-"""Sweeps over whole runs: stopped, killed and resumed, on one and on several hosts."""
+"""Sweeps of whole runs, interrupted and resumed, on one or several hosts."""
 
 import json
 import signal

@@ -17,6 +17,7 @@ from ranet import PRESETS, RANet
 from ranet.model.preprocessing import Normalize
 from ranet.training.loop import fit
 from ranet.training.schedule import epoch_sizes, learning_rate
+from ranet.training.state import TrainState
 from tests.support.paths import PROJECT
 from tests.support.tiny import Recorder
 
@@ -27,7 +28,7 @@ IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 
 @pytest.fixture(scope="module")
 def photographs(shared_data, tmp_path_factory) -> Path:
-    """Four training images and one test image of each of ten ImageNet classes."""
+    """Four training images and one test image of ten ImageNet classes."""
     folder = tmp_path_factory.mktemp("photographs")
     counts: dict[tuple[str, ...], int] = {}
     with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:
@@ -98,14 +99,11 @@ def test_imagenet_config_trains_on_photographs(name, photographs, tmp_path):
             trained_on[tuple(images.shape[2:])] += len(images)
         return normalize(images)
 
-    snapshot = fit(
-        config, RANet(model), train, val, Recorder(), normalize=prepare_images,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    snapshot = fit(TrainState(config, RANet(model), prepare_images), train, val, Recorder())
     assert trained_on == {(size, size): 3 * 8 for size in sizes}
     assert 224 in sizes
     assert snapshot["epoch"] == len(sizes)
     assert all(
         math.isfinite(value) for metrics in snapshot["history"] for value in metrics.values()
     )
-    assert (snapshot["average"] is not None) == (config.ema.decay > 0)
+    assert (snapshot["ema"] is not None) == (config.ema.decay > 0)

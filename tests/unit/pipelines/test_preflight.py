@@ -13,6 +13,7 @@ from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run
 from pipelines.start import track
 from ranet import RANet, mult_adds
+from ranet.model.preprocessing import Normalize
 from ranet.training.state import TrainState
 from tests.unit.test_project import ROOT
 
@@ -191,7 +192,7 @@ def test_number_of_checkpoints_is_reported(at_home, tmp_path, checkpoint_steps, 
 def test_checkpoint_has_the_estimated_size(ema_decay, tmp_path):
     run = read("digits", tmp_path, f"--train.ema.decay={ema_decay}")
     model = RANet(run.model)
-    training = TrainState(run.train, model)
+    training = TrainState(run.train, model, Normalize(run.data.mean, run.data.std))
     model(torch.rand(2, 3, 32, 32)).sum().backward()
     training.optimizer.step()
     training.end_epoch({f"val/exit{k + 1}/top1": 1.0 for k in range(run.model.num_exits)})

@@ -16,7 +16,7 @@ FULL_DISK = OSError(28, "No space left on device")
 
 
 def message_of(failures, **settings):
-    """Error message that ends a run after these failures of a worker group."""
+    """Return the error message of a run after these failures."""
     policy = FailurePolicy(ClusterConfig(**settings), "s3://bucket/runs")
     with pytest.raises(RunError) as raised:
         policy.after_exception(None, failures)

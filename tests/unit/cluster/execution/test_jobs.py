@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 1.5
 
 @pytest.fixture
 def log_chunks(monkeypatch) -> list[int]:
-    """Lengths of a job's log chunks, one each second; then the cluster is unreachable."""
+    """Log of a job in chunks, until the cluster is unreachable."""
     chunks = []
 
     async def stream(client, job_id, known, write) -> int:

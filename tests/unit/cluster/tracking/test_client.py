@@ -1,4 +1,4 @@
-"""Reachability and version of the MLflow server, and the texts of its failures."""
+"""Reachability and version of the MLflow server, and its error messages."""
 
 import socket
 import time

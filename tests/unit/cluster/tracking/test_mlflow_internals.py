@@ -1,4 +1,4 @@
-"""Private APIs of MLflow: named here when an upgrade has removed one."""
+"""Private APIs of MLflow that an upgrade may remove."""
 
 import importlib
 

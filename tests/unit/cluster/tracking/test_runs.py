@@ -147,7 +147,7 @@ def test_deleted_experiment_is_rejected_with_the_command_that_restores_it(client
 
 @contextmanager
 def killed_before_settings_are_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the driver die after the first of the two calls that open a run."""
+    """Let the driver die between the two calls that open a run."""
 
     def die(*_: object, **__: object) -> None:
         raise SystemExit
@@ -199,7 +199,7 @@ def test_second_of_two_simultaneous_drivers_is_rejected(client, monkeypatch, is_
     barrier, here, look = Barrier(2), local(), runs.find_last_attempt
 
     def look_together(*arguments):
-        """Look for the last attempt, the first time when the other thread does so too."""
+        """Search for the last attempt at the same time as another thread."""
         found = look(*arguments)
         if not hasattr(here, "has_looked"):
             here.has_looked = True

@@ -25,7 +25,7 @@ OFFICIAL = {
 
 
 def checkpoint(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    """Create a checkpoint in the authors' format with random values in every entry."""
+    """Create a checkpoint in the authors' format with random values."""
     torch.manual_seed(1)
     config = ModelConfig(
         scales=(1, 2, 3),
