@@ -26,7 +26,14 @@ from pipelines.data.loading.staging import staged_data
 from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import preflight
 from pipelines.run import Run
-from tests.support.image_files import batches_of, folder_config, image_folder, read_epoch
+from tests.support.image_files import (
+    batches_of,
+    folder_config,
+    image_folder,
+    photo_arguments,
+    photo_tree,
+    read_epoch,
+)
 from tests.support.jobs import Job
 from tests.support.paths import PROJECT
 from tests.support.ray_folders import kill_family
@@ -72,6 +79,23 @@ def test_script_lists_skipped_images_and_verifies_existing_files(tmp_path, ray_f
     status, _, errors = run(ray_folder, *arguments)
     assert status == 1
     assert "val.beton is damaged: its SHA-256 is" in errors
+
+
+def test_dry_run_reports_all_problems_and_writes_nothing(tmp_path, ray_folder):
+    root = photo_tree(tmp_path / "tree")
+    arguments = photo_arguments(root, "--dry-run")
+    status, output, errors = run(ray_folder, *arguments)
+    assert status == 0, errors
+    assert "48 seen, 48 images, 0 skipped" in output
+    (root / "val" / "cat" / "bad.jpg").write_text("text")
+    problems = ("--model.num_classes=4", "--train.batch_size=500", "--data.augment.crop=pad4")
+    status, output, errors = run(ray_folder, *arguments, *problems)
+    assert status == 1, errors
+    missing = [line for line in output.splitlines() if line.startswith("MISSING")]
+    assert len(missing) == 4
+    for text in ("must be 3", "only 24 training images", "pad4 needs", "bad.jpg is not a readable"):
+        assert any(text in line for line in missing)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tree"]
 
 
 @pytest.mark.timeout(400)
