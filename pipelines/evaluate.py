@@ -19,6 +19,7 @@ from cluster.storage.checkpoints import load_checkpoint
 from cluster.storage.filesystem import resolve_storage
 from cluster.tracking import client, registry
 from pipelines.data.preparation.prepare import prepare
+from pipelines.data.summary import describe
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
@@ -79,6 +80,7 @@ def with_model(run: Run, classifier: Any) -> Run:
     model = ModelConfig(**settings["model"])
     check_budgets(mult_adds(model), run.evaluation.budget_fractions)
     info = prepare(run.data, model.image_size)
+    print(describe(info))
     if list(info.class_names) != settings["class_names"]:
         raise ValueError(
             f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.data.config import DataConfig, Split
 from pipelines.data.format.metadata import DatasetInfo
-from pipelines.data.sources.base import Images, Source, read_image
+from pipelines.data.sources.base import ExpectedSize, Images, Source, read_image
 from pipelines.data.sources.images import UnreadableImageError
 from ranet.config import ModelConfig
 
@@ -86,6 +86,12 @@ def facts_of_source(
                 (int(column.min()), int(column.max())) for column in (sizes[:, 0], sizes[:, 1])
             )
     return ImageFacts(len(source.class_names), len(images["train"].labels), heights, widths)
+
+
+def facts_of_expected(size: ExpectedSize) -> ImageFacts:
+    """Return the facts about images whose number and size are published."""
+    sides = (size.side, size.side) if size.side else None
+    return ImageFacts(size.num_classes, size.num_samples["train"], sides, sides)
 
 
 def find_problems(

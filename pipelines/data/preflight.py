@@ -8,7 +8,13 @@ from cluster.errors import EXPECTED_ERRORS
 from cluster.findings import Finding, check, format_bytes, missing
 from cluster.storage.s3 import check_writable, is_uri
 from pipelines.data.config import LOCAL_SOURCES, DataConfig, Split
-from pipelines.data.fit import facts_of_files, facts_of_source, find_problems, inspect_images
+from pipelines.data.fit import (
+    facts_of_expected,
+    facts_of_files,
+    facts_of_source,
+    find_problems,
+    inspect_images,
+)
 from pipelines.data.format.beton import LISTED_ERRORS
 from pipelines.data.format.metadata import read_info
 from pipelines.data.loading.staging import remote_files
@@ -47,7 +53,7 @@ def check_images(
     except FileNotFoundError as error:
         return _check_unprepared(config, model, batch_size, str(error), is_here=is_here)
     except EXPECTED_ERRORS as error:
-        return _expect(config, model, missing([str(error)]), "cannot be read")
+        return _expect(config, model, batch_size, missing([str(error)]), "cannot be read")
     findings = missing(find_problems(facts_of_files(info), config, model, batch_size))
     findings += check(partial(check_source_unchanged, config, model.image_size, info))
     cache_bytes = 0
@@ -79,7 +85,7 @@ def _check_unprepared(
         return _check_source(config, model, batch_size, text, findings)
     if SOURCES[config.source].is_downloaded:
         text += f", downloading them if missing in {config.source_dir or DOWNLOADS}"
-    return _expect(config, model, findings, text)
+    return _expect(config, model, batch_size, findings, text)
 
 
 def _check_source(
@@ -90,7 +96,7 @@ def _check_source(
         source = open_source(config, model.image_size)
         images = split_source(source, config)
     except EXPECTED_ERRORS as error:
-        return _expect(config, model, [*findings, *missing([str(error)])], text)
+        return _expect(config, model, batch_size, [*findings, *missing([str(error)])], text)
     facts = facts_of_source(source, images, config)
     unreadable = [line for lines in source.unreadable.values() for line in lines]
     for part in images.values():
@@ -109,8 +115,9 @@ def _check_source(
 
 
 def _expect(
-    config: DataConfig, model: ModelConfig, findings: list[Finding], text: str
+    config: DataConfig, model: ModelConfig, batch_size: int, findings: list[Finding], text: str
 ) -> ImagesReport:
+    """Report the published number of images of a source that is not read now."""
     spec = SOURCES[config.source]
     expected = spec.expected_size(config, model.num_classes, model.image_size)
     if expected is None:
@@ -120,6 +127,7 @@ def _expect(
     size = f"about {format_bytes(stored_bytes)}" if stored_bytes else "an unknown number of bytes"
     findings = [
         *findings,
+        *missing(find_problems(facts_of_expected(expected), config, model, batch_size)),
         Finding("images", f"{text}; {_describe_counts(counts)} expected"),
         _staging(config, size),
     ]

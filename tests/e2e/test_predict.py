@@ -129,6 +129,20 @@ def test_unreadable_input_is_reported_in_one_sentence(
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_readable_files_are_classified_beside_unreadable_ones(
+    version: RegisteredVersion, environment: dict[str, str], digits: list[Path], folder: Path
+):
+    (folder / "text.png").write_text("no image")
+    large = ["--max-pixels", str(16 * 16)]
+    files = [str(digits[0]), str(folder / "text.png"), str(digits[-1]), str(digits[1])]
+    done = predict(environment, f"models:/{version.name}@champion", *files, *large)
+    assert done.returncode == 1
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["file", files[0], files[3]]
+    first, second = done.stderr.splitlines()
+    assert first.startswith(f"error: {files[1]} is not a readable image")
+    assert second.startswith(f"error: {files[2]} has 300 x 256 pixels, more than max_pixels, 256")
+
+
 def test_missing_model_is_reported_in_one_sentence(environment: dict[str, str], digits: list[Path]):
     done = predict(environment, "models:/nothing@champion", str(digits[0]))
     assert done.returncode == 1

@@ -27,7 +27,15 @@ from pipelines.data.loading.staging import staged_data
 from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import preflight
 from pipelines.run import Run
-from tests.support.image_files import batches_of, folder_config, image_folder, read_epoch
+from ranet import ModelConfig, TrainConfig
+from tests.support.image_files import (
+    batches_of,
+    folder_config,
+    image_folder,
+    photo_arguments,
+    photo_tree,
+    read_epoch,
+)
 from tests.support.jobs import Job
 from tests.support.paths import PROJECT
 from tests.support.training import user_environment
@@ -72,6 +80,23 @@ def test_script_lists_skipped_images_and_verifies_existing_files(tmp_path, ray_f
     status, _, errors = run(ray_folder, *arguments)
     assert status == 1
     assert "val.beton is damaged: its SHA-256 is" in errors
+
+
+def test_dry_run_reports_all_problems_and_writes_nothing(tmp_path, ray_folder):
+    root = photo_tree(tmp_path / "tree")
+    arguments = photo_arguments(root, "--dry-run")
+    status, output, errors = run(ray_folder, *arguments)
+    assert status == 0, errors
+    assert "48 seen, 48 images, 0 skipped" in output
+    (root / "val" / "cat" / "bad.jpg").write_text("text")
+    problems = ("--model.num_classes=4", "--train.batch_size=500", "--data.augment.crop=pad4")
+    status, output, errors = run(ray_folder, *arguments, *problems)
+    assert status == 1, errors
+    missing = [line for line in output.splitlines() if line.startswith("MISSING")]
+    assert len(missing) == 4
+    for text in ("must be 3", "only 30 training images", "pad4 needs", "bad.jpg is not a readable"):
+        assert any(text in line for line in missing)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["tree"]
 
 
 @pytest.mark.timeout(400)
@@ -139,7 +164,8 @@ def test_images_of_100_of_1000_classes_are_prepared_from_s3_to_s3(
             assert file is not None
             content, name = file.read(), member.name.split("/")[1]
             for path in (f"train/{name}/1.JPEG", f"train/{name}/2.JPEG", f"val/{name}/1.JPEG"):
-                store.write(f"{tree}/{path}", content)
+                # Bytes after the end make the files different.
+                store.write(f"{tree}/{path}", content + path.encode())
             count += 1
     folder = f"s3://{bucket}/prepared"
     arguments = (
@@ -212,7 +238,12 @@ def test_unwritable_s3_prepared_dir_raises_error_before_preparation(bucket, tmp_
         prepare(config, 32)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    run = Run(data=config, cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")))
+    run = Run(
+        data=config,
+        model=ModelConfig(num_classes=2),
+        train=TrainConfig(batch_size=4),
+        cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")),
+    )
     told = preflight(run)
     assert told.missing == [
         "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such "

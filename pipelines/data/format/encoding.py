@@ -13,6 +13,7 @@ import numpy as np
 from pipelines.data.config import DataConfig
 from pipelines.data.format.ffcv_internals import accepts_jpeg, file_format, image_field
 from pipelines.data.sources.base import Images
+from pipelines.data.sources.files import printable
 from pipelines.data.sources.images import DecodedImage, UnreadableImageError, digest_of
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class Encoder:
                 data = np.frombuffer(decoded.jpeg, np.uint8)
         if data.nbytes > PAGE_BYTES:
             raise ValueError(
-                f"{self.images.name(index)} needs {data.nbytes} bytes as "
+                f"{printable(self.images.name(index))} needs {data.nbytes} bytes as "
                 f"{self.config.image_format}, more than FFCV's page of {PAGE_BYTES}: set "
                 "data.max_side, or data.image_format: jpeg"
             )
@@ -96,7 +97,7 @@ class Encoder:
         height, width = pixels.shape[:2]
         shorter, longer = min(height, width), max(height, width)
         limit = self.config.max_side or longer
-        name = f"{self.images.name(index)} of {width} x {height} pixels cannot be stored"
+        name = f"{printable(self.images.name(index))} of {width} x {height} pixels cannot be stored"
         if longer > limit and int(limit / longer * shorter) < 1:
             raise UnreadableImageError(
                 f"{name}: shrunk to data.max_side, {limit}, its shorter side would have no pixel; "

@@ -22,6 +22,7 @@ from pipelines.data.format.metadata import (
 )
 from pipelines.data.preparation.destination import Settings
 from pipelines.data.preparation.shards import ShardTask, joined
+from pipelines.data.sources.files import printable
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def count_duplicates(
         counts[f"{first} and {second}"] = len(rows)
         logger.warning(
             "%d of %d images in %s are also in %s, such as %s",
-            len(rows), len(hashes[second]), second, first, name(second, int(rows[0])),
+            len(rows), len(hashes[second]), second, first, printable(name(second, int(rows[0]))),
         )  # fmt: skip
     return counts
 

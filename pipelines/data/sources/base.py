@@ -223,6 +223,10 @@ class ExpectedSize:
     """Images of each split."""
     stored_bytes: int
     """Bytes of all prepared files; 0: unknown."""
+    num_classes: int
+    """Number of classes."""
+    side: int = 0
+    """Stored height and width of all images, in pixels; 0: unknown."""
 
 
 def held_out_size(
@@ -240,7 +244,9 @@ def held_out_size(
     kept, held = hold_out(labels, config.validation_share, config.split_seed, names)
     counts: dict[Split, int] = {"train": len(kept), "val": len(held), "test": num_test}
     is_raw = config.image_format == "raw"
-    return ExpectedSize(counts, sum(counts.values()) * 3 * image_side**2 * is_raw)
+    side = min(image_side, config.max_side or image_side)
+    stored_bytes = sum(counts.values()) * 3 * side**2 * is_raw
+    return ExpectedSize(counts, stored_bytes, len(names), side)
 
 
 def split_source(source: Source, config: DataConfig) -> dict[Split, Images]:

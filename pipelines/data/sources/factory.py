@@ -11,6 +11,7 @@ from pipelines.data.sources.builtin import (
     open_cifar,
     open_digits,
 )
+from pipelines.data.sources.files import printable
 from pipelines.data.sources.image_folder import (
     expected_imagenet_size,
     open_image_folder,
@@ -22,6 +23,8 @@ SAMPLED_TEST_IMAGES = 32
 """Number of test images that are compared with the training images before the preparation."""
 MAX_COMPARED_IMAGES = 5000
 """Max number of training images that are read for this comparison."""
+MAX_COMPARED_BYTES = 1 << 30
+"""Max bytes of their files."""
 
 
 def _unknown_size(config: DataConfig, num_classes: int, image_size: int) -> ExpectedSize | None:
@@ -92,12 +95,13 @@ def _check_test_images(source: Source) -> None:
     sizes = {test.file_size(index) for index in sample}
     # Only files of the same size can be equal. If all images have one size, reading them is slow.
     similar = [index for index in range(len(train.labels)) if train.file_size(index) in sizes]
-    if not similar or len(similar) > MAX_COMPARED_IMAGES:
+    num_bytes = sum(train.file_size(index) for index in similar)
+    if not similar or len(similar) > MAX_COMPARED_IMAGES or num_bytes > MAX_COMPARED_BYTES:
         return
     known = {_content_key(train, index) for index in similar}
     if all(_content_key(test, index) in known for index in sample):
         raise ValueError(
-            f"the test images are training images: {test.name(sample[0])} and {len(sample) - 1} "
+            f"the test images are training images: {printable(test.name(sample[0]))} and {len(sample) - 1} "
             "other images that were compared have the same bytes as training images; put other "
             "images into the test set"
         )

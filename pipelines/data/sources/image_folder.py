@@ -40,7 +40,7 @@ def expected_imagenet_size(
     counts: dict[Split, int] = {"train": IMAGENET_TRAIN - held, "val": held, "test": IMAGENET_TEST}
     is_known = config.image_format == "jpeg" and config.jpeg_quality == IMAGENET_QUALITY
     bytes_per_image = IMAGENET_BYTES.get(config.max_side, 0) if is_known else 0
-    return ExpectedSize(counts, bytes_per_image * sum(counts.values()))
+    return ExpectedSize(counts, bytes_per_image * sum(counts.values()), num_classes)
 
 
 def open_image_folder(config: DataConfig, image_size: int) -> Source:

@@ -6,11 +6,19 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.data.config import DataConfig
 from pipelines.data.fit import check_fit
+from pipelines.data.format.metadata import read_info
 from pipelines.data.preflight import check_images
 from pipelines.data.preparation.prepare import prepare
 from ranet.config import ModelConfig
-from tests.support.image_files import folder_config, photo_tree, with_settings
+from tests.support.image_files import (
+    batches_of,
+    folder_config,
+    photo_tree,
+    read_epoch,
+    with_settings,
+)
 
 MODEL = ModelConfig(image_size=32, num_classes=3)
 CLASSES = "model.num_classes must be 3, the number of classes of data.source imagefolder, got 4"
@@ -98,3 +106,38 @@ def test_changed_source_of_prepared_images_is_reported(tmp_path):
     report = check_images(config, MODEL, 8, is_here=True)
     [sentence] = [finding.text for finding in report.findings if finding.is_missing]
     assert "11 test images instead of 12" in sentence
+
+
+@pytest.mark.parametrize(
+    ("source", "settings", "num_classes", "batch_size", "problems"),
+    [
+        ("digits", {}, 10, 8, []),
+        ("digits", {}, 3, 2000, ["model.num_classes must be 10", "train.batch_size is 2000"]),
+        ("cifar10", {}, 10, 8, []),
+        ("cifar100", {}, 10, 8, ["model.num_classes must be 100"]),
+        ("cifar10", {"max_side": 16}, 10, 8, ["data.augment.crop: pad4 needs images of 32x32"]),
+    ],
+)
+def test_settings_for_a_known_source_are_checked_without_its_files(
+    tmp_path, source, settings, num_classes, batch_size, problems
+):
+    folder = str(tmp_path / "prepared")
+    config = DataConfig(source=source, prepared_dir=folder, source_dir=str(tmp_path), **settings)
+    model = replace(MODEL, num_classes=num_classes)
+    report = check_images(config, model, batch_size, is_here=True)
+    found = [finding.text for finding in report.findings if finding.is_missing]
+    assert len(found) == len(problems)
+    for sentence, start in zip(found, problems, strict=True):
+        assert sentence.startswith(start)
+    assert not list(tmp_path.iterdir())
+
+
+def test_prepared_files_are_read_from_another_folder(tmp_path, monkeypatch):
+    tree = photo_tree(tmp_path / "tree")
+    monkeypatch.chdir(tmp_path)
+    config = folder_config(tree, crop="random_resized", source_dir="tree")
+    info = prepare(config, 32)
+    (tmp_path / "worker").mkdir()
+    monkeypatch.chdir(tmp_path / "worker")  # as Ray's workers
+    assert read_info(config, 32) == info
+    assert len(read_epoch(batches_of(config, "test"))[1]) == 12
