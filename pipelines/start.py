@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def resolve(run: Run) -> Run:
-    """Return the run with the folders of its images and checkpoints, checked to be writable."""
+    """Return the run with the folders of its images and checkpoints."""
     return replace(
         run,
         data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
@@ -32,7 +32,7 @@ def resolve(run: Run) -> Run:
 
 
 def on_this_machine(run: Run) -> Run:
-    """Return the run with the workers that fit this machine, unless it uses a cluster.
+    """Return the run with the workers that fit this machine.
 
     Raises:
         RunError: the machine has too few GPUs, or its environment does not suit Ray or the caches.
@@ -74,7 +74,7 @@ def track(
 
 
 def _has_lost_checkpoints(run: Run, name: str) -> bool:
-    """Return whether the checkpoints of an unfinished attempt were deleted, and log it."""
+    """Return whether an unfinished attempt has lost its checkpoints."""
     storage = runs.storage_to_resume(name)
     if storage is None or has_checkpoints(run.cluster.storage_path, storage):
         return False
