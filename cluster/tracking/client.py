@@ -113,12 +113,13 @@ def _check_form(uri: str) -> None:
     Raises:
         TrackingError: MLflow cannot use the URI.
     """
-    if not re.match(r"https?://[^/]|sqlite:///.|(postgresql|mysql|mssql)(\+\w+)?://", uri):
+    file = sqlite_file(uri)
+    known = re.match(r"https?://[^/]|sqlite:///.|(postgresql|mysql|mssql)(\+\w+)?://", uri)
+    if not known or (file is not None and file.is_dir()):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI is {masked(uri)}: it must be http://HOST:PORT of a server, or "
             "sqlite:///FILE"
         )
-    file = sqlite_file(uri)
     if file is not None and not os.access(file.parent, os.W_OK):
         raise TrackingError(
             f"MLFLOW_TRACKING_URI is {masked(uri)}: the folder {file.parent} does not exist or "
