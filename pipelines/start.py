@@ -39,7 +39,7 @@ def on_this_machine(run: Run) -> Run:
     """
     check_ray_settings()
     cluster = fit_to_machine(run.cluster)
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         for finding in check_caches(cluster, stages_images=is_uri(run.data.prepared_dir)):
             raise RunError(finding.text)
     if text := describe_reduction(run.cluster, cluster):
