@@ -1,4 +1,4 @@
-"""Relative paths of a user in training and evaluation, and a corrected command."""
+"""Relative paths of a user, and the command that corrects a wrong one."""
 
 import numpy as np
 import pytest
