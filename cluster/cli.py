@@ -178,7 +178,7 @@ class CommandLine(ArgumentParser):
         return super().dump(settings, **{**kwargs, "skip_validation": True})
 
     def _without_nulls(self, arguments: Sequence[str]) -> list[str]:
-        """Write null as an empty list for settings that are lists, which jsonargparse requires."""
+        """Write null as an empty list, which jsonargparse requires for lists."""
         assert self.settings_type is not None
         lists = {f"--{name}" for name, entry in _leaves(self.settings_type) if entry.default == ()}
         written = list(arguments)
@@ -293,7 +293,7 @@ def python_command() -> str:
 
 
 def script_command(name: str | None = None) -> str:
-    """Return the command that runs a script of `pipelines/` from the working folder.
+    """Return the shell command of a script of `pipelines/`.
 
     Args:
         name: file name of the script; None: the script of this process.
@@ -358,7 +358,7 @@ def _check_section(kind: type, settings: Any, where: str) -> None:
 
 
 def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, "Field[Any]"]]:
-    """Yield dotted name and field of every setting that is not a section."""
+    """Yield dotted name and field of every setting."""
     for entry in fields(kind):
         if is_dataclass(entry.type):
             assert isinstance(entry.type, type)
@@ -368,7 +368,7 @@ def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, "Field[Any]"]]:
 
 
 def _unset_value(entry: "Field[Any]") -> Any:
-    """Return the value of an unset setting, MISSING if it must be set."""
+    """Return a setting's unset value; MISSING if there is none."""
     if entry.default is None or entry.default in ("", ()):
         return entry.default
     return None if NoneType in get_args(entry.type) else MISSING
@@ -380,7 +380,7 @@ def unsettable_settings(kind: type) -> list[str]:
 
 
 def _unset_or_reject_nulls(kind: type, options: Namespace) -> None:
-    """Replace null by the value of an unset setting; jsonargparse accepts null for every type."""
+    """Replace null by the unset value; jsonargparse accepts null everywhere."""
     for name, entry in _leaves(kind):
         value, unset = options[name], _unset_value(entry)
         is_null = value is None or (value == "null" and path_kind(entry) is not None)

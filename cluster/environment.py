@@ -57,7 +57,7 @@ def _check_socket_folder() -> None:
 
 
 def check_cache_folder(setting: str, folder: str) -> None:
-    """Check that a folder in the home folder, or elsewhere on this machine, can be written.
+    """Check that a folder of this machine can be written.
 
     Raises:
         RunError: it cannot; the message names the setting.
@@ -75,7 +75,7 @@ def check_cache_folder(setting: str, folder: str) -> None:
 
 
 def proxy_remedy(url: str) -> str:
-    """Return the remedy where calls to a URL go through a proxy, else an empty text."""
+    """Return the remedy for calls through a proxy; empty without one."""
     parts = urlsplit(url)
     host = parts.hostname or ""
     if not getproxies().get(parts.scheme) or proxy_bypass(host):

@@ -1,4 +1,4 @@
-"""Path settings: resolved once, in the process and folder where the user gives them."""
+"""Path settings, resolved once in the folder of the command."""
 
 import os
 import re
@@ -13,7 +13,7 @@ _Settings = TypeVar("_Settings")
 
 
 def path_field(default: str, kind: Literal["driver", "node", "config"] = "driver") -> Any:
-    """Declare a setting that is a path or, where the setting allows it, a URI.
+    """Declare a setting that is a path or a URI.
 
     Args:
         default: default value; empty: the setting may be unset.
@@ -29,7 +29,7 @@ def path_kind(entry: "Field[Any]") -> str | None:
 
 
 def absolute_path(path: str, folder: Path | None = None) -> str:
-    """Return a path in absolute form, with `~` expanded; URIs lose slashes at their end.
+    """Return a path in absolute form; URIs lose slashes at their end.
 
     Args:
         path: path or URI.

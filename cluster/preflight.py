@@ -49,10 +49,10 @@ class Allocation:
 
 
 def fit_to_machine(cluster: ClusterConfig) -> ClusterConfig:
-    """Reduce workers and their CPUs to those of this machine, unless RAY_ADDRESS is set.
+    """Reduce workers and their CPUs to those of this machine.
 
-    Neither changes what is trained. More workers than CPUs would only share them, and each needs
-    its memory.
+    A cluster at RAY_ADDRESS is not reduced. The reduction does not change what is trained: more
+    workers than CPUs would only share them, and each needs its memory.
 
     Raises:
         RunError: the device is gpu, and this machine has fewer GPUs than workers.
@@ -75,7 +75,7 @@ def fit_to_machine(cluster: ClusterConfig) -> ClusterConfig:
 
 
 def describe_reduction(before: ClusterConfig, after: ClusterConfig) -> str:
-    """Describe the reduction of the workers by `fit_to_machine`; empty if there is none."""
+    """Describe the reduction by `fit_to_machine`; empty without one."""
     if (before.max_workers, before.cpus_per_worker) == (after.max_workers, after.cpus_per_worker):
         return ""
     return (
@@ -97,7 +97,7 @@ def check_storage(cluster: ClusterConfig) -> list[Finding]:
 
 
 def check_caches(cluster: ClusterConfig, *, stages_images: bool) -> list[Finding]:
-    """Check the caches that a run on this machine writes, by default in the home folder.
+    """Check the cache folders that a run on this machine writes.
 
     Args:
         cluster: Settings of the run.

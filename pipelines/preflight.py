@@ -73,7 +73,7 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
         run = replace(run, cluster=fit_to_machine(run.cluster))
     images = check_images(run.data, run.model, run.train.batch_size, is_here=is_here)
     stages_images = is_uri(run.data.prepared_dir)
-    uses_this_machine = is_here and "RAY_ADDRESS" not in os.environ
+    uses_this_machine = is_here and not os.environ.get("RAY_ADDRESS")
     findings = [
         *(check_caches(run.cluster, stages_images=stages_images) if uses_this_machine else ()),
         _network(model, costs),

@@ -126,7 +126,7 @@ def identity(run: Run) -> dict[str, str]:
 
 
 def config_text(run: Run) -> str:
-    """Serialize a run as YAML for `--config`, with paths relative to the working folder."""
+    """Serialize a run as YAML for `--config` in this folder."""
     # YAML has no tuples; JSON turns them into lists.
     settings = json.loads(json.dumps(asdict(with_portable_paths(run))))
     return yaml.safe_dump(settings, sort_keys=False)

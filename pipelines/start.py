@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def resolve(run: Run) -> Run:
     """Return the run as workers on other nodes need it.
 
-    Folders are absolute and checked to be writable; mean and std of the images are inserted
+    Folders are absolute; mean and std of the images are inserted
     where unset. The identity of a run is taken before.
     """
     data = replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size))
@@ -44,14 +44,14 @@ def resolve(run: Run) -> Run:
 
 
 def on_this_machine(run: Run) -> Run:
-    """Return the run with the workers that fit this machine, unless it uses a cluster.
+    """Return the run with the workers that fit this machine.
 
     Raises:
         RunError: the machine has too few GPUs, or its environment does not suit Ray or the caches.
     """
     check_ray_settings()
     cluster = fit_to_machine(run.cluster)
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         for finding in check_caches(cluster, stages_images=is_uri(run.data.prepared_dir)):
             raise RunError(finding.text)
     if text := describe_reduction(run.cluster, cluster):
@@ -86,7 +86,7 @@ def track(
 
 
 def _has_lost_checkpoints(run: Run, name: str) -> bool:
-    """Return whether the checkpoints of an unfinished attempt were deleted, and log it."""
+    """Return whether an unfinished attempt has lost its checkpoints."""
     storage = runs.storage_to_resume(name)
     if storage is None or has_checkpoints(run.cluster.storage_path, storage):
         return False

@@ -16,6 +16,7 @@ from pathlib import Path
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.cli import CommandLine, Namespace, main_guard, script_command
+from cluster.environment import proxy_remedy
 from cluster.execution.jobs import JobError, check_code, check_public, connect, follow, submit
 from pipelines.submit_checks import check_address, check_command
 
@@ -30,7 +31,7 @@ def main() -> None:
     with main_guard(
         "the job continues; follow it with --follow JOB, or stop it with `ray job stop`"
     ):
-        client = connect(address)
+        client = connect_to(address)
         job_id = options.follow or send(client, options)
         if options.detach:
             return
@@ -80,6 +81,20 @@ def check_options(options: Namespace) -> None:
             check_command(options.command, Path.cwd())
     except JobError as error:
         raise ValueError(str(error)) from None
+
+
+def connect_to(address: str) -> JobSubmissionClient:
+    """Connect to a cluster, or name a proxy in the way.
+
+    Raises:
+        JobError: The cluster is unreachable.
+    """
+    try:
+        return connect(address)
+    except JobError as error:
+        if remedy := proxy_remedy(address):
+            raise JobError(f"{error}; {remedy}") from error
+        raise
 
 
 def dashboard_address() -> str:

@@ -1,4 +1,4 @@
-"""Checks of a command before its job is sent: script, config files and what travels."""
+"""Checks of a command before its job is sent."""
 
 import difflib
 import shlex
@@ -18,10 +18,10 @@ _CONFIG_FILES = ("base_config", "class_index")
 
 
 def check_address(address: str) -> None:
-    """Check that the address of a cluster's dashboard is a URL.
+    """Check that RAY_API_SERVER_ADDRESS is a URL.
 
     Raises:
-        JobError: the address has no scheme, or another one.
+        JobError: the URL has no scheme, or another one.
     """
     if not address.startswith(("http://", "https://")):
         host = address.partition("://")[2] or address
@@ -32,7 +32,7 @@ def check_address(address: str) -> None:
 
 
 def check_command(command: Sequence[str], folder: Path) -> None:
-    """Check that the files that a command names travel with the code of a folder.
+    """Check that the files that a command names are sent.
 
     Args:
         command: words of the job's command.
@@ -59,7 +59,7 @@ def check_command(command: Sequence[str], folder: Path) -> None:
 
 
 def sent_files(folder: Path) -> frozenset[str]:
-    """Return the relative paths of the files that Ray sends of a folder."""
+    """Return the files of a folder that Ray sends."""
     with tempfile.TemporaryDirectory(prefix="ranet-code-") as scratch:
         package = Path(scratch) / "code.zip"
         create_package(str(folder), package, include_gitignore=True)
@@ -68,7 +68,7 @@ def sent_files(folder: Path) -> frozenset[str]:
 
 
 def _script(command: Sequence[str]) -> str | None:
-    """Return the script of a command, as a path relative to the folder; None if there is none."""
+    """Return the script of a command, None without one."""
     program = Path(command[0]).name
     if not program.startswith("python"):
         is_path = "/" in command[0] or program.endswith((".py", ".sh"))
@@ -112,7 +112,7 @@ def _check_script(script: str, folder: Path, sent: frozenset[str]) -> None:
 
 
 def _named_files(command: Sequence[str], folder: Path) -> Iterator[str]:
-    """Yield the words that may name files, and the files that config files name.
+    """Yield the files that a command and its config files may name.
 
     Raises:
         JobError: a config file is missing.
@@ -143,7 +143,7 @@ def _files_in(config: Path, folder: Path) -> Iterator[str]:
 
 
 def _relative(file: str, folder: Path) -> str | None:
-    """Return a file's path relative to a folder; None for a file elsewhere."""
+    """Return a path relative to a folder, None for other paths."""
     path = (folder / file).resolve()
     return (
         path.relative_to(folder.resolve()).as_posix()

@@ -150,7 +150,7 @@ def _download(
             for file, etag in zip(missing, etags, strict=True):
                 Download(store, file, etag, folder / file.name).run()
         except OSError as error:
-            if error.errno != errno.ENOSPC:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise OSError(
                 errno.ENOSPC,

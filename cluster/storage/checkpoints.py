@@ -31,7 +31,7 @@ class DamagedCheckpointError(ValueError):
 
 
 def has_checkpoints(storage: str, name: str) -> bool:
-    """Return whether a run's folder has checkpoints that Ray Train can resume from.
+    """Return whether Ray Train can resume from a run's folder.
 
     Args:
         storage: path or URI of all runs.

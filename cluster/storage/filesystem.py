@@ -61,7 +61,7 @@ class RetryingS3FileSystem(S3FileSystem):
 
 
 def _boto3_options() -> dict[str, Any]:
-    """Return the options of Arrow's client that boto3 takes from the environment or a file."""
+    """Return options of Arrow's client, as boto3 resolves them."""
     session = botocore.session.get_session()
     client = session.create_client("s3", session.get_config_variable("region") or DEFAULT_REGION)
     endpoint = client.meta.endpoint_url
@@ -107,7 +107,7 @@ def open_storage(storage: str) -> tuple[str, FileSystem | None]:
 
 
 def _check_arrow(storage: str) -> None:
-    """Check that Arrow's client, which writes checkpoints, has access as well as boto3.
+    """Check that Arrow's client, which writes checkpoints, has access.
 
     Raises:
         ValueError: the client has no access.
@@ -179,8 +179,10 @@ def resolve_storage(storage: str) -> str:
             check_writable("cluster.storage_path", storage)
             _check_arrow(storage)
         return storage
-    path = Path(storage).absolute()
-    if in_submitted_job() and path.is_relative_to(Path.cwd()):
+    path, folder = Path(storage).absolute(), Path.cwd()
+    # Relative paths are absolute after parsing: the name of the job's folder is Ray's.
+    is_in_job = not Path(storage).is_absolute() or "_ray_pkg_" in str(folder)
+    if in_submitted_job() and is_in_job and path.is_relative_to(folder):
         raise ValueError(
             f"cluster.storage_path is {storage}: the working folder of a submitted job is deleted "
             "after the job; set an absolute path or s3:// URI that every node can reach"

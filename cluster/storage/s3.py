@@ -99,7 +99,7 @@ def check_uri(setting: str, uri: str) -> None:
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Return bucket and key of an S3 URI; no character of a key is encoded."""
+    """Return bucket and key of an S3 URI, without decoding."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     return bucket, key
 
@@ -256,7 +256,7 @@ class ObjectStore:
         self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def check_writable(self, folder: str, *, needs_lock: bool = False) -> None:
-        """Check write access to a folder, and conditional writes, with a temporary object."""
+        """Check write access and conditional writes with a temporary object."""
         uri = f"{folder}/writable"
         self.write(uri, b"")
         try:

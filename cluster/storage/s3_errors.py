@@ -68,7 +68,7 @@ def _local_error(uri: str, error: Exception) -> Exception:
 
 
 def _rejection(uri: str, error: ClientError) -> Exception | None:
-    """Return the exception for an answer of the store, None for a transient one."""
+    """Return the exception for a store's answer, None if transient."""
     code, text = error_code(error), str(error.response["Error"].get("Message", ""))
     status = http_status(error)
     if code in _EXPIRED:

@@ -40,7 +40,7 @@ def make_client(uri: str) -> MlflowClient:
 
 
 def find_experiment(client: MlflowClient, uri: str) -> Experiment | None:
-    """Return the experiment of all runs, None if it does not exist yet.
+    """Return the experiment of all runs, if it exists.
 
     Raises:
         TrackingError: the experiment was deleted, or its database was moved or copied.
@@ -81,6 +81,7 @@ def check_reachable() -> None:
             "every process of a run; remove it and set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD, or write ~/.mlflow/credentials"
         )
+    _check_form(uri)
     is_here = Path(uri.removeprefix("sqlite:///")).is_relative_to(Path.cwd())
     if is_here and in_submitted_job():
         raise TrackingError(
@@ -104,6 +105,26 @@ def check_reachable() -> None:
         causes = "; ".join(filter(None, (explain(error), proxy_remedy(uri))))
         raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {causes}") from error
     check_version(uri, version)
+
+
+def _check_form(uri: str) -> None:
+    """Check the form of a tracking URI.
+
+    Raises:
+        TrackingError: MLflow cannot use the URI.
+    """
+    file = sqlite_file(uri)
+    known = re.match(r"https?://[^/]|sqlite:///.|(postgresql|mysql|mssql)(\+\w+)?://", uri)
+    if not known or (file is not None and file.is_dir()):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is {masked(uri)}: it must be http://HOST:PORT of a server, or "
+            "sqlite:///FILE"
+        )
+    if file is not None and not os.access(file.parent, os.W_OK):
+        raise TrackingError(
+            f"MLFLOW_TRACKING_URI is {masked(uri)}: the folder {file.parent} does not exist or "
+            "cannot be written; create it, or name another file"
+        )
 
 
 def check_version(uri: str, version: str) -> None:

@@ -55,7 +55,10 @@ def ensure_database(uri: str) -> None:
 
 
 def create_experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """Create an experiment, whose artifacts are beside a SQLite database; return its ID."""
+    """Create an experiment and return its ID.
+
+    With a SQLite database, the artifacts are in the folder of the database.
+    """
     file = sqlite_file(uri)
     if file is None:
         return client.create_experiment(name)
@@ -66,7 +69,7 @@ def create_experiment(client: MlflowClient, name: str, uri: str) -> str:
 
 
 def check_folder(experiment: Experiment, uri: str) -> None:
-    """Check that a SQLite database is in the folder that its artifact paths name.
+    """Check that a SQLite database was not moved or copied.
 
     MLflow stores absolute paths: after a copy, runs would write into the original folder, and after
     a move no artifact would be found.
@@ -84,7 +87,7 @@ def check_folder(experiment: Experiment, uri: str) -> None:
 
 
 def relocate(file: Path) -> str:
-    """Change the artifact paths of a moved or copied database to its present folder.
+    """Change the artifact paths of a database to its present folder.
 
     Returns:
         The folder of before.

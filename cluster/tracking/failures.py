@@ -1,5 +1,6 @@
 """Failures of MLflow: permanent or transient, with cause and remedy."""
 
+import errno
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ _RESTORE = {
     "experiment": "mlflow experiments restore --experiment-id",
 }
 _NO_CONNECTION = re.compile(
-    r"Max retries exceeded|Connection (refused|reset|aborted)|timed out|"
+    r"Max retries exceeded|Connection re(?:fused|set)|Connection aborted|timed out|"
     r"could not (connect|translate host)|connection to server|Failed to resolve",
     re.IGNORECASE,
 )
@@ -58,7 +59,7 @@ def explained(uri: str) -> Iterator[None]:
 
 
 def is_permanent(error: Exception) -> bool:
-    """Return whether MLflow rejects the call itself, so that a retry cannot help."""
+    """Return whether a retry cannot help: MLflow rejects the call."""
     status = http_status(error)
     rejected = status is not None and 400 <= status < 500 and status not in (408, 429)
     return rejected or isinstance(error, PermissionError)
@@ -71,6 +72,8 @@ def explain(error: Exception) -> str:
         return deleted_message(deleted[1], deleted[2])
     if status in (401, 403):
         return _explain_rejection(text, whole, status)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{text}; free space there"
     if "too many 503" in text or "No space left" in whole or "disk is full" in whole:
         return (
             "its database does not accept writes; read the server's log, and free space on the "

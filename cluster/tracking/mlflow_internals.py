@@ -42,7 +42,7 @@ def create_database(uri: str, artifact_root: Path) -> None:
 
 
 class SystemMetrics:
-    """CPU, memory, disk, network and GPU metrics of this machine, under MLflow's names.
+    """System metrics of this machine under MLflow's names.
 
     MLflow's own thread (`log_system_metrics=True`) ends at the first outage of the server, and its
     monitor fails as a whole where one metric is missing.

@@ -99,7 +99,7 @@ class TrackedRun:
                 logger.warning("MLflow does not answer, retrying: %s", first_line(error))
                 if not retry.wait():
                     raise TrackingError(
-                        f"MLflow at {masked(self.uri)} does not answer ({first_line(error)}); "
+                        f"MLflow at {masked(self.uri)} does not answer: {explain(error)}; "
                         f"training is complete: start {self.name} again to log its results"
                     ) from error
 

@@ -1,4 +1,4 @@
-"""Correct the artifact paths of an MLflow database after its folder was moved or copied.
+"""Correct the artifact paths of a moved or copied MLflow database.
 
 python -m cluster.tracking.relocate mlflow.db
 """

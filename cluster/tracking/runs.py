@@ -142,11 +142,13 @@ def check_can_start(name: str, *, settings: Mapping[str, str], new_attempt: bool
     """
     uri = tracking_uri()
     with explained(uri):
-        _check_attempt(make_client(uri), name, last_attempt(name), settings, new_attempt)
+        # A client of a missing SQLite file would create it.
+        if (last := last_attempt(name)) is not None:
+            _check_attempt(make_client(uri), name, last, settings, new_attempt)
 
 
 def storage_to_resume(name: str) -> str | None:
-    """Return the checkpoint folder that the next invocation of a name would resume from, if any.
+    """Return the checkpoint folder of a name's unfinished attempt, if any.
 
     Raises:
         TrackingError: MLflow fails.
@@ -381,7 +383,7 @@ def _setting_changes(run: MlflowRun, settings: Mapping[str, str]) -> list[str]:
 
 
 def _has_results(client: MlflowClient, run: MlflowRun) -> bool:
-    """Return whether a run has metrics of an epoch, a checkpoint, or trials."""
+    """Return whether a run has an epoch, a checkpoint or trials."""
     if has_reported(client, run):
         return True
     condition = f"tags.`{PARENT_RUN_TAG}` = '{run.info.run_id}'"
@@ -403,7 +405,7 @@ def _find_or_create_experiment(client: MlflowClient, uri: str) -> str:
 
 
 def _report_deleted(client: MlflowClient, experiment_id: str, name: str) -> None:
-    """Log that the runs of a name were deleted, as their checkpoints may still be wanted."""
+    """Log that the runs of a name were deleted."""
     deleted = client.search_runs(
         [experiment_id],
         f"tags.`{NAME_TAG}` = '{name}'",

@@ -135,7 +135,7 @@ def _log_model(
 
 
 def _copy_code(folder: Path) -> tuple[Path, Path]:
-    """Copy the package `ranet` and the model file, under a package name of their own.
+    """Copy `ranet` and the model file under their own package name.
 
     A process has one module per name: two versions of a model, or a version and the checkout, would
     share the code that was loaded first. The name contains a checksum of the code.
@@ -164,7 +164,7 @@ def _copy_code(folder: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def _importable(package: Path) -> Iterator[None]:
-    """Make a package importable while MLflow checks the model file, and forget it afterwards."""
+    """Make a package importable while MLflow checks the model file."""
     sys.path.insert(0, str(package.parent))
     try:
         yield

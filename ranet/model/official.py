@@ -115,7 +115,7 @@ def _counters(pieces: list[_Piece]) -> list[str]:
 
 
 def _entries_of(state_dict: Any) -> dict[str, Tensor]:
-    """Return the entries of a checkpoint on the CPU, without the prefixes of wrappers."""
+    """Return a checkpoint's entries without the prefixes of wrappers."""
     if isinstance(state_dict, torch.nn.Module):
         raise ValueError("state_dict is a module; pass its state_dict()")
     if isinstance(state_dict, Mapping) and isinstance(state_dict.get("state_dict"), Mapping):
@@ -141,7 +141,7 @@ def _entries_of(state_dict: Any) -> dict[str, Tensor]:
 
 
 def _argument(config: Mapping[str, Any], name: str, kind: Callable[[Any], _Value]) -> _Value:
-    """Convert an argument of the authors, which may still be text of a command line."""
+    """Convert an argument of the authors, which may be text."""
     try:
         return kind(config[name])
     except (TypeError, ValueError) as error:

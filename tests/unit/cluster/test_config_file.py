@@ -1,4 +1,4 @@
-"""Config files and null values: duplicates, order of options, unset settings, wrong types."""
+"""Config files: duplicates, order of options, null, wrong types."""
 
 import json
 from functools import cache
@@ -48,7 +48,7 @@ def error_of(kind: type, arguments: list[str]) -> str:
 
 @pytest.mark.parametrize(("kind", "name"), SETTINGS, ids=lambda value: str(value))
 def test_value_of_a_wrong_type_is_accepted_or_rejected_by_name(kind, name, tmp_path):
-    """An error names the setting, for every setting, from a file and from the command line."""
+    """Give each setting each wrong value, by file and by option."""
     file = tmp_path / "settings.yaml"
     space = [SPACE] if kind is Sweep and name != "space" else []
     for label, value in WRONG.items():

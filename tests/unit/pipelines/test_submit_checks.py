@@ -1,4 +1,4 @@
-"""Commands that cannot run as a job are rejected before anything is sent."""
+"""Rejection of commands that cannot run as a job."""
 
 import subprocess
 import sys

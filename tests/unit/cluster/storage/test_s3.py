@@ -1,4 +1,4 @@
-"""S3 URIs, the errors of stores, and settings from AWS's config file, with a minimal store."""
+"""S3 URIs, errors of stores, and AWS's config file."""
 
 import os
 import pickle

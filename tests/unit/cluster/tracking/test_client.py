@@ -7,9 +7,10 @@ import mlflow
 import pytest
 
 from cluster.errors import TrackingError
-from cluster.tracking.client import check_version
+from cluster.tracking.client import check_reachable, check_version
 from cluster.tracking.failures import first_line
-from tests.support.tracking import begin
+from cluster.tracking.runs import check_can_start, storage_to_resume
+from tests.support.tracking import SETTINGS, begin
 
 pytestmark = pytest.mark.usefixtures("client")
 
@@ -53,3 +54,29 @@ def test_file_that_is_not_a_database_is_rejected(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/text.db")
     with pytest.raises(TrackingError, match=r"text.db cannot be used: .*file is not a database"):
         begin().__enter__()
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["127.0.0.1:5000", "mlflow.example.com", "http:/127.0.0.1", "http//x", "./mlruns",
+     "file:///tmp/mlruns", "sqlite://mlflow.db", "sqlite:///", "databricks"],
+)  # fmt: skip
+def test_uri_that_mlflow_cannot_use_is_rejected_with_the_forms(uri, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(TrackingError, match=r"it must be http://HOST:PORT .* or sqlite:///FILE"):
+        check_reachable()
+
+
+def test_sqlite_file_in_a_missing_folder_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/missing/mlflow.db")
+    with pytest.raises(TrackingError, match=f"the folder {tmp_path}/missing does not exist"):
+        check_reachable()
+
+
+def test_checks_before_a_run_create_no_database(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/empty/mlflow.db")
+    check_reachable()
+    check_can_start("digits", settings=SETTINGS)
+    assert storage_to_resume("digits") is None
+    assert list((tmp_path / "empty").iterdir()) == []

@@ -66,7 +66,7 @@ def test_database_that_several_processes_create_at_once_is_complete(tmp_path):
 
 @pytest.fixture
 def trained(client, tmp_path, monkeypatch) -> Path:
-    """Folder with a database, a run and a model, which it may be moved or copied from."""
+    """Folder with a database, a run and a model."""
     folder = tmp_path / "old"
     folder.mkdir()
     shutil.move(tmp_path / "mlflow.db", folder / "mlflow.db")

@@ -52,6 +52,8 @@ def rest(code: str, message: str) -> RestException:
         ),
         (rest("PERMISSION_DENIED", "no"), True, "ask its administrator"),
         (rest("UNAUTHENTICATED", "no"), True, "MLFLOW_TRACKING_USERNAME"),
+        (OSError(28, "No space left on device", "/mlruns/x"), False, "free space there"),
+        (OSError(122, "Disk quota exceeded", "/mlruns/x"), False, "free space there"),
         (PermissionError(13, "Permission denied", "/mlruns"), True, "correct that file or folder"),
     ],
 )

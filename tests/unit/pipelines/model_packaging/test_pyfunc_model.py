@@ -170,7 +170,7 @@ def test_numbers_of_a_request_give_the_same_predictions(model: PyFuncModel):
 def test_versions_of_a_model_run_their_own_code_in_one_process(
     client: MlflowClient, version: RegisteredVersion, mlflow_folder: Path, monkeypatch, tmp_path
 ):
-    """The second version is logged from a copy of the code with other confidences."""
+    """Log the second version from a changed copy of the code."""
     copy = tmp_path / "ranet"
     shutil.copytree(Path(ranet.__file__).parent, copy)
     cascade = copy / "inference" / "cascade.py"
