@@ -3,6 +3,7 @@ SHELL := bash
 PORT ?= 5000
 HOSTS ?= 2
 ADDRESS ?= 127.0.0.1
+WORKERS ?= 2
 
 .PHONY: help setup train sweep test check lint types arch format ui cluster mlflow-server prometheus
 
@@ -18,9 +19,9 @@ train: setup ## train, evaluate and register a network on the built-in digits
 sweep: setup ## search for the best small network for three budgets on the built-in digits
 	.venv/bin/python pipelines/tune.py --config configs/sweeps/digits.yaml
 
-test: setup ## all tests; those of servers that cannot be installed are skipped
+test: setup ## all tests, WORKERS=2 in parallel; those of servers that cannot be installed are skipped
 	-@cluster/provisioning/packages.sh iproute2 util-linux postgresql prometheus
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 check: lint types arch ## format, lint, types and import directions
 

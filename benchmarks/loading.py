@@ -62,6 +62,7 @@ from ranet.model.preprocessing import Normalize
 from ranet.protocols import Batches, Metrics
 from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 
 CPU = torch.device("cpu")
 PHOTO_SIZE = 224
@@ -450,15 +451,8 @@ def train_quickly(root: Path, loader: str, threads: int) -> list[Metrics]:
     )
     torch.set_num_threads(threads)
     normalize = Normalize(*normalization(run.data))
-    snapshot = fit(
-        run.train,
-        RANet(run.model),
-        opened("train"),
-        opened("val"),
-        LogReporter(),
-        normalize=normalize,
-        device=CPU,
-    )
+    training = TrainState(run.train, RANet(run.model), normalize)
+    snapshot = fit(training, opened("train"), opened("val"), LogReporter())
     return snapshot["history"]
 
 

@@ -31,13 +31,16 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from benchmarks.network import describe_machine
+from cluster.local.processes import marked_processes, ray_folder
+from cluster.tracking.client import EXPERIMENT
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run, read_run
-from tests.support.training import PROJECT, TrainState, client, runs, training
 
+PROJECT = Path(__file__).parents[1]
 TIMEOUT_SECONDS = 300.0
 WARM_EPOCHS = 2
 """Epochs after which everything has been imported, connected and done once."""
@@ -110,27 +113,40 @@ def measure(way: str, workers: int, config: str, settings: Sequence[str]) -> dic
 
 def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[str, Any]:
     """Train by pipelines/train.py."""
-    environment = {key: value for key, value in os.environ.items() if key.startswith("RAY_")}
-    environment.pop("RAY_TMPDIR", None)
-    with training(folder, *settings, config=config, **environment) as process:
-        submitted = psutil.Process(process.process.pid).create_time()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
+    database = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    database.search_experiments()  # creates the tables, which takes seconds
+    log = folder / "log.txt"
+    with ray_folder() as ray, log.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, PROJECT / "pipelines" / "train.py", "--config", config, *settings],
+            cwd=folder, env={**environment, "RAY_TMPDIR": ray},
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        submitted = psutil.Process(process.pid).create_time()
 
         def parts() -> dict[str, float]:
-            return cpu_seconds(process.family(), lambda each: _part(each, process.process.pid))
+            processes = marked_processes("RAY_TMPDIR", ray)
+            return cpu_seconds(processes, lambda each: _part(each, process.pid))
 
         def epochs() -> int:
-            return process.output().count("validation top-1")
+            return log.read_text().count("validation top-1")
 
-        shares = watch(epochs, parts, run.train.epochs, process.process)
-        database = client(folder)
-        [record] = runs(database)
+        shares = watch(epochs, parts, run.train.epochs, process)
+        experiment = database.get_experiment_by_name(EXPERIMENT)
+        assert experiment is not None
+        [record] = database.search_runs([experiment.experiment_id])
 
         def history(metric: str) -> list[Metric]:
             found = database.get_metric_history(record.info.run_id, metric)
             return sorted(found, key=lambda entry: entry.step)
 
         # What follows, scoring and registering, is not measured.
-        process.wait_until(lambda: len(history("epoch")) == run.train.epochs)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while len(history("epoch")) < run.train.epochs:
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
         rates = [entry.value for entry in history("train/images_per_second")]
         ends = [entry.timestamp / 1000 for entry in history("epoch")]
         images = prepare(run.data, run.model.image_size).num_samples["train"]
@@ -140,7 +156,7 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
             for before, end, seconds in zip(ends, ends[1:], in_steps[1:], strict=False)
         ]
         first_step = ends[0] - in_steps[0] - statistics.median(others)
-        stages = start_of(process, submitted, record.info.start_time / 1000, first_step)
+        stages = start_of(Path(ray), submitted, record.info.start_time / 1000, first_step)
     return {
         "seconds": ends[-1] - ends[WARM_EPOCHS - 1],
         "cpu_shares": shares,
@@ -149,18 +165,16 @@ def ours(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[s
     }
 
 
-def start_of(
-    process: TrainState, submitted: float, opened: float, first_step: float
-) -> dict[str, float]:
+def start_of(ray: Path, submitted: float, opened: float, first_step: float) -> dict[str, float]:
     """Seconds of every stage from the command to the first step.
 
     Args:
-        process: the training; Ray's log says when its controller did what.
+        ray: folder of Ray, whose log says when its controller did what.
         submitted: when the command began.
         opened: when its run in MLflow was made.
         first_step: when the first epoch ended, less its steps and what the ends of the others took.
     """
-    [session] = Path(process.ray_folder).glob("ray/session_2*")
+    [session] = ray.glob("ray/session_2*")
     connected = datetime.strptime(
         "_".join(session.name.split("_")[1:4]), "%Y-%m-%d_%H-%M-%S_%f"
     ).timestamp()

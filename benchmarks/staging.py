@@ -19,10 +19,12 @@ from pathlib import Path
 from boto3 import client
 
 from benchmarks.network import describe_machine
+from cluster.local.s3_server import s3_server
+from cluster.local.services import S3User
+from cluster.local.throttled_proxy import ThrottledProxy
 from cluster.storage.cache import Cache, staged
 from cluster.storage.download import RemoteFile
 from cluster.storage.s3 import ObjectStore
-from tests.support.s3 import Line, s3_server
 
 
 def main() -> None:
@@ -32,7 +34,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--stream", type=float, default=0, help="MB/s of a connection; 0: no limit")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder, "s3")) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        s3_server(Path(folder, "s3"), S3User("benchmark", "secret")) as server,
+    ):
         os.environ.update(server.environment())
         s3 = server.client()
         s3.create_bucket(Bucket="images")
@@ -47,7 +52,7 @@ def main() -> None:
         with ObjectStore() as store:
             store.upload(source, remote.uri)
         if arguments.stream:
-            line = Line(server, arguments.stream * 1e6, shared=False)
+            line = ThrottledProxy(server.endpoint, arguments.stream * 1e6, shared=False)
             os.environ["AWS_ENDPOINT_URL"] = line.endpoint
         rates = {"single stream": [], "staged": []}
         for round_number in range(arguments.rounds + 1):

@@ -33,12 +33,14 @@ from pipelines.run import Run
 from pipelines.tune import make_sampler
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import ExitOutputs, collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.inference.threshold_search import fit_budgets
 from ranet.inference.thresholds import score_budget
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import Metrics, Reporter, Snapshot
 from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tuning.config import CostLimits, Dimension, EarlyStopping, Sweep
 from tuning.objective import EPOCH, Objective, budget_metric, objective_metric
 from tuning.sampler import Candidate
@@ -293,11 +295,9 @@ def fit_trial(
     def measure(network: nn.Module) -> Metrics:
         return objective.measure(answers(run, network, "val"), candidate.cost, None)
 
-    return fit(
-        run.train, RANet(run.model), open_split(run, "train"), open_split(run, "val"), reporter,
-        normalize=Normalize(*normalization(run.data)), device=torch.device("cpu"),
-        resume=resume, measure=measure,
-    )  # fmt: skip
+    training = TrainState(run.train, RANet(run.model), Normalize(*normalization(run.data)))
+    train, val = open_split(run, "train"), open_split(run, "val")
+    return fit(training, train, val, reporter, resume=resume, measure=measure)
 
 
 def best_epoch(snapshot: Snapshot) -> Metrics:
@@ -321,10 +321,8 @@ def score_test(
 
 def answers(run: Run, network: nn.Module, split: Split) -> ExitOutputs:
     """Answer the images of a split, every exit by itself."""
-    normalize = Normalize(*normalization(run.data))
-    return collect_exit_outputs(
-        network, open_split(run, split), normalize=normalize, device=torch.device("cpu")
-    ).single
+    forward = ForwardPass(network, Normalize(*normalization(run.data)))
+    return collect_exit_outputs(forward, open_split(run, split)).single
 
 
 def open_split(run: Run, split: Split) -> Any:

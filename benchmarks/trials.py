@@ -25,6 +25,7 @@ from ray.train import Checkpoint, UserCallback
 from benchmarks.network import describe_machine
 from cluster.cli import parse_settings
 from cluster.execution.connection import connected
+from cluster.execution.heartbeat import Heartbeats
 from cluster.tracking import runs
 from cluster.tracking.record import TrackedRun
 from pipelines.run import EvaluationConfig, Run
@@ -161,12 +162,12 @@ def timed_train(
     run: Run,
     record: TrackedRun,
     callbacks: Sequence[UserCallback],
-    watch: Any,
+    heartbeats: Heartbeats,
 ) -> Snapshot:
     """Train as a sweep does."""
     called = time.time()
     timed = [*callbacks, Reports(notes, record.name)]
-    snapshot = train_trial(objective, run, record, timed, watch)
+    snapshot = train_trial(objective, run, record, timed, heartbeats)
     note(notes, record.name, called=called, returned=time.time())
     return snapshot
 

@@ -4,15 +4,16 @@ import argparse
 import difflib
 import logging
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
-import yaml
 from jsonargparse import (
     ArgumentError,
     ArgumentParser,
@@ -21,7 +22,10 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
+from cluster.config import in_submitted_job
+from cluster.config_file import SCRIPTS, read_config_file, split_config_option
 from cluster.errors import EXPECTED_ERRORS
+from cluster.paths import absolute_path, path_kind, with_absolute_paths
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +114,10 @@ class CommandLine(ArgumentParser):
             self.add_class_arguments(
                 settings, as_group=False, as_positional=False, sub_configs=True
             )
+            self.epilog = (
+                "Options override the file. Paths are relative to the working folder. "
+                f"--NAME=null unsets a setting: {', '.join(unsettable_settings(settings))}."
+            )
 
     def read(
         self,
@@ -139,19 +147,27 @@ class CommandLine(ArgumentParser):
         Raises:
             ValueError: An argument is wrong; the message is one sentence.
         """
-        if self.settings_type is not None:
-            self._check_config_files(arguments)
+        if self.settings_type is None:
+            try:
+                return self.parse_args(list(arguments))
+            except (ArgumentError, ValueError) as error:
+                raise ValueError(self._explain(str(error))) from None
+        file, others = split_config_option(arguments)
+        content = {} if file is None else self._read_config_file(file)
+        # Options override the file, wherever the file stands among them.
+        ordered = [*([] if file is None else [f"--config={file}"]), *others]
         try:
-            options = self.parse_args(list(arguments))
-            if self.settings_type is None:
-                return options
+            options = self.parse_args(ordered)
+            _unset_or_reject_nulls(self.settings_type, options)
             # Dataclasses check their values here.
             values = self.instantiate(options)
             names = [entry.name for entry in fields(self.settings_type)]
             settings = self.settings_type(**{name: values.pop(name) for name in names})
         except (ArgumentError, ValueError) as error:
             raise ValueError(self._explain(str(error))) from None
-        values["settings"] = settings
+        if file is not None:
+            settings = _resolve_beside_file(settings, content, others, file)
+        values["settings"] = with_absolute_paths(settings)
         return values
 
     def dump(self, cfg: Namespace, **kwargs: Any) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -173,25 +189,24 @@ class CommandLine(ArgumentParser):
             if action.dest.split(".")[0] not in {*settings, "config", "print_config", "help"}
         }
 
-    def _check_config_files(self, arguments: Sequence[str]) -> None:
-        """Check sections of config files that jsonargparse would ignore."""
+    def _read_config_file(self, file: Path) -> dict[str, Any]:
+        """Read a config file, and check what jsonargparse would ignore or misname."""
         assert self.settings_type is not None
-        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
-            option, _, path = argument.partition("=")
-            file = Path(path or following)
-            if option == "--config" and file.is_file():
-                try:
-                    content = yaml.safe_load(file.read_bytes())
-                except yaml.YAMLError as error:
-                    sentence = " ".join(str(error).split())
-                    raise ValueError(f"{file} is not YAML: {sentence}") from error
-                _check_section(self.settings_type, content, str(file))
-                for name, written in self._option_names().items():
-                    if name in content:
-                        raise ValueError(
-                            f"{file} contains {name}, which is not a setting: it belongs on the "
-                            f"command line ({written})"
-                        )
+        content = read_config_file(file)
+        _check_section(self.settings_type, content, str(file))
+        for name, written in self._option_names().items():
+            if name in content:
+                raise ValueError(
+                    f"{file} contains {name}, which is not a setting: it belongs on the "
+                    f"command line ({written})"
+                )
+        own = {entry.name for entry in fields(self.settings_type)}
+        if foreign := [name for name in content if name in SCRIPTS and name not in own]:
+            raise ValueError(
+                f"{file} contains {foreign[0]}: it is a config of pipelines/"
+                f"{SCRIPTS[foreign[0]]}.py; run that script, or name another file"
+            )
+        return content
 
     def _explain(self, message: str) -> str:
         """Rewrite an error of jsonargparse as one clear line."""
@@ -252,6 +267,31 @@ def setting_names(kind: type, prefix: str = "") -> list[str]:
     return names
 
 
+def python_command() -> str:
+    """Return the interpreter for commands that users copy, quoted for a shell.
+
+    In a submitted job it is `python`: the user does not work on the node of the job.
+    """
+    python = Path(sys.executable)
+    if in_submitted_job() or not python.is_absolute():
+        return "python"
+    folder = Path.cwd()
+    return shlex.quote(str(python.relative_to(folder) if python.is_relative_to(folder) else python))
+
+
+def script_command(name: str | None = None) -> str:
+    """Return the command that runs a script of `pipelines/` from the working folder.
+
+    Args:
+        name: file name of the script; None: the script of this process.
+    """
+    script = Path(name or Path(sys.argv[0]).name)
+    path = Path(__file__).parents[1] / "pipelines" / script
+    folder = Path.cwd()
+    shown = path.relative_to(folder) if path.is_relative_to(folder) else path
+    return f"{python_command()} {shlex.quote(str(shown))}"
+
+
 def configure_logging(*, only_errors: bool = False) -> None:
     """Log this project at INFO, libraries at WARNING, to stderr.
 
@@ -302,3 +342,51 @@ def _check_section(kind: type, settings: Any, where: str) -> None:
         if is_dataclass(entry.type) and entry.name in settings:
             assert isinstance(entry.type, type)
             _check_section(entry.type, settings[entry.name], f"{where}: {entry.name}")
+
+
+def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, "Field[Any]"]]:
+    """Yield dotted name and field of every setting that is not a section."""
+    for entry in fields(kind):
+        if is_dataclass(entry.type):
+            assert isinstance(entry.type, type)
+            yield from _leaves(entry.type, f"{prefix}{entry.name}.")
+        else:
+            yield f"{prefix}{entry.name}", entry
+
+
+def _unset_value(entry: "Field[Any]") -> Any:
+    """Return the value of an unset setting, MISSING if it must be set."""
+    if entry.default is None or entry.default in ("", ()):
+        return entry.default
+    return None if NoneType in get_args(entry.type) else MISSING
+
+
+def unsettable_settings(kind: type) -> list[str]:
+    """Return the settings that null unsets, by dotted name."""
+    return [name for name, entry in _leaves(kind) if _unset_value(entry) is not MISSING]
+
+
+def _unset_or_reject_nulls(kind: type, options: Namespace) -> None:
+    """Replace null by the value of an unset setting; jsonargparse accepts null for every type."""
+    for name, entry in _leaves(kind):
+        value, unset = options[name], _unset_value(entry)
+        is_null = value is None or (value == "null" and path_kind(entry) is not None)
+        if is_null and unset is MISSING:
+            raise ValueError(f"{name} must have a value, got null or nothing: set it or remove it")
+        if is_null:
+            options[name] = unset
+
+
+def _resolve_beside_file(
+    settings: _Settings, content: dict[str, Any], others: Sequence[str], file: Path
+) -> _Settings:
+    """Resolve paths that a config file gives relative to itself."""
+    assert is_dataclass(settings)
+    given = {
+        entry.name: absolute_path(getattr(settings, entry.name), file.parent)
+        for entry in fields(settings)
+        if path_kind(entry) == "config"
+        and entry.name in content
+        and not any(each.partition("=")[0] == f"--{entry.name}" for each in others)
+    }
+    return replace(settings, **given)  # type: ignore[return-value]

@@ -5,6 +5,9 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from cluster.paths import path_field
+from ranet.checks import check_choices, check_range
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterConfig:
@@ -20,9 +23,9 @@ class ClusterConfig:
     gpus_per_worker: float = 1.0
     """GPUs of each worker if the device is gpu. A fraction such as 0.25 lets several runs share a
     GPU; fractions require a single worker."""
-    storage_path: str = "outputs/runs"
+    storage_path: str = path_field("outputs/runs")
     """Checkpoint folder, accessible from every node: a path, or a URI (s3://bucket/runs)."""
-    cache_dir: str = "~/.cache/ranet"
+    cache_dir: str = path_field("~/.cache/ranet", "node")
     """Folder on the local disk of each node that caches prepared images from S3."""
     cache_max_bytes: int = 0
     """Size limit of the image cache of each node, in bytes. 0: limited by the disk only."""
@@ -59,11 +62,15 @@ class ClusterConfig:
                 "cluster.num_workers must be 1 or more, or [min, max] with 1 <= min <= max, "
                 f"got {self.num_workers}"
             )
-        for name in ("cpus_per_worker", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"cluster.{name} must be 1 or more, got {getattr(self, name)}")
-        if self.device not in ("auto", "cpu", "gpu"):
-            raise ValueError(f"cluster.device must be auto, cpu or gpu, got {self.device!r}")
+        check_choices(self, "cluster")
+        check_range(
+            self,
+            "cluster",
+            cpus_per_worker=(1, None),
+            cache_max_bytes=(0, None),
+            keep_checkpoints=(1, None),
+            max_consecutive_failures=(0, None),
+        )
         if self.gpus_per_worker != 1 and not (0 < self.gpus_per_worker < 1 == self.max_workers):
             raise ValueError(
                 "cluster.gpus_per_worker must be 1, or a fraction if cluster.num_workers is 1 "
@@ -73,9 +80,6 @@ class ClusterConfig:
         if not self.storage_path:
             raise ValueError("cluster.storage_path must name a folder, got an empty string")
         _check_storage(self.storage_path)
-        for name in ("max_consecutive_failures", "cache_max_bytes"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"cluster.{name} must be 0 or more, got {getattr(self, name)}")
         if not self.cache_dir:
             raise ValueError("cluster.cache_dir must name a folder, got an empty string")
         for name in ("start_timeout_seconds", "elastic_check_seconds"):
@@ -125,7 +129,9 @@ def _check_storage(storage: str) -> None:
     if "://" not in storage:
         return
     location, _, options = storage.partition("?")
-    if "@" in location or re.search("key|secret|token|password", options, re.IGNORECASE):
+    if "@" in location.split("/")[2] or re.search(
+        "key|secret|token|password", options, re.IGNORECASE
+    ):
         raise ValueError(
             "cluster.storage_path contains a key or a password, which would be stored in MLflow, "
             "checkpoints and logs; remove it and use the environment variables AWS_ACCESS_KEY_ID "

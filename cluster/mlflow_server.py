@@ -23,7 +23,8 @@ from mlflow.server import get_app_client
 from cluster.cli import CommandLine, main_guard
 from cluster.errors import TrackingError
 from cluster.storage.s3 import ObjectStore, check_uri
-from cluster.tracking.client import EXPERIMENT, check_reachable, explain, make_client, tracking_uri
+from cluster.tracking.client import EXPERIMENT, check_reachable, make_client, tracking_uri
+from cluster.tracking.failures import explain
 
 DATABASE = "postgresql+psycopg2://"
 """URI without host: the PG... variables name the database. psycopg2 must be named as driver."""

@@ -1,16 +1,17 @@
 """Pre-flight checks of MLflow, storage, and capacity for workers."""
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import ray
 import torch
 
 from cluster.config import ClusterConfig
-from cluster.errors import EXPECTED_ERRORS
-from cluster.execution.connection import connected, local_cpus
+from cluster.environment import check_cache_folder, check_ray_settings
+from cluster.errors import EXPECTED_ERRORS, RunError
+from cluster.execution.connection import connected
 from cluster.execution.resources import wants_gpu
 from cluster.findings import Finding, check, missing
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
@@ -47,6 +48,43 @@ class Allocation:
     """Cluster file whose machines are rented; None: the current cluster is used."""
 
 
+def fit_to_machine(cluster: ClusterConfig) -> ClusterConfig:
+    """Reduce workers and their CPUs to those of this machine, unless RAY_ADDRESS is set.
+
+    Neither changes what is trained. More workers than CPUs would only share them, and each needs
+    its memory.
+
+    Raises:
+        RunError: the device is gpu, and this machine has fewer GPUs than workers.
+    """
+    if os.environ.get("RAY_ADDRESS") or ray.is_initialized():
+        return cluster
+    num_cpus, num_gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if cluster.device == "gpu" and num_gpus < cluster.min_workers * cluster.gpus_per_worker:
+        raise RunError(
+            f"cluster.device is gpu for {cluster.min_workers} workers, but this machine has "
+            f"{num_gpus} GPUs; set RAY_ADDRESS to a cluster, use fewer workers, or set "
+            "cluster.device to cpu"
+        )
+    low, high = min(cluster.min_workers, num_cpus), min(cluster.max_workers, num_cpus)
+    return replace(
+        cluster,
+        num_workers=low if low == high else (low, high),
+        cpus_per_worker=min(cluster.cpus_per_worker, num_cpus // high),
+    )
+
+
+def describe_reduction(before: ClusterConfig, after: ClusterConfig) -> str:
+    """Describe the reduction of the workers by `fit_to_machine`; empty if there is none."""
+    if (before.max_workers, before.cpus_per_worker) == (after.max_workers, after.cpus_per_worker):
+        return ""
+    return (
+        f"this machine has {os.cpu_count()} CPUs: {after.max_workers} workers of "
+        f"{after.cpus_per_worker} CPUs instead of cluster.num_workers = {before.max_workers} of "
+        f"cluster.cpus_per_worker = {before.cpus_per_worker}"
+    )
+
+
 def check_tracking(name: str, settings: Mapping[str, str], *, new_attempt: bool) -> list[Finding]:
     """Check that MLflow is reachable and the run can start."""
     can_start = partial(runs.check_can_start, name, settings=settings, new_attempt=new_attempt)
@@ -56,6 +94,22 @@ def check_tracking(name: str, settings: Mapping[str, str], *, new_attempt: bool)
 def check_storage(cluster: ClusterConfig) -> list[Finding]:
     """Check that checkpoints can be written."""
     return check(partial(resolve_storage, cluster.storage_path))
+
+
+def check_caches(cluster: ClusterConfig, *, stages_images: bool) -> list[Finding]:
+    """Check the caches that a run on this machine writes, by default in the home folder.
+
+    Args:
+        cluster: Settings of the run.
+        stages_images: The run copies images from S3 to the disk.
+    """
+    checks: list[Callable[[], None]] = []
+    if stages_images:
+        checks.append(partial(check_cache_folder, "cluster.cache_dir", cluster.cache_dir))
+    if torch.cuda.is_available() and cluster.device != "cpu":  # Triton compiles kernels
+        folder = os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache")
+        checks.append(partial(check_cache_folder, "TRITON_CACHE_DIR", folder))
+    return check(*checks)
 
 
 def current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity | None]:
@@ -70,6 +124,7 @@ def current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity | 
 
 
 def _current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity]:
+    check_ray_settings()
     if address := os.environ.get("RAY_ADDRESS"):
         with connected(cluster):
             gpus, resources = int(wants_gpu(cluster)), ray.cluster_resources()
@@ -79,8 +134,12 @@ def _current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity]:
         enough = cluster.device == "auto" and num_gpus >= cluster.min_workers
         gpus = int(cluster.device == "gpu" or enough)
         resources, name = {"CPU": os.cpu_count() or 1, "GPU": num_gpus}, "this machine"
-        cores = resources["CPU"] if gpus else local_cpus(cluster)
-        remark = ", which share its CPUs" if cores > resources["CPU"] else ""
+        cores, remark = resources["CPU"], ""
+        if not gpus or num_gpus >= cluster.min_workers:
+            reduced = fit_to_machine(cluster)
+            if text := describe_reduction(cluster, reduced):
+                remark = f"; {text}"
+            cluster = reduced
     by_gpus = resources.get("GPU", 0) // gpus if gpus else float("inf")
     num_workers = int(min(cores // cluster.cpus_per_worker, by_gpus))
     text = (

@@ -24,9 +24,8 @@ from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.run import Run
-from pipelines.scoring import evaluate_worker
-from pipelines.start import resolve, track
-from pipelines.workers import exit_outputs_in
+from pipelines.start import on_this_machine, resolve, track
+from pipelines.workers import EvaluateTask, evaluate_worker, exit_outputs_in
 from ranet import ModelConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
 
@@ -38,6 +37,7 @@ def main() -> None:
     configure_logging()
     with main_guard():
         client.check_reachable()
+        run = on_this_machine(run)
         resolve_storage(run.cluster.storage_path)
         classifier = registry.load(model_uri).unwrap_python_model()
         run = with_model(run, classifier)
@@ -110,10 +110,9 @@ def evaluate_weights(
     with connected(run.cluster):
         checkpoint = launch(
             evaluate_worker,
-            {"run": run, "weights": {name: value.cpu() for name, value in weights.items()}},
-            name=storage_name,
-            storage=run.cluster.storage_path,
+            EvaluateTask(run, {name: value.cpu() for name, value in weights.items()}),
             cluster=run.cluster,
+            name=storage_name,
         )
     return exit_outputs_in(load_checkpoint(checkpoint))
 

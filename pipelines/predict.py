@@ -28,7 +28,7 @@ def main() -> None:
     configure_logging()
     with main_guard():
         model = registry.load(options.model_uri)
-        size = model.metadata.signature.inputs.inputs[0].shape[-1]
+        size = model.unwrap_python_model().settings["model"]["image_size"]
         images, errors = read_images(options.images, size, options.max_pixels)
         if images:
             answers = classify(model, np.stack(list(images.values())), options.budget_fraction)

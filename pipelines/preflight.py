@@ -1,7 +1,8 @@
 """Pre-flight check of a run: cost estimate and missing requirements."""
 
+import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,16 @@ import yaml
 
 import cluster.provisioning
 from cluster.findings import Finding, check, format_bytes
-from cluster.preflight import Allocation, allocate, check_storage, check_tracking, current_capacity
+from cluster.preflight import (
+    Allocation,
+    allocate,
+    check_caches,
+    check_storage,
+    check_tracking,
+    current_capacity,
+    fit_to_machine,
+)
+from cluster.storage.s3 import is_uri
 from pipelines.data.preflight import check_images
 from pipelines.evaluation.budgets import check_budgets
 from pipelines.run import Run, identity
@@ -59,8 +69,13 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
         model = RANet(run.model)
     capacity_findings, capacity = current_capacity(run.cluster)
     is_here = capacity is not None and capacity.suffices
+    if is_here:
+        run = replace(run, cluster=fit_to_machine(run.cluster))
     images = check_images(run.data, run.model, run.train.batch_size, is_here=is_here)
+    stages_images = is_uri(run.data.prepared_dir)
+    uses_this_machine = is_here and "RAY_ADDRESS" not in os.environ
     findings = [
+        *(check_caches(run.cluster, stages_images=stages_images) if uses_this_machine else ()),
         _network(model, costs),
         *check(partial(check_budgets, costs, run.evaluation.budget_fractions)),
         *check_tracking(run.name, identity(run), new_attempt=new_attempt),

@@ -10,6 +10,7 @@ import yaml
 
 from cluster.cli import read_settings
 from cluster.config import ClusterConfig, RegistryConfig, check_name
+from cluster.paths import with_portable_paths
 from pipelines.data.config import DataConfig
 from ranet.config import ModelConfig, TrainConfig
 
@@ -114,16 +115,18 @@ def flatten(settings: Any, prefix: str = "") -> dict[str, str]:
 def identity(run: Run) -> dict[str, str]:
     """Return the settings that must not change when a run resumes.
 
-    Settings of `cluster` may change, except the location of the checkpoints.
+    Settings of `cluster` may change, except the location of the checkpoints. Paths below the
+    working folder are relative: a job runs in another folder each time it is submitted.
     """
     return {
         key: value
-        for key, value in flatten(run).items()
+        for key, value in flatten(with_portable_paths(run)).items()
         if key == "cluster.storage_path" or not key.startswith("cluster.")
     }
 
 
 def config_text(run: Run) -> str:
-    """Serialize a run as YAML for `--config`."""
+    """Serialize a run as YAML for `--config`, with paths relative to the working folder."""
     # YAML has no tuples; JSON turns them into lists.
-    return yaml.safe_dump(json.loads(json.dumps(asdict(run))), sort_keys=False)
+    settings = json.loads(json.dumps(asdict(with_portable_paths(run))))
+    return yaml.safe_dump(settings, sort_keys=False)

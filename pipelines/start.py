@@ -1,6 +1,8 @@
-"""Start of a run: resolve its paths and open its MLflow run."""
+"""Start of a run: resolve its folders and open its MLflow run."""
 
 import json
+import logging
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -8,7 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from cluster.environment import check_ray_settings
+from cluster.errors import RunError
+from cluster.preflight import check_caches, describe_reduction, fit_to_machine
+from cluster.storage.checkpoints import has_checkpoints
 from cluster.storage.filesystem import resolve_storage
+from cluster.storage.s3 import is_uri
 from cluster.tracking import runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
@@ -17,12 +24,14 @@ from pipelines.data.format.metadata import DatasetInfo, read_info, with_normaliz
 from pipelines.data.summary import describe, summary_of
 from pipelines.run import Run, config_text, flatten, identity
 
+logger = logging.getLogger(__name__)
+
 
 def resolve(run: Run) -> Run:
     """Return the run as workers on other nodes need it.
 
-    Paths are absolute, and mean and std of the images are inserted where unset.
-    The identity of a run is taken before: a job runs in another folder each time it is submitted.
+    Folders are absolute and checked to be writable; mean and std of the images are inserted
+    where unset. The identity of a run is taken before.
     """
     data = replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size))
     if data.mean is None or data.std is None:
@@ -32,6 +41,22 @@ def resolve(run: Run) -> Run:
         data=data,
         cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
+
+
+def on_this_machine(run: Run) -> Run:
+    """Return the run with the workers that fit this machine, unless it uses a cluster.
+
+    Raises:
+        RunError: the machine has too few GPUs, or its environment does not suit Ray or the caches.
+    """
+    check_ray_settings()
+    cluster = fit_to_machine(run.cluster)
+    if "RAY_ADDRESS" not in os.environ:
+        for finding in check_caches(cluster, stages_images=is_uri(run.data.prepared_dir)):
+            raise RunError(finding.text)
+    if text := describe_reduction(run.cluster, cluster):
+        logger.warning("%s", text)
+    return replace(run, cluster=cluster)
 
 
 def track(
@@ -49,6 +74,7 @@ def track(
         extra: Settings besides those of the run that must not change when it resumes.
         new_attempt: Abandon an unfinished attempt and start a new one.
     """
+    new_attempt = new_attempt or _has_lost_checkpoints(run, name or run.name)
     return runs.open_run(
         name or run.name,
         settings={**extra, **identity(run)},
@@ -57,6 +83,20 @@ def track(
         config_text=config_text(run),
         new_attempt=new_attempt,
     )
+
+
+def _has_lost_checkpoints(run: Run, name: str) -> bool:
+    """Return whether the checkpoints of an unfinished attempt were deleted, and log it."""
+    storage = runs.storage_to_resume(name)
+    if storage is None or has_checkpoints(run.cluster.storage_path, storage):
+        return False
+    logger.warning(
+        "%s is unfinished, but its checkpoints %s/%s are gone: a new attempt starts from scratch",
+        name,
+        run.cluster.storage_path,
+        storage,
+    )
+    return True
 
 
 def log_images(record: TrackedRun, info: DatasetInfo) -> None:

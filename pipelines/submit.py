@@ -15,8 +15,9 @@ from pathlib import Path
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-from cluster.cli import CommandLine, Namespace, main_guard
+from cluster.cli import CommandLine, Namespace, main_guard, script_command
 from cluster.execution.jobs import JobError, check_code, check_public, connect, follow, submit
+from pipelines.submit_checks import check_address, check_command
 
 STATUSES = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 130}
 
@@ -25,7 +26,7 @@ def main() -> None:
     """Submit or follow a job and exit with its status."""
     options = command_line().read(check=check_options)
     logging.disable(logging.WARNING)  # Ray logs each step of packaging the code
-    address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+    address = dashboard_address()
     with main_guard(
         "the job continues; follow it with --follow JOB, or stop it with `ray job stop`"
     ):
@@ -72,11 +73,18 @@ def check_options(options: Namespace) -> None:
         raise ValueError("--follow waits for a job and --detach does not; use only one of them")
     if unset := [name for name in options.env if name not in os.environ]:
         raise ValueError(f"--env {unset[0]}: no such variable in this environment")
-    if options.command:
-        try:
+    try:
+        check_address(dashboard_address())
+        if options.command:
             check_public(options.command, passed_variables(options))
-        except JobError as error:
-            raise ValueError(str(error)) from None
+            check_command(options.command, Path.cwd())
+    except JobError as error:
+        raise ValueError(str(error)) from None
+
+
+def dashboard_address() -> str:
+    """Return the URL of the cluster's dashboard."""
+    return os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
 
 
 def passed_variables(options: Namespace) -> dict[str, str]:
@@ -90,7 +98,7 @@ def send(client: JobSubmissionClient, options: Namespace) -> str:
     folder = Path.cwd()
     print(f"{check_code(folder) / 1e6:.2f} MB of code to upload", file=sys.stderr)
     job_id = submit(client, shlex.join(options.command), folder, passed_variables(options))
-    print(f"submitted {job_id}; follow it: python pipelines/submit.py --follow {job_id}",
+    print(f"submitted {job_id}; follow it: {script_command()} --follow {job_id}",
           file=sys.stderr)  # fmt: skip
     return job_id
 

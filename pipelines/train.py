@@ -7,19 +7,21 @@ Runs on the Ray cluster at RAY_ADDRESS, which is set in a submitted job; without
 starts a local cluster.
 """
 
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 from ray.train import Checkpoint, UserCallback
 
-from cluster.cli import CommandLine, configure_logging, main_guard
+from cluster.cli import CommandLine, configure_logging, main_guard, script_command
 from cluster.config import in_submitted_job
 from cluster.execution.connection import connected
+from cluster.execution.heartbeat import Heartbeats
 from cluster.execution.mlflow_callback import MlflowCallback
 from cluster.execution.parallel_map import parallel_map
 from cluster.execution.trainer import launch
@@ -39,11 +41,13 @@ from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.package import register_model
 from pipelines.preflight import preflight
 from pipelines.run import Run, identity
-from pipelines.start import log_images, resolve, track
-from pipelines.workers import TrainOutput, read_trained, train_worker, trial_worker
+from pipelines.start import log_images, on_this_machine, resolve, track
+from pipelines.workers import TrainOutput, TrialTask, read_trained, train_worker, trial_worker
 from ranet import mult_adds
 from ranet.protocols import Snapshot
 from tuning.objective import Objective
+
+_Task = TypeVar("_Task")
 
 
 def main() -> None:
@@ -58,6 +62,7 @@ def main() -> None:
             sys.exit(0 if report.can_start else 1)
         client.check_reachable()
         runs.check_can_start(run.name, settings=identity(run), new_attempt=new_attempt)
+        run = on_this_machine(run)
         info = prepare_images(run)
         with track(run, new_attempt=new_attempt) as record:
             log_images(record, info)
@@ -103,7 +108,7 @@ def train(run: Run, record: TrackedRun) -> TrainOutput:
         run: The resolved run; its images must be prepared.
         record: MLflow run that metrics and checkpoints are logged to.
     """
-    checkpoint = _launch(train_worker, {"run": run}, run, record)
+    checkpoint = _launch(train_worker, run, run, record)
     trained = read_trained(checkpoint)
     # Ray's controller logs metrics while training. If it was killed, some may be missing in MLflow.
     record.log_history(trained.snapshot["history"])
@@ -119,7 +124,7 @@ def train_trial(
     run: Run,
     record: TrackedRun,
     callbacks: Sequence[UserCallback],
-    watch: Any,
+    heartbeats: Heartbeats,
 ) -> Snapshot:
     """Train a trial of a sweep; test images are never read.
 
@@ -128,37 +133,36 @@ def train_trial(
         run: Resolved run of the trial; its images must be prepared.
         record: MLflow run of the trial, which metrics and checkpoints are logged to.
         callbacks: Called in Ray's controller process after every epoch.
-        watch: Heartbeats of the workers of all trials.
+        heartbeats: Heartbeats of the workers of all trials.
 
     Returns:
         The snapshot after the last epoch.
     """
-    task = {"run": run, "objective": objective}
-    checkpoint = _launch(trial_worker, task, run, record, callbacks, watch)
+    task = TrialTask(run, objective)
+    checkpoint = _launch(trial_worker, task, run, record, callbacks, heartbeats)
     return load_checkpoint(checkpoint)[SNAPSHOT]
 
 
 def _launch(
-    worker: Callable[[dict[str, Any]], None],
-    task: dict[str, Any],
+    function: Callable[[_Task], None],
+    task: _Task,
     run: Run,
     record: TrackedRun,
     callbacks: Sequence[UserCallback] = (),
-    watch: Any = None,
+    heartbeats: Heartbeats | None = None,
 ) -> Checkpoint:
     """Launch a worker function and log its metrics and checkpoints."""
     with connected(run.cluster):
         return launch(
-            worker,
+            function,
             task,
-            name=record.storage_name,
-            storage=run.cluster.storage_path,
             cluster=run.cluster,
+            name=record.storage_name,
             callbacks=[
                 MlflowCallback(record, run.cluster.keep_checkpoints, run.train.epochs),
                 *callbacks,
             ],
-            heartbeats=watch,
+            heartbeats=heartbeats,
         )
 
 
@@ -184,8 +188,6 @@ def evaluate_and_register(
         else save_examples(run, plot.parent / "examples")[0]
     )
     pages = record.uri if record.uri.startswith("http") else "make ui"
-    python = Path(sys.executable)
-    here = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else "python"
     lines = [
         "",
         format_tables(evaluation),
@@ -195,8 +197,9 @@ def evaluate_and_register(
         f"model       {version.sentence}",
         "",
         f"see it in the browser:  {pages}",
-        f"classify an image:      {here} pipelines/predict.py "
-        f"models:/{version.name}/{version.version} {example} --budget-fraction 0.5",
+        f"classify an image:      {script_command('predict.py')} "
+        f"{shlex.quote(f'models:/{version.name}/{version.version}')} {shlex.quote(str(example))} "
+        "--budget-fraction 0.5",
     ]
     return "\n".join(lines)
 

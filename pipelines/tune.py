@@ -8,6 +8,7 @@ results are configs for pipelines/train.py.
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,17 +17,24 @@ from typing import Any
 
 import yaml
 
-from cluster.cli import CommandLine, configure_logging, main_guard, parse_settings
+from cluster.cli import (
+    CommandLine,
+    configure_logging,
+    main_guard,
+    parse_settings,
+    script_command,
+)
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
 from cluster.execution.connection import connected
 from cluster.execution.resources import check_capacity, wants_gpu
-from cluster.tracking import client, runs
+from cluster.paths import with_portable_paths
+from cluster.tracking import client, failures, runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data.format.metadata import DatasetInfo
 from pipelines.run import EvaluationConfig, Run, identity
-from pipelines.start import resolve
+from pipelines.start import on_this_machine, resolve
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
@@ -76,7 +84,7 @@ def common_run(sweep: Sweep) -> Run:
     """Read the run that all trials start from, and resolve it."""
     run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
-    return resolve(run)
+    return resolve(on_this_machine(run))
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler[Run]:
@@ -109,7 +117,7 @@ def earlier_results(name: str, sweep: Sweep, run: Run) -> list[TrialResult]:
     found = runs.last_attempt(name)
     if found is None or _OBJECTIVE not in found.data.params:
         raise ValueError(
-            f"warm_start has {name}: MLflow at {client.masked(client.tracking_uri())} has no "
+            f"warm_start has {name}: MLflow at {failures.masked(client.tracking_uri())} has no "
             "sweep of that name"
         )
     mine = _comparable_settings(sweep, run)
@@ -132,7 +140,7 @@ def identity_of(sweep: Sweep, run: Run) -> dict[str, str]:
 
 def _settings_of(sweep: Sweep) -> dict[str, Any]:
     """Return the sweep's configuration as lists and mappings."""
-    return json.loads(json.dumps(asdict(sweep)))
+    return json.loads(json.dumps(asdict(with_portable_paths(sweep))))
 
 
 def classes_in(info: DatasetInfo) -> tuple[str, ...]:
@@ -230,7 +238,7 @@ def report(results: SweepResults, sweep: Sweep, run: Run, record: TrackedRun) ->
     print(f"\n{summary}\n\nfiles       {folder}")
     print(f"MLflow run  {record.run_id} ({sweep.name}, attempt {record.attempt})")
     for file in sorted(folder.glob("best*.yaml")):
-        print(f"train it:   python pipelines/train.py --config {file}")
+        print(f"train it:   {script_command('train.py')} --config {shlex.quote(str(file))}")
 
 
 def _comparable_settings(sweep: Sweep, run: Run) -> dict[str, str]:

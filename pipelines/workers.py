@@ -12,23 +12,25 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import Checkpoint
-from torch import nn
+from torch import Tensor, nn
 
 from cluster.cli import configure_logging
-from cluster.execution.reporter import RayReporter, load_newest
+from cluster.execution.reporter import RayReporter
 from cluster.storage.cache import Cache
-from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint
+from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint, load_newest
 from pipelines.data.config import SPLITS, Split, normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.loading.staging import staged_data
 from pipelines.run import Run
 from ranet import RANet, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.inference.latency import measure_latency
 from ranet.model.preprocessing import Normalize
 from ranet.protocols import Batches, Metrics, Snapshot
 from ranet.training.loop import fit
 from ranet.training.schedule import epoch_sizes
+from ranet.training.state import TrainState
 from tuning.objective import SECONDS, Objective
 
 EXIT_OUTPUTS = "scores.pt"
@@ -46,30 +48,46 @@ class TrainOutput:
     """Exit outputs of the best weights for the test images."""
 
 
-def train_worker(config: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class TrialTask:
+    """Training of a trial."""
+
+    run: Run
+    """Run with absolute paths."""
+    objective: Objective
+    """Objective of the sweep."""
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Evaluation of existing weights."""
+
+    run: Run
+    """Run with absolute paths."""
+    weights: dict[str, Tensor]
+    """State dict of the network of the run."""
+
+
+def train_worker(run: Run) -> None:
     """Train, resuming from the latest checkpoint, and evaluate the best weights.
 
     Args:
-        config: `run`, a Run with absolute paths.
+        run: Run with absolute paths.
     """
-    device = set_up(config["run"])
-    with with_local_data(config["run"]) as run:
-        _train(run, device)
+    device = _set_up(run)
+    with _with_local_data(run) as local_run:
+        _train(local_run, device)
 
 
-def trial_worker(config: dict[str, Any]) -> None:
-    """Train a trial and measure the objective after every epoch.
-
-    Args:
-        config: `run`, a Run with absolute paths, and `objective`, the objective of the sweep.
-    """
+def trial_worker(task: TrialTask) -> None:
+    """Train a trial and measure the objective after every epoch."""
     started = time.monotonic()
-    objective: Objective = config["objective"]
-    device = set_up(config["run"])
-    with with_local_data(config["run"]) as run:
+    objective = task.objective
+    device = _set_up(task.run)
+    with _with_local_data(task.run) as run:
         saved = _saved()
         model, normalize = _make_model(run, device)
-        train, val = (open_split(run, split, device) for split in ("train", "val"))
+        train, val = (_open_split(run, split, device) for split in ("train", "val"))
         is_first = ray.train.get_context().get_world_rank() == 0
         latency = None
         if "latency_ms" in objective.metrics and is_first:
@@ -79,14 +97,23 @@ def trial_worker(config: dict[str, Any]) -> None:
         cost = mult_adds(run.model)
 
         def measure(network: nn.Module) -> Metrics:
-            answers = collect_exit_outputs(network, val, normalize=normalize, device=device)
-            metrics = objective.measure(answers.single, cost, latency) if is_first else {}
+            outputs = collect_exit_outputs(ForwardPass(network, normalize), val)
+            metrics = objective.measure(outputs.single, cost, latency) if is_first else {}
             return {**metrics, SECONDS: before + time.monotonic() - started}
 
-        fit(
-            run.train, model, train, val, RayReporter(),
-            normalize=normalize, device=device, resume=saved.get(SNAPSHOT), measure=measure,
-        )  # fmt: skip
+        training = TrainState(run.train, model, normalize)
+        fit(training, train, val, RayReporter(), resume=saved.get(SNAPSHOT), measure=measure)
+
+
+def evaluate_worker(task: EvaluateTask) -> None:
+    """Collect the exit outputs of the validation and the test images."""
+    device = _set_up(task.run)
+    with _with_local_data(task.run) as run:
+        model, normalize = _make_model(run, device)
+        model.load_state_dict(task.weights)
+        splits = {split: _open_split(run, split, device) for split in ("val", "test")}
+        outputs = _collect_outputs(ForwardPass(model, normalize), splits)
+        RayReporter().save({}, {EXIT_OUTPUTS: outputs})
 
 
 def _saved() -> dict[str, Any]:
@@ -105,28 +132,23 @@ def _train(run: Run, device: torch.device) -> None:
     if EXIT_OUTPUTS in saved:  # the workers had finished when the run was interrupted
         return
     model, normalize = _make_model(run, device)
-    train, val, test = (open_split(run, split, device) for split in SPLITS)
+    train, val, test = (_open_split(run, split, device) for split in SPLITS)
     reporter = RayReporter()
-    snapshot = fit(
-        run.train, model, train, val, reporter,
-        normalize=normalize, device=device, resume=saved.get(SNAPSHOT),
-    )  # fmt: skip
+    training = TrainState(run.train, model, normalize)
+    snapshot = fit(training, train, val, reporter, resume=saved.get(SNAPSHOT))
     model.load_state_dict(snapshot["best"]["model"])
-    outputs = collect_outputs(model, {"val": val, "test": test}, normalize, device)
+    outputs = _collect_outputs(ForwardPass(model, normalize), {"val": val, "test": test})
     reporter.save(snapshot["history"][-1], {SNAPSHOT: snapshot, EXIT_OUTPUTS: outputs})
 
 
-def collect_outputs(
-    model: RANet, splits: Mapping[str, Batches], normalize: Normalize, device: torch.device
-) -> dict[str, Any]:
-    """Collect exit outputs in float32, the precision of the registered model.
+def _collect_outputs(forward: ForwardPass, splits: Mapping[str, Batches]) -> dict[str, Any]:
+    """Collect exit outputs; `forward` runs in float32 like the registered model.
 
     Returns:
         Serialized exit outputs by split, for `exit_outputs_in`.
     """
     return {
-        name: collect_exit_outputs(model, batches, normalize=normalize, device=device).state()
-        for name, batches in splits.items()
+        name: collect_exit_outputs(forward, batches).state() for name, batches in splits.items()
     }
 
 
@@ -136,7 +158,7 @@ def exit_outputs_in(files: Mapping[str, Any]) -> dict[str, SplitOutputs]:
 
 
 @contextmanager
-def with_local_data(run: Run) -> Iterator[Run]:
+def _with_local_data(run: Run) -> Iterator[Run]:
     """Yield the run with its images on this node's disk."""
     cache = Cache(Path(run.cluster.cache_dir).expanduser(), run.cluster.cache_max_bytes)
     with staged_data(run.data, cache) as data:
@@ -145,7 +167,7 @@ def with_local_data(run: Run) -> Iterator[Run]:
         yield replace(run, data=replace(data, decode_threads=threads))
 
 
-def set_up(run: Run) -> torch.device:
+def _set_up(run: Run) -> torch.device:
     """Configure logging and threads of this process; return its device."""
     # Only rank 0 logs at INFO level.
     configure_logging(only_errors=ray.train.get_context().get_world_rank() > 0)
@@ -155,7 +177,7 @@ def set_up(run: Run) -> torch.device:
     return device
 
 
-def open_split(run: Run, split: Split, device: torch.device) -> Batches:
+def _open_split(run: Run, split: Split, device: torch.device) -> Batches:
     """Open this worker's shard of a split."""
     context = ray.train.get_context()
     return open_batches(

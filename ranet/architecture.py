@@ -279,97 +279,113 @@ def _subnetwork_spec(
     blocks: list[BlockSpec] = []
     for number in range(1, lengths[i] + 1):
         lower_block = lower[number - 1] if number <= len(lower) else None
-        block = _block_spec(
-            config,
-            i,
-            lower_block,
+        position = _Position(
+            subnetwork=i,
+            lower=lower_block,
             in_channels=channels,
             in_size=size,
             num_layers=config.layers_per_block * (number if config.layer_mode == "linear" else 1),
             is_down=lower_block is not None and number in downs,
             has_transition=number in transitions,
         )
+        block = _block_spec(config, position)
         blocks.append(block)
         channels, size = block.out_channels, block.out_size
     return tuple(blocks)
 
 
-def _block_spec(
-    config: ModelConfig,
-    i: int,
-    lower_block: BlockSpec | None,
-    *,
-    in_channels: int,
-    in_size: int,
-    num_layers: int,
-    is_down: bool,
-    has_transition: bool,
-) -> BlockSpec:
-    """Compute one block of sub-network i, with `lower_block` a fusion block."""
-    growth = config.growth_rate * config.growth_factors[i]
-    lateral = int(config.compress_factor * growth) if lower_block else 0
+@dataclass(frozen=True)
+class _Position:
+    """Position of a block in the network, from which its specification follows."""
+
+    subnetwork: int
+    """Index of the sub-network, from 0."""
+    lower: BlockSpec | None
+    """Block of the lower sub-network that a fusion block reads; None in a normal block."""
+    in_channels: int
+    in_size: int
+    num_layers: int
+    is_down: bool
+    has_transition: bool
+
+
+def _block_spec(config: ModelConfig, at: _Position) -> BlockSpec:
+    """Compute the specification of one block.
+
+    Raises:
+        ValueError: a layer would have no channels, or an exit features of the wrong size.
+    """
+    growth = config.growth_rate * config.growth_factors[at.subnetwork]
+    lateral = int(config.compress_factor * growth) if at.lower else 0
     own = growth - lateral
-    if lower_block and min(lateral, own) < 1:
+    if at.lower and min(lateral, own) < 1:
         raise ValueError(
             f"model.compress_factor ({config.compress_factor}) must leave at least one of the "
-            f"{growth} channels that a layer of sub-network {i + 1} adds as own channels "
-            f"and one as a lateral channel, got {own} and {lateral}; raise model.growth_rate or "
-            "change model.compress_factor"
+            f"{growth} channels that a layer of sub-network {at.subnetwork + 1} adds as own "
+            f"channels and one as a lateral channel, got {own} and {lateral}; raise "
+            "model.growth_rate or change model.compress_factor"
         )
-    width = config.bottleneck_factors[i]
-    units = tuple(
-        UnitSpec(
-            in_channels=in_channels + j * growth,
-            width=min(in_channels + j * growth, width * own),
-            out_channels=own,
-        )
-        for j in range(num_layers)
-    )
-    dense_channels = in_channels + num_layers * growth
-    lower = None
-    if lower_block:
-        # Lateral units have the bottleneck width of the lower sub-network.
-        lower_width = config.bottleneck_factors[i - 1]
-        lower_growth = config.growth_rate * config.growth_factors[i - 1]
-        inputs = [lower_block.in_channels + j * lower_growth for j in range(num_layers)]
-        lower = LateralSpec(
-            units=tuple(UnitSpec(n, min(n, lower_width * lateral), lateral) for n in inputs),
-            in_channels=lower_block.dense_channels,
-            compressed_channels=int(config.compress_factor * dense_channels),
-            in_size=lower_block.in_size,
-            out_size=lower_block.out_size,
-        )
+    width = config.bottleneck_factors[at.subnetwork]
+    inputs = [at.in_channels + j * growth for j in range(at.num_layers)]
+    dense_channels = at.in_channels + at.num_layers * growth
+    lower = _lateral_spec(config, at, lateral, dense_channels) if at.lower else None
     gathered = dense_channels + (lower.compressed_channels if lower else 0)
-    transition = int(config.reduction * gathered) if has_transition else None
+    transition = int(config.reduction * gathered) if at.has_transition else None
     if transition == 0 or (lower and lower.compressed_channels == 0):
         raise ValueError(
             f"model.stem_channels ({config.stem_channels}) and model.growth_rate "
-            f"({config.growth_rate}) are too small: a 1x1 convolution of sub-network {i + 1} "
-            "would have no output channels"
+            f"({config.growth_rate}) are too small: a 1x1 convolution of sub-network "
+            f"{at.subnetwork + 1} would have no output channels"
         )
-    out_size = _halved(in_size) if is_down else in_size
-    exit_ = None
-    if not lower_block:
-        out_channels = transition or gathered
-        exit_ = ExitSpec(
-            in_channels=out_channels,
-            hidden_channels=config.exit_channels or out_channels,
-            num_classes=config.num_classes,
-            in_size=out_size,
-        )
-        if _halved(_halved(out_size)) // 2 != 1:
-            raise ValueError(
-                f"model.image_size {config.image_size} gives the exits of sub-network {i + 1} "
-                f"feature maps of {out_size} x {out_size}; an exit needs 5 to 12 pixels per side: "
-                "change model.image_size, model.scales or model.stem"
-            )
+    out_size = _halved(at.in_size) if at.is_down else at.in_size
     return BlockSpec(
-        units=units,
+        units=tuple(UnitSpec(n, min(n, width * own), own) for n in inputs),
         lower=lower,
-        in_size=in_size,
+        in_size=at.in_size,
         out_size=out_size,
         transition_channels=transition,
-        exit=exit_,
+        exit=None if at.lower else _exit_spec(config, at, transition or gathered, out_size),
+    )
+
+
+def _lateral_spec(
+    config: ModelConfig, at: _Position, lateral: int, dense_channels: int
+) -> LateralSpec:
+    """Compute the lateral path to a fusion block.
+
+    Args:
+        config: shape of the network.
+        at: position of the fusion block.
+        lateral: channels that each layer receives.
+        dense_channels: channels after the last layer of the fusion block.
+    """
+    assert at.lower is not None
+    # Lateral units have the bottleneck width of the lower sub-network.
+    width = config.bottleneck_factors[at.subnetwork - 1] * lateral
+    growth = config.growth_rate * config.growth_factors[at.subnetwork - 1]
+    inputs = [at.lower.in_channels + j * growth for j in range(at.num_layers)]
+    return LateralSpec(
+        units=tuple(UnitSpec(n, min(n, width), lateral) for n in inputs),
+        in_channels=at.lower.dense_channels,
+        compressed_channels=int(config.compress_factor * dense_channels),
+        in_size=at.lower.in_size,
+        out_size=at.lower.out_size,
+    )
+
+
+def _exit_spec(config: ModelConfig, at: _Position, in_channels: int, size: int) -> ExitSpec:
+    """Compute the exit on features of this size."""
+    if _halved(_halved(size)) // 2 != 1:
+        raise ValueError(
+            f"model.image_size {config.image_size} gives the exits of sub-network "
+            f"{at.subnetwork + 1} feature maps of {size} x {size}; an exit needs 5 to 12 pixels "
+            "per side: change model.image_size, model.scales or model.stem"
+        )
+    return ExitSpec(
+        in_channels=in_channels,
+        hidden_channels=config.exit_channels or in_channels,
+        num_classes=config.num_classes,
+        in_size=size,
     )
 
 

@@ -16,7 +16,7 @@ lists and dicts only, so that `torch.load(weights_only=True)` reads it.
 - `epoch`: number of complete epochs; `step`: steps done in the epoch that follows, 0 after an
   epoch; `seed`: seed of the training; the learning rate follows from epoch and step;
 - `model`: state dict; `optimizer`: tensors of the optimizer by parameter name;
-- `average`: state dict of the EMA of the weights; None without EMA;
+- `ema`: state dict of the EMA of the weights; None without EMA;
 - `workers`: within an epoch, the state that differs between workers, one row per worker:
   `statistics` of the batch norms and `meter`, the sums of the epoch's metrics; None after an epoch;
 - `history`: metrics of every epoch so far, first epoch first;

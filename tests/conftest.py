@@ -8,20 +8,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support import ray_folders, sqlite
-from tests.support.s3 import S3Server, s3_server
+from cluster.local import processes
+from cluster.local.s3_server import S3Server
+from tests.support import sqlite
+from tests.support.distribution import pytest_collection_modifyitems, pytest_runtest_setup
+from tests.support.s3 import s3_server
+from tests.support.training import WORKER_NICENESS
+
+__all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup"]
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """Two cores are shared with worker processes, and one thread makes sums repeat."""
+    """One thread per test process, so that rounding errors repeat."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
-def ray_folder() -> Iterator[str]:
-    """A folder for RAY_TMPDIR; what was started with it is ended with the test."""
-    with ray_folders.ray_folder() as folder:
+def ray_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Folder for RAY_TMPDIR; its processes end with the test."""
+    monkeypatch.setenv(WORKER_NICENESS, "0")
+    with processes.ray_folder() as folder:
         yield folder
 
 
@@ -52,7 +59,7 @@ def s3_of_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server
 
 @pytest.fixture
 def s3(s3_of_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """A real S3 server to which AWS_ENDPOINT_URL points; a test that kills it may leave it so."""
+    """Real S3 server at AWS_ENDPOINT_URL; restarted if a test kills it."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     for name, value in s3_of_session.environment().items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from cluster.config import check_name
+from cluster.paths import path_field
 from ranet.checks import check_choices, check_range
 from tuning.objective import Objective
 
@@ -134,8 +135,9 @@ class Sweep:
     name: str = "sweep"
     """Name of the sweep. Running it again resumes an unfinished sweep of that name, or starts a new
     attempt of a finished one."""
-    base_config: str = "configs/cifar10.yaml"
-    """Configuration file of the run that all trials start from."""
+    base_config: str = path_field("configs/cifar10.yaml", "config")
+    """Configuration file of the run that all trials start from; in a config file, relative to that
+    file."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Settings of that run to change for all trials, by dotted name."""
     space: dict[str, Dimension] = field(default_factory=dict)
@@ -162,6 +164,8 @@ class Sweep:
         object.__setattr__(self, "warm_start", tuple(self.warm_start))
         for name in self.warm_start:
             check_name(name, "each name in warm_start")
+        if not self.base_config:
+            raise ValueError("base_config must name a config file of a run, got an empty string")
         if not self.space:
             raise ValueError("space must name at least one setting to search over, got none")
         check_choices(self, "")

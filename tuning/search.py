@@ -5,18 +5,18 @@ import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import ray
-from ray import cloudpickle, tune
+from ray import tune
 from ray.exceptions import RayTaskError
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
 from cluster.config import ClusterConfig
 from cluster.errors import EXPECTED_ERRORS
-from cluster.execution.heartbeat import start_heartbeats
+from cluster.execution.heartbeat import Heartbeats
+from cluster.execution.ray_internals import keep_credentials_out_of_trials, trial_error
 from tuning.config import EarlyStopping
 from tuning.objective import EPOCH, Objective, objective_metric
 from tuning.sampler import RunT, Sampler
@@ -87,7 +87,7 @@ class _TrialCallback(tune.Callback):
         self._trials.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._trials.ended(trial.trial_id, cause_of(_error_of(trial)))
+        self._trials.ended(trial.trial_id, cause_of(trial_error(trial)))
 
 
 def search(
@@ -102,8 +102,8 @@ def search(
         config: trials, resources, objective and early stopping.
     """
     _configure_tune()
-    watch = start_heartbeats()
-    trials = TrialLifecycle(sampler, store, objective=config.objective, watch=watch)
+    heartbeats = Heartbeats.start()
+    trials = TrialLifecycle(sampler, store, objective=config.objective, heartbeats=heartbeats)
     searcher = SweepSearcher(
         sampler, store, trials, cluster=config.cluster, num_trials=config.num_trials
     )
@@ -118,7 +118,7 @@ def search(
     if not searcher.is_done:
         with tempfile.TemporaryDirectory() as folder:
             tune.Tuner(
-                _on_driver_node(make_trainable(train, watch)),
+                _on_driver_node(make_trainable(train, heartbeats)),
                 tune_config=tune.TuneConfig(
                     search_alg=searcher,
                     scheduler=scheduler,
@@ -141,6 +141,7 @@ def _configure_tune() -> None:
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # trials read relative paths
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the new output ignores verbose=0
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # TrialLifecycle logs failures
+    keep_credentials_out_of_trials()
 
 
 def make_scheduler(
@@ -169,13 +170,6 @@ def replay(scheduler: TrialScheduler, trial: Any, metric: str, measured: dict[in
             trial,
             {EPOCH: epoch, metric: value},
         )
-
-
-def _error_of(trial: Any) -> Exception:
-    """Load a trial's exception from Tune's local file."""
-    if trial.pickled_error_file is None:
-        return RuntimeError(f"Tune lost trial {trial.trial_id}")
-    return cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
 
 
 def cause_of(error: Exception) -> Exception:

@@ -8,6 +8,7 @@ from ray import tune
 from ray.train import Checkpoint, UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from cluster.execution.heartbeat import Heartbeats
 from cluster.execution.reporter import metrics_in
 from cluster.tracking.record import TrackedRun
 from ranet.protocols import Snapshot
@@ -30,7 +31,7 @@ class Train(Protocol[_RunT_contra]):
         run: _RunT_contra,
         record: TrackedRun,
         callbacks: Sequence[UserCallback],
-        watch: Any,
+        heartbeats: Heartbeats,
         /,
     ) -> Snapshot:
         """Train a run.
@@ -39,7 +40,7 @@ class Train(Protocol[_RunT_contra]):
             run: the run to train.
             record: MLflow run of the trial.
             callbacks: callbacks for Ray Train's controller.
-            watch: heartbeats that the trials of a sweep share.
+            heartbeats: heartbeats that the trials of a sweep share.
         """
         ...
 
@@ -70,17 +71,17 @@ def report(metrics: dict[str, float]) -> dict[str, Any]:
     return {EPOCH: metrics[EPOCH], **objectives, METRICS: metrics}
 
 
-def make_trainable(train: Train[RunT], watch: Any) -> Callable[[dict[str, Any]], None]:
+def make_trainable(train: Train[RunT], heartbeats: Heartbeats) -> Callable[[dict[str, Any]], None]:
     """Return the function that Tune calls with the config `{"task": Task}`.
 
     Args:
         train: function that trains a run.
-        watch: heartbeats of the workers of all trials.
+        heartbeats: heartbeats of the workers of all trials.
     """
 
     def trial(config: dict[str, Any]) -> None:
         task: Task[RunT] = config["task"]
-        snapshot = train(task.run, task.record, [EpochReports()], watch)
+        snapshot = train(task.run, task.record, [EpochReports()], heartbeats)
         # The controller that logs metrics may have been killed before the last ones were sent.
         task.record.log_history(snapshot["history"])
         best = snapshot["history"][snapshot["best"]["epoch"] - 1]

@@ -7,7 +7,7 @@ from typing import Any, Generic
 from optuna.trial import TrialState
 
 from cluster.errors import UntrainableError
-from cluster.execution.heartbeat import abort
+from cluster.execution.heartbeat import Heartbeats
 from cluster.tracking import runs as tracking
 from ranet.evaluation.accuracy import validation_top1
 from ranet.protocols import Metrics
@@ -65,7 +65,7 @@ class TrialLifecycle(Generic[RunT]):
         store: TrialStore[RunT],
         *,
         objective: Objective,
-        watch: Any = None,
+        heartbeats: Heartbeats,
     ) -> None:
         """Start without trials.
 
@@ -73,10 +73,10 @@ class TrialLifecycle(Generic[RunT]):
             sampler: sampler of the candidates; it receives the result of each trial.
             store: store of the trials.
             objective: objective of the sweep.
-            watch: heartbeats, which know the controllers of the trials.
+            heartbeats: heartbeats of the trials, with their controllers.
         """
         self._sampler, self._store = sampler, store
-        self._objective, self._watch = objective, watch
+        self._objective, self._heartbeats = objective, heartbeats
         self._live: dict[str, _LiveTrial[RunT]] = {}
         self.num_consecutive_losses = 0
         """Number of trials lost since a trial last reported an epoch."""
@@ -133,7 +133,7 @@ class TrialLifecycle(Generic[RunT]):
         if end.state == "stopped":
             # Tune kills the trial's process next, and Ray Train's controller with it: the
             # controller must release its workers before.
-            abort(self._watch, trial.storage_name)
+            self._heartbeats.abort(trial.storage_name)
         self._store.close(trial.number, end, trial.history)
         self._sampler.tell(trial.sampler_number, _OPTUNA_STATES[end.state], end.values, end.epochs)
         if error is not None:

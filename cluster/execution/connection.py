@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import ray
 
 from cluster.config import ClusterConfig
+from cluster.environment import check_ray_settings
 from cluster.errors import RunError
 
 
@@ -29,6 +30,7 @@ def connected(cluster: ClusterConfig, *, oversubscribe: bool = True) -> Iterator
     if ray.is_initialized():
         yield
         return
+    check_ray_settings()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address := os.environ.get("RAY_ADDRESS"):
         _check_reachable(address)

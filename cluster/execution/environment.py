@@ -1,10 +1,8 @@
 """Environment variables of the worker processes."""
 
-import fcntl
 import os
-import socket
-import struct
 
+import psutil
 import ray
 
 from cluster.config import ClusterConfig
@@ -26,13 +24,7 @@ def worker_environment(cluster: ClusterConfig) -> dict[str, str]:
 
 def interface_of(address: str) -> str:
     """Return the network interface with this IP address, or `lo`."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode())
-            try:
-                answer = fcntl.ioctl(probe, 0x8915, request)  # SIOCGIFADDR
-            except OSError:  # an interface without an IP address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return name
     return "lo"

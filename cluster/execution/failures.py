@@ -12,6 +12,7 @@ from torch.distributed import DistError
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, UntrainableError
+from cluster.execution.preemption import is_preemption
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
@@ -25,9 +26,9 @@ class FailurePolicy(UserCallback):
     `cluster.max_consecutive_failures` failures without a report in between are too many.
     """
 
-    def __init__(self, cluster: ClusterConfig, storage: str) -> None:
+    def __init__(self, cluster: ClusterConfig) -> None:
         self._max_failures = cluster.max_consecutive_failures
-        self._storage = storage
+        self._storage = cluster.storage_path
         self._num_failures = 0
 
     def after_report(
@@ -43,10 +44,7 @@ class FailurePolicy(UserCallback):
             RunError: the run ends.
         """
         # A preempted node is not a failure; Ray may report the same preemption several times.
-        if any(
-            getattr(health_check_cause(failure), "preempted", False)
-            for failure in worker_exceptions.values()
-        ):
+        if any(is_preemption(failure) for failure in worker_exceptions.values()):
             return
         # Report the root cause only: the other workers failed because of it.
         rank, cause = first_cause(worker_exceptions)
@@ -96,11 +94,6 @@ def distance_from_root_cause(failure: Exception) -> int:
     # Gloo raises a plain RuntimeError.
     text = str(failure).lower()
     return 2 * (type(failure) is RuntimeError and ("connection" in text or "gloo" in text))
-
-
-def health_check_cause(failure: Exception) -> Exception:
-    """Unwrap the error behind a failed health check of Ray Train."""
-    return getattr(failure, "health_check_failure", failure)
 
 
 def _first_line(cause: Exception) -> str:

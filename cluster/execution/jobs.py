@@ -10,11 +10,11 @@ from pathlib import Path
 
 import aiohttp
 import requests
-from ray._private.runtime_env.packaging import create_package
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.errors import RanetError
+from cluster.execution.ray_internals import pack_code, request_headers
 from cluster.retry import Retry
 
 CODE_BYTES = 20_000_000
@@ -48,7 +48,7 @@ def check_code(folder: Path, limit: int = CODE_BYTES) -> int:
     """
     with tempfile.TemporaryDirectory(prefix="ranet-code-") as scratch:
         package = Path(scratch) / "code.zip"
-        create_package(str(folder), package, include_gitignore=True)
+        pack_code(folder, package)
         size = package.stat().st_size
         if size <= limit:
             return size
@@ -131,14 +131,14 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
     Lost connections are re-established, and no text is written twice.
 
     Raises:
-        JobError: the job does not exist, or the cluster did not answer for RETRY_TIMEOUT_SECONDS.
+        JobError: the job does not exist, the head was restarted without it, or the cluster did not
+            answer for RETRY_TIMEOUT_SECONDS.
     """
-    written = 0
+    written, is_known = 0, False
     retry = Retry(timeout_seconds=RETRY_TIMEOUT_SECONDS, max_pause_seconds=1.0)
     while True:
-        if new := asyncio.run(_stream(client, job_id, written, write)):
-            written += new
-            retry.reset()
+        # The status comes first: Ray writes the headers of a failed request for a log, the token
+        # among them, into its own log files.
         try:
             status = _status(client, job_id)
         except requests.RequestException as error:
@@ -148,14 +148,21 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
                     f"({type(error).__name__}); the job continues if the head node is alive; "
                     f"to follow it again: python pipelines/submit.py --follow {job_id}"
                 ) from error
-        else:
-            if status.is_terminal():
-                asyncio.run(
-                    _stream(client, job_id, written, write)
-                )  # log lines since the last call
-                return status
-            retry.reset()
-            time.sleep(1)
+            continue
+        if status is None:
+            raise JobError(
+                f"the head of the cluster was restarted and lost job {job_id}; submit the same "
+                "command again, and its run resumes from the latest checkpoint"
+                if is_known
+                else f"no job {job_id} on this cluster; `ray job list` shows its jobs"
+            )
+        is_known = True
+        written += asyncio.run(_stream(client, job_id, written, write))
+        if status.is_terminal():
+            return status
+        # The timeout of an unreachable cluster starts at the end of its log, not at the status.
+        retry.reset()
+        time.sleep(1)
 
 
 async def _stream(
@@ -178,12 +185,13 @@ async def _stream(
         await stream.aclose()
 
 
-def _status(client: JobSubmissionClient, job_id: str) -> JobStatus:
+def _status(client: JobSubmissionClient, job_id: str) -> JobStatus | None:
+    """Return the status of a job; None without such a job."""
     answer = requests.get(
-        f"{client.get_address()}/api/jobs/{job_id}", headers=client._headers, timeout=10
+        f"{client.get_address()}/api/jobs/{job_id}", headers=request_headers(client), timeout=10
     )
     if answer.status_code == 404:
-        raise JobError(f"no job {job_id} on this cluster; `ray job list` shows its jobs")
+        return None
     if answer.status_code in (401, 403):
         raise JobError(TOKEN_MESSAGE)
     answer.raise_for_status()

@@ -4,18 +4,15 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent import futures
-from contextlib import suppress
 from threading import Thread
 from typing import Any
 
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError
 from ray.train import Result
-from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
-from cluster.execution.heartbeat import ABORT_SECONDS, HEARTBEAT_SECONDS, abort
+from cluster.execution.heartbeat import HEARTBEAT_SECONDS, Heartbeats
+from cluster.execution.ray_internals import ControllerCallback
 from cluster.execution.resources import no_workers_message
 from cluster.monitoring.prometheus import active
 
@@ -26,7 +23,7 @@ LOG_SECONDS = 30.0
 
 
 def run_supervised(
-    fit: Callable[[], Result], heartbeats: Any, name: str, cluster: ClusterConfig
+    fit: Callable[[], Result], heartbeats: Heartbeats, name: str, cluster: ClusterConfig
 ) -> Result:
     """Run `fit` in a thread; fail without heartbeats of workers.
 
@@ -35,7 +32,7 @@ def run_supervised(
 
     Args:
         fit: trains until the run ends.
-        heartbeats: handle of the heartbeat actor; heartbeats of any run of the actor count.
+        heartbeats: heartbeats of this run and those that compete with it; all of them count.
         name: name of the run.
         cluster: contains the timeout, and the resources for the error message.
 
@@ -57,16 +54,16 @@ def run_supervised(
     except BaseException:
         # The run is interrupted (timeout, Ctrl-C, lost lease): its controller is still alive and
         # has to end the workers and release their resources before this process exits.
-        abort(heartbeats, name)
+        heartbeats.abort(name)
         raise
     # The run has ended by itself: the actor must not keep its controller alive.
-    heartbeats.forget_controller.remote(name)
+    heartbeats.forget_controller(name)
     return finished.result()
 
 
 def _wait_for_end(
     finished: futures.Future[Result],
-    heartbeats: Any,
+    heartbeats: Heartbeats,
     name: str,
     cluster: ClusterConfig,
     mark_active: Callable[[], None],
@@ -77,19 +74,19 @@ def _wait_for_end(
     while not futures.wait([finished], timeout=1.0).done:
         # The metric of an active run expires unless it is set again.
         mark_active()
-        any_age, own_age, num_workers = ray.get(heartbeats.status.remote(name))
+        status = heartbeats.status(name)
         # The heartbeat actor may be older than this run.
-        any_age = min(any_age, time.monotonic() - started)
+        idle = min(status.seconds_since_any, time.monotonic() - started)
         # Log how many workers train, at the start and whenever an elastic run changes its size.
-        if own_age < 2 * HEARTBEAT_SECONDS and num_workers != known:
-            logger.info("training on %d worker%s", num_workers, "s" * (num_workers > 1))
-            known = num_workers
+        if status.seconds_since_own < 2 * HEARTBEAT_SECONDS and status.num_workers != known:
+            known = status.num_workers
+            logger.info("training on %d worker%s", known, "s" * (known > 1))
         # End a run that waits for resources for too long, whatever the reason.
-        if any_age > cluster.start_timeout_seconds:
+        if idle > cluster.start_timeout_seconds:
             raise RunError(no_workers_message(cluster))
         # Until then, say from time to time why nothing happens.
-        if any_age > LOG_SECONDS and time.monotonic() > last_warning + LOG_SECONDS:
-            logger.warning("no workers for %.0f seconds; waiting", any_age)
+        if idle > LOG_SECONDS and time.monotonic() > last_warning + LOG_SECONDS:
+            logger.warning("no workers for %.0f seconds; waiting", idle)
             last_warning = time.monotonic()
 
 
@@ -101,13 +98,12 @@ class ControllerRegistration(ControllerCallback):
     that the controller requests after the end of its driver would never be released.
     """
 
-    def __init__(self, heartbeats: Any, name: str) -> None:
+    def __init__(self, heartbeats: Heartbeats, name: str) -> None:
         self._heartbeats, self._name = heartbeats, name
 
     def after_controller_start(self, train_run_context: Any) -> None:
         """Register the controller with the heartbeat actor."""
-        controller = ray.get_runtime_context().current_actor
-        self._heartbeats.register_controller.remote(self._name, controller)
+        self._heartbeats.register_controller(self._name)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Check that the driver is alive before workers are started.
@@ -115,9 +111,5 @@ class ControllerRegistration(ControllerCallback):
         Raises:
             RunError: the driver has ended.
         """
-        # A slow answer is no evidence against the driver; only the death of its actor is.
-        with suppress(GetTimeoutError):
-            try:
-                ray.get(self._heartbeats.status.remote(self._name), timeout=ABORT_SECONDS)
-            except RayActorError as error:
-                raise RunError("the driver of the run has ended; start the run again") from error
+        if not self._heartbeats.is_driver_alive():
+            raise RunError("the driver of the run has ended; start the run again")

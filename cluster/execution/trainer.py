@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 from ray.exceptions import RayError
 from ray.train import (
@@ -18,22 +18,19 @@ from ray.train import (
     UserCallback,
 )
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
-from ray.train.v2._internal.callbacks.user_callback import UserCallbackHandler
-from ray.train.v2.api.callback import RayTrainCallback
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
 from cluster.execution.environment import worker_environment
 from cluster.execution.failures import FailurePolicy, describe_failure
-from cluster.execution.heartbeat import start_heartbeats
+from cluster.execution.heartbeat import Heartbeats
+from cluster.execution.ray_internals import set_callbacks
 from cluster.execution.resources import wants_gpu, worker_resources
 from cluster.execution.supervision import ControllerRegistration, run_supervised
 from cluster.execution.worker import run_worker
 from cluster.storage.filesystem import open_storage
+
+_Task = TypeVar("_Task")
 
 ELASTIC_START_SECONDS = 5.0
 """Time limit for the start of an elastic run's workers, after which Ray counts its resources again.
@@ -41,114 +38,103 @@ Ray counts a lost node for up to 20 seconds, and would wait for workers on that 
 
 
 def launch(
-    worker: Callable[[dict[str, Any]], None],
-    config: dict[str, Any],
+    function: Callable[[_Task], None],
+    task: _Task,
     *,
-    name: str,
-    storage: str,
     cluster: ClusterConfig,
+    name: str,
     callbacks: Sequence[UserCallback] = (),
-    heartbeats: Any = None,
+    heartbeats: Heartbeats | None = None,
 ) -> Checkpoint:
-    """Run `worker(config)` on every worker and return the last checkpoint.
+    """Run `function(task)` on every worker and return the last checkpoint.
 
     In a resumed run, `ray.train.get_checkpoint()` returns the last checkpoint to the workers.
 
     Args:
-        worker: an importable function; Ray sends its name instead of its code.
-        config: argument of the worker function, the same on every worker.
-        name: name of the run's folder in `storage`; the name of an existing run resumes that run.
-        storage: path or URI, as returned by `resolve_storage`.
-        cluster: number, resources and device of the workers.
+        function: an importable function; Ray sends its name instead of its code.
+        task: argument of the function, the same on every worker.
+        cluster: number, resources and device of the workers, and the storage path as returned by
+            `resolve_storage`.
+        name: name of the run's folder in `cluster.storage_path`; the name of an existing run
+            resumes that run.
         callbacks: callbacks that run in Ray Train's controller process.
-        heartbeats: handle from `start_heartbeats`, shared by runs that compete for resources; None
-            starts an actor for this run.
+        heartbeats: heartbeats of runs that compete for resources; None starts an actor for this
+            run.
 
     Raises:
         RunError: the run failed, or its resources did not become available; the message contains
             the cause.
     """
-    elastic = cluster.min_workers < cluster.max_workers
-    # Time limits of Ray Train, which reads these variables here and passes them to its controller.
-    # A fixed number of workers needs no early retry: the supervision limits the waiting.
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
-        ELASTIC_START_SECONDS if elastic else cluster.start_timeout_seconds
+    _set_time_limits(cluster)
+    heartbeats = heartbeats or Heartbeats.start()
+    trainer = TorchTrainer(
+        partial(run_worker, function, task, heartbeats, name),
+        scaling_config=_scaling_config(cluster),
+        run_config=_run_config(cluster, name),
     )
-    # Each report waits for the controller's next poll; the default interval is two seconds.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    # Resolve what the workers share: the device, the storage and the heartbeat actor.
-    use_gpu = wants_gpu(cluster)
-    storage = storage if "://" in storage else str(Path(storage).absolute())
-    path, filesystem = open_storage(storage)
-    heartbeats = heartbeats or start_heartbeats()
-    # Describe the run to Ray Train: resources, storage and environment of the workers.
-    trainer = _Trainer(
-        run_worker,
-        train_loop_config={
-            "worker": worker,
-            "config": config,
-            "heartbeats": heartbeats,
-            "name": name,
-        },
-        scaling_config=ScalingConfig(
-            num_workers=(
-                (cluster.min_workers, cluster.max_workers) if elastic else cluster.max_workers
-            ),
-            use_gpu=use_gpu,
-            resources_per_worker=worker_resources(cluster),
-            elastic_resize_monitor_interval_s=cluster.elastic_check_seconds,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            checkpoint_config=CheckpointConfig(num_to_keep=cluster.keep_checkpoints),
-            # No limits of Ray: FailurePolicy and the supervision decide when a run ends.
-            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
-            worker_runtime_env={"env_vars": worker_environment(cluster)},
-            logging_config=LoggingConfig(log_level="CRITICAL"),  # FailurePolicy logs failures
-        ),
+    # The failure policy is the last callback, because the exception that ends a run must not keep
+    # other callbacks from flushing metrics.
+    set_callbacks(
+        trainer,
+        user=[*callbacks, FailurePolicy(cluster)],
+        controller=[ControllerRegistration(heartbeats, name)],
     )
-    # Callbacks run in the controller process only; the failure policy is the last one, because the
-    # exception that ends a run must not keep other callbacks from flushing metrics.
-    trainer.heartbeats, trainer.run_name = heartbeats, name
-    trainer.user_callbacks = [*callbacks, FailurePolicy(cluster, storage)]
     # Train, and turn each kind of failure into one sentence for the user.
     try:
         result = run_supervised(trainer.fit, heartbeats, name, cluster)
-    except TrainingFailedError as error:
-        cause = error.controller_failure if isinstance(error, ControllerError) else error
-        kind = type(cause) if isinstance(cause, RunError) else RunError
-        raise kind(describe_failure(cause, storage)) from error
-    except RayError as error:
-        raise RunError(
-            f"the Ray Train controller of the run was lost ({type(error).__name__}); start the run "
-            "again to resume from its last checkpoint"
-        ) from error
+    except (TrainingFailedError, RayError) as error:
+        raise _run_error(error, cluster) from error
     assert result.checkpoint is not None, "a worker must report a checkpoint"
     return result.checkpoint
 
 
-class _Trainer(TorchTrainer):
-    """TorchTrainer with our controller callbacks, and without two of Ray's default callbacks.
+def _is_elastic(cluster: ClusterConfig) -> bool:
+    return cluster.min_workers < cluster.max_workers
 
-    The callback for Ray Data sets starts a process, and this project uses no such data sets. The
-    cleaner of placement groups polls the dashboard every second and logs errors without one;
-    Ray releases the placement group of a controller together with the controller anyway.
-    `RunConfig.callbacks` would also reach the workers, which would import all dependencies of the
-    callbacks; so the trainer passes its callbacks to the controller directly.
-    """
 
-    heartbeats: Any
-    run_name: str
-    user_callbacks: list[UserCallback]
+def _set_time_limits(cluster: ClusterConfig) -> None:
+    """Set time limits of Ray Train and its controller."""
+    # A fixed number of workers needs no early retry: the supervision limits the waiting.
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(
+        ELASTIC_START_SECONDS if _is_elastic(cluster) else cluster.start_timeout_seconds
+    )
+    # Each report waits for the controller's next poll; the default interval is two seconds.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
-    def _create_default_callbacks(self) -> list[RayTrainCallback]:
-        return [
-            callback
-            for callback in super()._create_default_callbacks()
-            if not isinstance(callback, PlacementGroupCleanerCallback | DatasetsCallback)
-        ] + [
-            UserCallbackHandler(self.user_callbacks, self.train_run_context),
-            ControllerRegistration(self.heartbeats, self.run_name),
-        ]
+
+def _scaling_config(cluster: ClusterConfig) -> ScalingConfig:
+    """Describe number and resources of the workers."""
+    num_workers = (cluster.min_workers, cluster.max_workers)
+    return ScalingConfig(
+        num_workers=num_workers if _is_elastic(cluster) else cluster.max_workers,
+        use_gpu=wants_gpu(cluster),
+        resources_per_worker=worker_resources(cluster),
+        elastic_resize_monitor_interval_s=cluster.elastic_check_seconds,
+    )
+
+
+def _run_config(cluster: ClusterConfig, name: str) -> RunConfig:
+    """Describe storage, failures and environment of a run."""
+    path, filesystem = open_storage(cluster.storage_path)
+    return RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        checkpoint_config=CheckpointConfig(num_to_keep=cluster.keep_checkpoints),
+        # No limits of Ray: FailurePolicy and the supervision decide when a run ends.
+        failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+        worker_runtime_env={"env_vars": worker_environment(cluster)},
+        logging_config=LoggingConfig(log_level="CRITICAL"),  # FailurePolicy logs failures
+    )
+
+
+def _run_error(error: TrainingFailedError | RayError, cluster: ClusterConfig) -> RunError:
+    """Describe the end of a run in one sentence."""
+    if not isinstance(error, TrainingFailedError):
+        return RunError(
+            f"the Ray Train controller of the run was lost ({type(error).__name__}); start the run "
+            "again to resume from its last checkpoint"
+        )
+    cause = error.controller_failure if isinstance(error, ControllerError) else error
+    kind = type(cause) if isinstance(cause, RunError) else RunError
+    return kind(describe_failure(cause, cluster.storage_path))

@@ -1,24 +1,31 @@
 """Wrapper of a run's worker function: heartbeats, and logs of unexpected errors."""
 
 import logging
+from collections.abc import Callable
 from threading import Event, Thread
-from typing import Any
+from typing import TypeVar
 
 import ray.train
 
 from cluster.execution.failures import distance_from_root_cause, is_out_of_memory
-from cluster.execution.heartbeat import HEARTBEAT_SECONDS
+from cluster.execution.heartbeat import HEARTBEAT_SECONDS, Heartbeats
 from ranet.training.optim import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
 
+_Task = TypeVar("_Task")
 
-def run_worker(task: dict[str, Any]) -> None:
+
+def run_worker(
+    function: Callable[[_Task], None], task: _Task, heartbeats: Heartbeats, name: str
+) -> None:
     """Run the worker function of a run; rank 0 sends heartbeats meanwhile.
 
     Args:
-        task: the worker function ("worker"), its argument ("config"), the handle of the heartbeat
-            actor ("heartbeats") and the name of the run ("name").
+        function: the worker function.
+        task: its argument.
+        heartbeats: receiver of the heartbeats.
+        name: name of the run.
     """
     context = ray.train.get_context()
     num_workers = context.get_world_size()
@@ -26,13 +33,13 @@ def run_worker(task: dict[str, Any]) -> None:
 
     def send_heartbeats() -> None:
         while not done.is_set():
-            task["heartbeats"].beat.remote(task["name"], num_workers)
+            heartbeats.beat(name, num_workers)
             done.wait(HEARTBEAT_SECONDS)
 
     if context.get_world_rank() == 0:
         Thread(target=send_heartbeats, name="heartbeats", daemon=True).start()
     try:
-        task["worker"](task["config"])
+        function(task)
     except Exception as error:
         # The driver shows every failure in one sentence; only a bug needs its traceback as well.
         expected = isinstance(error, ValueError | OSError | NonFiniteLoss)

@@ -25,11 +25,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-import boto3
 import psutil
 import requests
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
 from filelock import FileLock, Timeout
 
 from cluster.local.network import (
@@ -39,10 +36,14 @@ from cluster.local.network import (
     can_isolate,
     free_ports,
     free_subnet,
+    network_lock,
 )
+from cluster.local.processes import kill_marked, marked_processes
+from cluster.local.s3_server import s3_client, s3_environment, stores_objects
 from cluster.local.services import (
     BUCKET,
     S3_PORTS,
+    S3User,
     mlflow_command,
     ray_head_command,
     ray_worker_command,
@@ -122,10 +123,7 @@ class LocalCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.ray_token,
             "MLFLOW_TRACKING_URI": self._url("mlflow", "mlflow"),
-            "AWS_ENDPOINT_URL": self._url("s3", "s3.port"),
-            "AWS_ACCESS_KEY_ID": BUCKET,
-            "AWS_SECRET_ACCESS_KEY": self.secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
+            **s3_environment(self._url("s3", "s3.port"), self._s3_user),
             "AWS_EC2_METADATA_DISABLED": "true",
         }
 
@@ -141,14 +139,7 @@ class LocalCluster:
 
     def s3(self) -> Any:
         """Return a boto3 client of the S3 server with short timeouts."""
-        return boto3.client(
-            "s3",
-            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id=BUCKET,
-            aws_secret_access_key=self.secret,
-            region_name="us-east-1",
-            config=Config(connect_timeout=5, read_timeout=20, retries={"max_attempts": 1}),
-        )
+        return s3_client(self._url("s3", "s3.port"), self._s3_user)
 
     def address(self, member: str) -> str:
         """Return the IP address of a member."""
@@ -176,11 +167,7 @@ class LocalCluster:
 
     def kill(self, *members: str) -> None:
         """Kill members and all their processes."""
-        while processes := self.processes(*members):  # repeated for processes that start meanwhile
-            for process in processes:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(processes, timeout=5)
+        kill_marked(_MARK, *self._marks(members))
 
     def pause(self, *members: str) -> None:
         """Pause members: connections stay open without an answer."""
@@ -216,18 +203,7 @@ class LocalCluster:
 
     def processes(self, *members: str) -> list[psutil.Process]:
         """Return the live processes of some members."""
-        marks = {f"{self.token}/{member}" for member in members}
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if (
-                    process.status() != psutil.STATUS_ZOMBIE
-                    and process.environ().get(_MARK) in marks
-                ):
-                    found.append(process)
-            except psutil.Error:  # the process has ended, or belongs to another user
-                continue
-        return found
+        return marked_processes(_MARK, *self._marks(members))
 
     def close(self) -> None:
         """Kill all members and remove their network and sockets; their data stay."""
@@ -239,23 +215,29 @@ class LocalCluster:
         (Path(self.folder) / _STATE).unlink(missing_ok=True)
 
     @property
+    def _s3_user(self) -> S3User:
+        return S3User(BUCKET, self.secret)
+
+    @property
     def _network(self) -> Network | None:
         if self.subnet == LOOPBACK:
             return None
         addresses = {member: self.address(member) for member in self.members}
         return Network(self.token, self.subnet, addresses, Path(self.scratch))
 
+    def _marks(self, members: Sequence[str]) -> list[str]:
+        return [f"{self.token}/{member}" for member in members]
+
     def _url(self, member: str, service: str) -> str:
         return f"http://{self.address(member)}:{self.ports[service]}"
 
     def create(self) -> None:
-        """Create folders, S3 users and the network, and start all members."""
+        """Create folders, S3 users and the network; no member runs yet."""
         for part in ("s3", "logs"):
             (Path(self.folder) / part).mkdir(parents=True, exist_ok=True)
-        write_s3_users(Path(self.scratch), self.secret)
+        write_s3_users(Path(self.scratch), self._s3_user)
         if self._network is not None:
             self._network.create()
-        self.start("s3", "mlflow", "head")
 
     def _spawn(self, member: str) -> subprocess.Popen[bytes]:
         (Path(self.scratch) / member).mkdir(exist_ok=True)
@@ -267,6 +249,8 @@ class LocalCluster:
         environment = {
             **clean_environment(),
             **self.environment,
+            # On hosts of their own, workers do not compete with the processes of other members.
+            "RAY_worker_niceness": "0",
             "HOME": str(home),  # a disk of its own, for prepared images
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its processes outlive the server
@@ -314,17 +298,12 @@ class LocalCluster:
     def _answers(self, member: str, old: str | None) -> bool:
         try:
             if member == "s3":
-                client = self.s3()
-                with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou):
-                    client.create_bucket(Bucket=BUCKET)
-                client.put_object(
-                    Bucket=BUCKET, Key="ready", Body=b"ready"
-                )  # the server listens before it can write
-            elif member == "mlflow":
+                return stores_objects(self.s3(), BUCKET)
+            if member == "mlflow":
                 requests.get(f"{self._url('mlflow', 'mlflow')}/health", timeout=5)
             else:
                 return self.living_nodes().get(member, old) != old
-        except (requests.RequestException, BotoCoreError, ClientError):
+        except requests.RequestException:
             return False
         return True
 
@@ -393,8 +372,21 @@ def local_cluster(
             shutil.rmtree(folder / "home", ignore_errors=True)
             for file in folder.glob("mlflow.db*"):
                 file.unlink()
-        isolated = isolated and can_isolate()
-        names = (*S3_PORTS, *_USUAL_PORTS, "client")
+        cluster = create_cluster(folder, num_hosts, cpus_per_host, isolated and can_isolate())
+        try:
+            cluster.start("s3", "mlflow", "head")
+            yield cluster
+        finally:
+            cluster.close()
+
+
+def create_cluster(
+    folder: Path, num_hosts: int, cpus_per_host: int, isolated: bool
+) -> LocalCluster:
+    """Create a cluster with its network; no member runs yet."""
+    names = (*S3_PORTS, *_USUAL_PORTS, "client")
+    # Clusters that are created at the same time need different subnets.
+    with network_lock() if isolated else contextlib.nullcontext():
         cluster = LocalCluster(
             folder=str(folder),
             token=secrets.token_hex(2),
@@ -412,9 +404,10 @@ def local_cluster(
             part.write_text(json.dumps(asdict(cluster), indent=2))
         try:
             cluster.create()
-            yield cluster
-        finally:
+        except BaseException:
             cluster.close()
+            raise
+    return cluster
 
 
 @contextmanager

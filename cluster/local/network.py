@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from cluster.errors import RanetError
 
 LOOPBACK = "127.77.0.0/24"
@@ -107,6 +109,11 @@ def free_ports(address: str, count: int) -> list[int]:
     with contextlib.ExitStack() as stack:  # all are bound at the same time, so that they differ
         probes = [stack.enter_context(socket.create_server((address, 0))) for _ in range(count)]
         return [probe.getsockname()[1] for probe in probes]
+
+
+def network_lock() -> FileLock:
+    """Return the lock for the choice and creation of a network."""
+    return FileLock("/run/ranet-network.lock", fallback_to_soft=False)  # only root isolates
 
 
 def free_subnet() -> str:

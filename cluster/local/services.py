@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.local.network import ClusterError
@@ -17,6 +18,18 @@ S3_PORTS = (
     "volume.port", "volume.port.grpc", "filer.port", "filer.port.grpc",
 )  # fmt: skip
 """Port options of SeaweedFS."""
+
+
+@dataclass(frozen=True)
+class S3User:
+    """User of an S3 server."""
+
+    name: str
+    """Name, and ID of the access key."""
+    secret: str
+    """Secret key."""
+    actions: tuple[str, ...] = ("Admin",)
+    """Permissions, such as `Admin`, `Read:bucket` and `List:bucket`."""
 
 
 def s3_command(folder: Path, scratch: Path, address: str, ports: Mapping[str, int]) -> list[str]:
@@ -47,14 +60,17 @@ def s3_command(folder: Path, scratch: Path, address: str, ports: Mapping[str, in
     ]  # fmt: skip
 
 
-def write_s3_users(scratch: Path, secret: str) -> None:
-    """Write `s3.json`, which gives all rights to one user named `BUCKET`."""
-    user = {
-        "name": BUCKET,
-        "credentials": [{"accessKey": BUCKET, "secretKey": secret}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (scratch / "s3.json").write_text(json.dumps({"identities": [user]}))
+def write_s3_users(scratch: Path, *users: S3User) -> None:
+    """Write the users of an S3 server to `s3.json`."""
+    identities = [
+        {
+            "name": user.name,
+            "credentials": [{"accessKey": user.name, "secretKey": user.secret}],
+            "actions": list(user.actions),
+        }
+        for user in users
+    ]
+    (scratch / "s3.json").write_text(json.dumps({"identities": identities}))
 
 
 def remove_sockets(ports: Mapping[str, int]) -> None:

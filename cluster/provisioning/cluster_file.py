@@ -8,9 +8,9 @@ from typing import Any
 
 import jsonschema
 import yaml
-from ray.autoscaler._private.util import prepare_config, validate_config
 
 from cluster.config import ClusterConfig
+from cluster.execution.ray_internals import validate_cluster_file
 from cluster.provisioning.instance_types import INSTANCE_TYPES, SPOT_SHARE, InstanceType
 
 CLUSTER_FILE = Path("ray_cluster.yaml")
@@ -138,7 +138,7 @@ def read_cluster_spec(path: Path = CLUSTER_FILE) -> ClusterSpec:
 def _check_by_ray(path: Path, content: dict[str, Any]) -> None:
     """Validate a cluster file as `ray up` does."""
     try:
-        validate_config(prepare_config(content))
+        validate_cluster_file(content)
     except jsonschema.ValidationError as error:
         key = ".".join(str(part) for part in error.absolute_path) or "top level"
         raise ValueError(f"{path} is rejected by Ray, {key}: {error.message}") from None

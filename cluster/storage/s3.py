@@ -18,21 +18,11 @@ from urllib.parse import urlsplit
 from boto3 import Session
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    HTTPClientError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    SSOError,
-    TokenRetrievalError,
-)
-from botocore.exceptions import (
-    ConnectionError as NoConnectionError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
+from cluster.environment import proxy_remedy
 from cluster.retry import Retry
+from cluster.storage.s3_errors import error_code, http_status, permanent_error
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +32,6 @@ START_TIMEOUT_SECONDS = 30.0
 """Longest outage of S3 that a check before the start of a run survives."""
 LOG_SECONDS = 15.0
 """Interval of the log lines on an outage."""
-
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired")
 
 _Result = TypeVar("_Result")
 
@@ -84,25 +72,52 @@ def check_uri(setting: str, uri: str) -> None:
     Raises:
         ValueError: names the setting.
     """
-    if "@" in uri or "?" in uri:
+    location = uri.removeprefix("s3://")
+    bucket, _, folder = location.partition("/")
+    if "@" in bucket or "?" in uri:
         raise ValueError(
             f"{setting} must be s3://bucket/folder without keys: set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY in the environment, or give the nodes a role"
         )
-    fits = re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}(/[^/?#\x00-\x1f\x7f]+)+", uri)
-    if not fits or {".", ".."} & set(uri.split("/")):
-        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {uri!r}")
+    segments = folder.rstrip("/").split("/")
+    problem = ""
+    if not is_uri(uri):
+        problem = "the URI does not begin with s3://"
+    elif not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", bucket):
+        problem = (
+            f"the name of a bucket has 3 to 63 lower-case letters, digits, dots and hyphens, not "
+            f"{bucket!r}"
+        )
+    elif segments == [""]:
+        problem = "a folder in the bucket is missing"
+    elif {"", ".", ".."} & set(segments):
+        problem = "the folder has an empty segment or the segment . or .."
+    elif re.search(r"[\x00-\x1f\x7f]", folder):
+        problem = "the folder contains a control character"
+    if problem:
+        raise ValueError(f"{setting} must be a path or s3://bucket/folder, got {uri!r}: {problem}")
 
 
-def check_writable(setting: str, folder: str) -> None:
+def split_uri(uri: str) -> tuple[str, str]:
+    """Return bucket and key of an S3 URI; no character of a key is encoded."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+def check_writable(setting: str, folder: str, *, needs_lock: bool = False) -> None:
     """Check that a folder in S3 can be written.
+
+    Args:
+        setting: setting that names the folder.
+        folder: URI of the folder.
+        needs_lock: whether conditional writes, which locks are made of, must work as well.
 
     Raises:
         ValueError: names the setting and the cause.
     """
     try:
         with ObjectStore(retry_timeout_seconds=START_TIMEOUT_SECONDS) as store:
-            store.check_writable(folder.rstrip("/"))
+            store.check_writable(folder.rstrip("/"), needs_lock=needs_lock)
     except OSError as error:
         raise ValueError(f"{setting} cannot be written: {error}") from error
 
@@ -150,15 +165,24 @@ class ObjectStore:
         return self._connect(attempts=6)  # per part, before `_retry` sends the whole file again
 
     def _connect(self, attempts: int) -> Any:
-        return Session().client(
-            "s3",
-            config=Config(
-                connect_timeout=5,
-                read_timeout=20,
-                retries={"mode": "standard", "total_max_attempts": attempts},
-                max_pool_connections=self.connections,
-            ),
-        )
+        try:
+            return Session().client(
+                "s3",
+                config=Config(
+                    connect_timeout=5,
+                    read_timeout=20,
+                    retries={"mode": "standard", "total_max_attempts": attempts},
+                    max_pool_connections=self.connections,
+                    # Some stores reject the checksums that newer SDKs add; files have their own.
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+        except ValueError as error:  # an endpoint without a scheme
+            raise ValueError(
+                f"{error}: AWS_ENDPOINT_URL, or endpoint_url in AWS's config file, must be "
+                "http://HOST:PORT or https://HOST"
+            ) from None
 
     def read(
         self, uri: str, *, start: int = 0, length: int | None = None, etag: str | None = None
@@ -168,7 +192,7 @@ class ObjectStore:
         Raises:
             ValueError: the object's ETag differs from `etag`, or the object is too short.
         """
-        bucket, key = _split(uri)
+        bucket, key = split_uri(uri)
         arguments = {"Bucket": bucket, "Key": key}
         if length is not None:
             arguments["Range"] = f"bytes={start}-{start + length - 1}"
@@ -185,7 +209,7 @@ class ObjectStore:
 
     def write(self, uri: str, data: bytes) -> None:
         """Write a small object atomically."""
-        bucket, key = _split(uri)
+        bucket, key = split_uri(uri)
         self._retry(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data))
 
     def write_new(self, uri: str, data: bytes) -> bool:
@@ -194,15 +218,17 @@ class ObjectStore:
         Returns:
             Whether the object was written.
         """
-        bucket, key = _split(uri)
+        bucket, key = split_uri(uri)
 
         def put() -> bool:
             try:
                 self._client.put_object(Bucket=bucket, Key=key, Body=data, IfNoneMatch="*")
             except ClientError as error:
-                if error.response["ResponseMetadata"].get("HTTPStatusCode") != 412:
-                    raise
-                return False
+                if http_status(error) == 412:
+                    return False
+                if http_status(error) == 501 or error_code(error) == "NotImplemented":
+                    raise _no_conditional_writes(uri, error_code(error)) from None
+                raise
             return True
 
         return self._retry(uri, put)
@@ -212,7 +238,7 @@ class ObjectStore:
 
         The object appears only when it is complete.
         """
-        bucket, key = _split(uri)
+        bucket, key = split_uri(uri)
         transfer = TransferConfig(
             multipart_chunksize=max(16 << 20, -(-path.stat().st_size // 9000)),  # at most 10,000
             max_concurrency=self.connections,
@@ -226,13 +252,18 @@ class ObjectStore:
 
     def delete(self, uri: str) -> None:
         """Delete an object if it exists."""
-        bucket, key = _split(uri)
+        bucket, key = split_uri(uri)
         self._retry(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
-    def check_writable(self, folder: str) -> None:
-        """Check write access to a folder with a temporary object."""
-        self.write(f"{folder}/writable", b"")
-        self.delete(f"{folder}/writable")
+    def check_writable(self, folder: str, *, needs_lock: bool = False) -> None:
+        """Check write access to a folder, and conditional writes, with a temporary object."""
+        uri = f"{folder}/writable"
+        self.write(uri, b"")
+        try:
+            if needs_lock and self.write_new(uri, b""):
+                raise _no_conditional_writes(uri, "it ignores If-None-Match")
+        finally:
+            self.delete(uri)
 
     def names(self, folder: str) -> Iterator[str]:
         """List the objects below a folder in order, by relative name."""
@@ -240,7 +271,7 @@ class ObjectStore:
 
     def entries(self, folder: str) -> Iterator[StoredObject]:
         """List the objects below a folder in order."""
-        bucket, key = _split(folder)
+        bucket, key = split_uri(folder)
         following: dict[str, str] = {}
         while True:
 
@@ -262,75 +293,31 @@ class ObjectStore:
                 return call()
             except (BotoCoreError, ClientError) as error:
                 # Not chained: botocore's own errors cannot be pickled to another process.
-                if (rejection := _permanent_error(uri, error)) is not None:
+                if (rejection := permanent_error(uri, error)) is not None:
                     raise rejection from None
-                problem = _error_code(error)
+                problem = error_code(error)
             if not retry.wait(self._closed):
                 if self._closed.is_set():
                     raise ConnectionError(f"{uri}: interrupted ({problem})")
+                endpoint = urlsplit(self._client.meta.endpoint_url)
+                remedy = proxy_remedy(endpoint.geturl()) or (
+                    "check the network, and AWS_ENDPOINT_URL where S3 is not Amazon's"
+                )
                 raise ConnectionError(
-                    f"{uri}: {self._endpoint()} did not answer for "
-                    f"{self.retry_timeout_seconds:g} seconds ({problem}); check the network, and "
-                    "AWS_ENDPOINT_URL where S3 is not Amazon's"
+                    f"{uri}: {endpoint.netloc.rpartition('@')[2]} did not answer for "
+                    f"{self.retry_timeout_seconds:g} seconds ({problem}); {remedy}"
                 )
             if time.monotonic() - self._logged > LOG_SECONDS:
                 self._logged = time.monotonic()
                 logger.warning("%s: %s; retrying", uri, problem)
-
-    def _endpoint(self) -> str:
-        return urlsplit(self._client.meta.endpoint_url).netloc.rpartition("@")[2]
 
 
 def _store(retry_timeout_seconds: float, connections: int) -> ObjectStore:
     return ObjectStore(retry_timeout_seconds=retry_timeout_seconds, connections=connections)
 
 
-def _split(uri: str) -> tuple[str, str]:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return bucket, key
-
-
-def _permanent_error(uri: str, error: Exception) -> Exception | None:
-    """Return the exception for a permanent error, None for a transient one."""
-    if isinstance(error, HTTPClientError | NoConnectionError):
-        return None
-    if isinstance(error, NoCredentialsError | PartialCredentialsError | CredentialRetrievalError):
-        return PermissionError(
-            f"{uri}: no credentials for S3 in the environment of this process; set "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the node a role"
-        )
-    code = str(error.response["Error"].get("Code", "")) if isinstance(error, ClientError) else ""
-    if isinstance(error, SSOError | TokenRetrievalError) or code in _EXPIRED:
-        return PermissionError(
-            f"{uri}: the credentials of this process have expired ({_error_code(error)}); get new "
-            "ones in the same way, or give the node a role, which renews them"
-        )
-    if not isinstance(error, ClientError):
-        return OSError(f"{uri}: {_error_code(error)}")
-    status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-    if code == "NoSuchBucket":
-        return FileNotFoundError(f"{uri}: no such bucket; create it, or correct the URI")
-    if status == 404:
-        return FileNotFoundError(f"{uri}: no such object")
-    if status in (401, 403):
-        return PermissionError(
-            f"{uri}: S3 denies access ({code}) with the credentials of this process; use "
-            "others, or give these permission to read and write there"
-        )
-    if status == 412:
-        return ValueError(f"{uri} changed while it was read; start again")
-    if status == 416:
-        return ValueError(f"{uri} is shorter than expected; upload it again")
-    if status >= 500 or status in (409, 429) or code in ("RequestTimeout", "SlowDown"):
-        return None
-    return OSError(f"{uri}: S3 rejects the call ({_error_code(error)})")
-
-
-def _error_code(error: Exception) -> str:
-    """Return an error's code or class.
-
-    The error's text may contain URIs with passwords.
-    """
-    if isinstance(error, ClientError):
-        return str(error.response["Error"].get("Code", "unknown error"))
-    return type(error).__name__
+def _no_conditional_writes(uri: str, reason: str) -> OSError:
+    return OSError(
+        f"{uri}: this store has no conditional writes ({reason}), which keep two preparations from "
+        "writing at once; prepare the images in a local folder and copy its files to the store"
+    )

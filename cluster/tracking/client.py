@@ -1,32 +1,24 @@
-"""MLflow client: reachability and version of the server, searches, and error texts."""
+"""MLflow client: reachability and version of the server, and searches."""
 
+import logging
 import os
 import re
 from pathlib import Path
 
 import mlflow
 import requests
-from boto3.exceptions import Boto3Error
-from botocore.exceptions import BotoCoreError, ClientError
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from sqlalchemy.exc import SQLAlchemyError
+from mlflow.entities import Experiment, Run
 
 from cluster.config import in_submitted_job
+from cluster.environment import proxy_remedy
 from cluster.errors import TrackingError
-from cluster.tracking.mlflow_internals import configured_user, server_version
+from cluster.tracking.database import check_folder, sqlite_file
+from cluster.tracking.failures import FAILURES, deleted_message, explain, masked
+from cluster.tracking.mlflow_internals import server_version
 
 EXPERIMENT = "ranet"
 """Name of the MLflow experiment that holds every run."""
-FAILURES = (
-    mlflow.MlflowException,
-    OSError,  # includes the errors of requests
-    SQLAlchemyError,
-    Boto3Error,
-    BotoCoreError,
-    ClientError,
-)
-"""Exceptions of MLflow, its database and its artifact store."""
 
 
 def tracking_uri() -> str:
@@ -36,19 +28,32 @@ def tracking_uri() -> str:
     return uri if file is None else f"sqlite:///{file.absolute()}"
 
 
-def sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite URI, None for other URIs."""
-    path = uri.removeprefix("sqlite:///")
-    return None if path == uri else Path(path)
-
-
 def make_client(uri: str) -> MlflowClient:
     """Return a client that fails after seconds; MLflow's default is minutes."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow logs each failure of its database with a traceback; callers report the failure.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     return MlflowClient(uri)
+
+
+def find_experiment(client: MlflowClient, uri: str) -> Experiment | None:
+    """Return the experiment of all runs, None if it does not exist yet.
+
+    Raises:
+        TrackingError: the experiment was deleted, or its database was moved or copied.
+    """
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise TrackingError(
+            f"MLflow at {masked(uri)}: "
+            f"{deleted_message('experiment', experiment.experiment_id)} ({EXPERIMENT})"
+        )
+    if experiment is not None:
+        check_folder(experiment, uri)
+    return experiment
 
 
 def search(client: MlflowClient, experiment_id: str, condition: str) -> list[Run]:
@@ -88,15 +93,16 @@ def check_reachable() -> None:
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=5)
     except requests.RequestException as error:
+        remedy = proxy_remedy(uri) or "start its server or set MLFLOW_TRACKING_URI to a running one"
         raise TrackingError(
-            f"MLflow at {masked(uri)} does not answer ({type(error).__name__}); "
-            "start its server or set MLFLOW_TRACKING_URI to a running one"
+            f"MLflow at {masked(uri)} does not answer ({type(error).__name__}); {remedy}"
         ) from error
     try:
         make_client(uri).search_experiments(max_results=1)
         version = server_version(uri)
     except FAILURES as error:
-        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
+        causes = "; ".join(filter(None, (explain(error), proxy_remedy(uri))))
+        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {causes}") from error
     check_version(uri, version)
 
 
@@ -114,47 +120,3 @@ def check_version(uri: str, version: str) -> None:
             f"{mlflow.__version__}: install {mlflow.__version__} there and upgrade its database "
             "(mlflow db upgrade), or set MLFLOW_TRACKING_URI to another server"
         )
-
-
-def explain(error: Exception) -> str:
-    """Explain the cause and the remedy of an MLflow failure."""
-    status = _http_status(error)
-    user = configured_user()
-    text = first_line(error)
-    if status == 401:
-        problem = f"user {user} with this password" if user else "calls without a user"
-        return (
-            f"it rejects {problem}; set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
-            "write ~/.mlflow/credentials, on the machine of the driver"
-        )
-    if status == 403 and "Host header" in str(error):
-        return (
-            "the host name of this URI is not in its list of allowed hosts; add the name and port "
-            "of the URI to MLFLOW_SERVER_ALLOWED_HOSTS where the server starts, or use an allowed "
-            "name"
-        )
-    if status == 403:
-        return f"user {user} may not do this; ask its administrator for write permission ({text})"
-    if "too many 503" in text or "No space left" in str(error):
-        return (
-            "its database does not accept writes; read the server's log, and free space on "
-            "PostgreSQL's disk where that is full"
-        )
-    return f"{text}; start its server or set MLFLOW_TRACKING_URI"
-
-
-def _http_status(error: Exception) -> int | None:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code
-    return error.get_http_status_code() if isinstance(error, mlflow.MlflowException) else None
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's text, without users and passwords."""
-    text = masked(str(error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
-def masked(text: str) -> str:
-    """Return a text with `***` for the credentials in its URIs."""
-    return re.sub(r"(?<=://)[^/\s@]*@", "***@", text)

@@ -12,7 +12,6 @@ from pathlib import Path
 from threading import Event, Thread, current_thread, main_thread
 
 import psutil
-from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 
 from cluster.tracking.mlflow_internals import SystemMetrics
@@ -83,7 +82,8 @@ class LeaseRenewal(Thread):
     def run(self) -> None:
         """Renew the lease periodically, until it is lost or `leaving` is set."""
         client = self._record.client
-        machine = SystemMetrics(self._record.run_id, self._record.uri)
+        # In a thread of its own: a measurement may hang, and the lease must be renewed.
+        Thread(target=self._log_machine, name="machine-metrics", daemon=True).start()
         while not self.leaving.wait(HEARTBEAT_SECONDS):
             try:
                 run = client.get_run(self._record.run_id)
@@ -93,7 +93,6 @@ class LeaseRenewal(Thread):
                 client.set_tag(run.info.run_id, LEASE_TAG, self._lease.to_json())
                 if run.info.status != "RUNNING":  # another driver considered this one dead
                     client.update_run(run.info.run_id, status="RUNNING")
-                _log_machine(client, run, machine)
             except Exception as error:
                 logger.debug("the heartbeat of the run failed: %s", error)
         else:
@@ -103,16 +102,20 @@ class LeaseRenewal(Thread):
         if self._in_main:
             interrupt_main()
 
-
-def _log_machine(client: MlflowClient, run: Run, machine: SystemMetrics) -> None:
-    """Log the machine's load as system metrics."""
-    values = machine.collect()
-    now = now_ms()
-    step = (now - run.info.start_time) // 1000  # since the first invocation of the run
-    client.log_batch(
-        run.info.run_id,
-        metrics=[Metric(f"system/{key}", value, now, step) for key, value in values.items()],
-    )
+    def _log_machine(self) -> None:
+        """Log the machine's load as system metrics periodically."""
+        machine, client = SystemMetrics(), self._record.client
+        while not (self.leaving.wait(HEARTBEAT_SECONDS) or self.lost.is_set()):
+            values, now = machine.collect(), now_ms()
+            try:
+                run = client.get_run(self._record.run_id)
+                step = (now - run.info.start_time) // 1000  # since the first invocation of the run
+                metrics = [
+                    Metric(f"system/{key}", value, now, step) for key, value in values.items()
+                ]
+                client.log_batch(run.info.run_id, metrics=metrics)
+            except Exception as error:
+                logger.debug("the metrics of the machine were not logged: %s", error)
 
 
 def _host() -> str:

@@ -12,11 +12,12 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from cluster.errors import TrackingError
 from cluster.retry import Retry
-from cluster.tracking.client import first_line, make_client, masked
+from cluster.tracking.client import make_client
+from cluster.tracking.failures import explain, first_line, is_permanent, masked
 from ranet.protocols import Metrics
 
 _Value = TypeVar("_Value")
@@ -83,13 +84,18 @@ class TrackedRun:
         """Retry a call while MLflow is unavailable.
 
         Raises:
-            TrackingError: MLflow was unavailable for `RETRY_TIMEOUT_SECONDS`.
+            TrackingError: MLflow was unavailable for `RETRY_TIMEOUT_SECONDS`, or rejects the call.
         """
         retry = Retry(timeout_seconds=RETRY_TIMEOUT_SECONDS, max_pause_seconds=RETRY_PAUSE_SECONDS)
         while True:
             try:
                 return call()
             except Exception as error:
+                if is_permanent(error):
+                    raise TrackingError(
+                        f"MLflow at {masked(self.uri)} rejects the results of {self.name}: "
+                        f"{explain(error)}; then start {self.name} again to log its results"
+                    ) from error
                 logger.warning("MLflow does not answer, retrying: %s", first_line(error))
                 if not retry.wait():
                     raise TrackingError(
@@ -151,8 +157,9 @@ class MetricWriter:
             except Exception as error:
                 if is_available:
                     logger.warning(
-                        "MLflow does not answer, training continues and its metrics are kept: %s",
-                        first_line(error),
+                        "MLflow %s, training continues and its metrics are kept: %s",
+                        "rejects metrics" if is_permanent(error) else "does not answer",
+                        explain(error) if is_permanent(error) else first_line(error),
                     )
                 is_available = False
                 retry.wait()
@@ -180,6 +187,13 @@ class MetricEntry:
         Such an entry has no metrics to log.
         """
         return "step" in self.metrics
+
+
+def has_reported(client: MlflowClient, run: Run) -> bool:
+    """Return whether a run has logged an epoch or a checkpoint."""
+    if "epoch" in run.data.metrics:
+        return True
+    return any(file.path == _CHECKPOINTS for file in client.list_artifacts(run.info.run_id))
 
 
 def known_steps(record: TrackedRun) -> set[int]:

@@ -1,7 +1,6 @@
 """MLflow model registry: versions of a model, and their promotion to champion."""
 
 import logging
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.pyfunc import PyFuncModel
 
 from cluster.errors import TrackingError
-from cluster.tracking.client import FAILURES, explain, make_client, masked, tracking_uri
+from cluster.tracking.client import find_experiment, make_client, tracking_uri
+from cluster.tracking.database import sqlite_file
+from cluster.tracking.failures import FAILURES, explain, first_line, masked
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +54,29 @@ def load(model_uri: str) -> PyFuncModel:
     """Load a model by URI, such as `models:/NAME@champion`.
 
     Loading runs the code that was logged with the model.
+
+    Raises:
+        TrackingError: MLflow has no such model, or cannot be used.
     """
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    with client_to(f"load {model_uri}"):
-        return mlflow.pyfunc.load_model(model_uri)
+    uri = tracking_uri()
+    if (file := sqlite_file(uri)) is not None and not file.exists():  # a query would create it
+        raise TrackingError(
+            f"MLflow cannot load {model_uri}: there is no {file}; run the command in the folder of "
+            "the training, or set MLFLOW_TRACKING_URI to the MLflow that has the model"
+        )
+    with client_to(f"load {model_uri}") as client:
+        find_experiment(client, uri)  # a moved database has no artifacts
+        try:
+            return mlflow.pyfunc.load_model(model_uri)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            names = [model.name for model in client.search_registered_models(max_results=10)]
+            raise TrackingError(
+                f"MLflow at {masked(uri)} cannot load {model_uri}: {first_line(error)}; give "
+                "models:/NAME/VERSION or models:/NAME@champion; its registered models: "
+                f"{', '.join(names) or 'none'}"
+            ) from error
 
 
 def find_version(name: str, run_id: str) -> ModelVersion | None:

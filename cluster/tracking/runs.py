@@ -12,26 +12,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from mlflow import MlflowClient
-from mlflow.entities import Param, RunStatus, RunTag
+from mlflow import MlflowClient, MlflowException
+from mlflow.entities import Param, RunStatus, RunTag, ViewType
 from mlflow.entities import Run as MlflowRun
 
 from cluster.errors import TrackingError
 from cluster.tracking.client import (
     EXPERIMENT,
-    FAILURES,
     check_reachable,
-    explain,
-    first_line,
+    find_experiment,
     make_client,
-    masked,
     search,
-    sqlite_file,
     tracking_uri,
 )
+from cluster.tracking.database import create_experiment, ensure_database, sqlite_file
+from cluster.tracking.failures import deleted_message, explained, first_line
 from cluster.tracking.lease import LEASE_TAG, STALE_SECONDS, Lease, LeaseRenewal
 from cluster.tracking.mlflow_internals import PARENT_RUN_TAG
-from cluster.tracking.record import RETRY_PAUSE_SECONDS, TrackedRun
+from cluster.tracking.record import RETRY_PAUSE_SECONDS, TrackedRun, has_reported
 
 logger = logging.getLogger(__name__)
 
@@ -119,13 +117,12 @@ def _claim_and_describe(
     Every failure here ends the invocation: nothing has been started yet, so the user can correct
     the cause and run the command again.
     """
-    try:
+    with explained(uri):
+        ensure_database(uri)
         record = _claim_run(uri, claim)
         for key, value in tags.items():
             record.client.set_tag(record.run_id, key, value)
         record.client.log_text(record.run_id, config_text, "config.yaml")
-    except FAILURES as error:
-        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
     logger.info(
         "%s attempt %d of %s, MLflow run %s",
         "resuming" if record.resumed else "starting",
@@ -144,12 +141,22 @@ def check_can_start(name: str, *, settings: Mapping[str, str], new_attempt: bool
             other settings.
     """
     uri = tracking_uri()
-    if (file := sqlite_file(uri)) is not None and not file.exists():
-        return  # no run was tracked there yet, and a query would create the file
-    try:
-        _check_attempt(name, last_attempt(name), settings, new_attempt)
-    except FAILURES as error:
-        raise TrackingError(f"MLflow at {masked(uri)} cannot be used: {explain(error)}") from error
+    with explained(uri):
+        _check_attempt(make_client(uri), name, last_attempt(name), settings, new_attempt)
+
+
+def storage_to_resume(name: str) -> str | None:
+    """Return the checkpoint folder that the next invocation of a name would resume from, if any.
+
+    Raises:
+        TrackingError: MLflow fails.
+    """
+    uri = tracking_uri()
+    with explained(uri):
+        last = last_attempt(name)
+        if last is None or last.info.status == "FINISHED" or not _has_parameters(last):
+            return None
+        return last.data.tags[STORAGE_TAG] if has_reported(make_client(uri), last) else None
 
 
 def open_child(
@@ -217,8 +224,11 @@ def history(uri: str, run_id: str, metric: str) -> dict[int, float]:
 
 def last_attempt(name: str) -> MlflowRun | None:
     """Return the newest attempt of a name, in any state, if any."""
-    client = make_client(tracking_uri())
-    experiment = client.get_experiment_by_name(EXPERIMENT)
+    uri = tracking_uri()
+    if (file := sqlite_file(uri)) is not None and not file.exists():
+        return None  # no run was tracked there yet, and a query would create the file
+    client = make_client(uri)
+    experiment = find_experiment(client, uri)
     if experiment is None:
         return None
     return find_last_attempt(client, experiment.experiment_id, name)
@@ -248,17 +258,19 @@ def _set_state(record: TrackedRun, state: int) -> None:
 
 def _claim_run(uri: str, claim: _Claim) -> TrackedRun:
     client = make_client(uri)
-    experiment = client.get_experiment_by_name(EXPERIMENT)
-    experiment_id = experiment.experiment_id if experiment else client.create_experiment(EXPERIMENT)
+    experiment_id = _find_or_create_experiment(client, uri)
     # Correct the states that dead drivers left, as the decision below depends on them.
     _close_abandoned(client, experiment_id)
     # Decide by the newest attempt: reject, resume, or begin a new attempt.
     last = find_last_attempt(client, experiment_id, claim.name)
-    _check_attempt(claim.name, last, claim.settings, claim.new_attempt)
-    if last is not None and last.info.status != "FINISHED" and not claim.new_attempt:
-        record = _resume(uri, last, claim)
-    else:
+    _check_attempt(client, claim.name, last, claim.settings, claim.new_attempt)
+    is_finished = last is None or last.info.status == "FINISHED" or claim.new_attempt
+    if last is None:
+        _report_deleted(client, experiment_id, claim.name)
+    if last is None or is_finished or _setting_changes(last, claim.settings):
         record = _begin(uri, experiment_id, last, claim)
+    else:
+        record = _resume(uri, last, claim)
     # MLflow has no locks: the claim holds only if no other driver made one in the same second.
     _check_claim(client, experiment_id, record, claim.lease)
     return record
@@ -327,11 +339,16 @@ def _close_abandoned(client: MlflowClient, experiment_id: str) -> None:
 
 
 def _check_attempt(
-    name: str, last: MlflowRun | None, settings: Mapping[str, str], new_attempt: bool
+    client: MlflowClient,
+    name: str,
+    last: MlflowRun | None,
+    settings: Mapping[str, str],
+    new_attempt: bool,
 ) -> None:
     """Reject a name whose last attempt prevents this invocation.
 
-    The last attempt is running, or it is unfinished and has other settings.
+    The last attempt is running, or it is unfinished, has results and has other settings. An attempt
+    without results, such as one that failed because of a wrong setting, leaves the name free.
     """
     if last is None or last.info.status == "FINISHED":
         return
@@ -343,21 +360,61 @@ def _check_attempt(
                 f"{name} is running{where}, MLflow run {last.info.run_id}; "
                 "wait for it, stop it, or use another name"
             )
-    if not new_attempt and _has_parameters(last):
-        _check_same_settings(name, last, settings)
+    changes = [] if new_attempt else _setting_changes(last, settings)
+    if changes and _has_results(client, last):
+        raise TrackingError(
+            f"{name} is unfinished and its settings have changed: {'; '.join(changes)}; use the "
+            "old settings to resume it, --new-attempt to start from scratch, or another name"
+        )
 
 
-def _check_same_settings(name: str, run: MlflowRun, settings: Mapping[str, str]) -> None:
+def _setting_changes(run: MlflowRun, settings: Mapping[str, str]) -> list[str]:
+    """Return the differences between a run's settings and new ones."""
+    if not _has_parameters(run):
+        return []
     logged = run.data.params
-    changes = [
+    return [
         f"{key}: {logged.get(key, '(none)')} -> {value}"
         for key, value in settings.items()
         if logged.get(key) != value[:PARAM_LENGTH]
     ]
-    if changes:
-        raise TrackingError(
-            f"{name} is unfinished and its settings have changed: {'; '.join(changes)}; use the "
-            "old settings to resume it, --new-attempt to start from scratch, or another name"
+
+
+def _has_results(client: MlflowClient, run: MlflowRun) -> bool:
+    """Return whether a run has metrics of an epoch, a checkpoint, or trials."""
+    if has_reported(client, run):
+        return True
+    condition = f"tags.`{PARENT_RUN_TAG}` = '{run.info.run_id}'"
+    return bool(client.search_runs([run.info.experiment_id], condition, max_results=1))
+
+
+def _find_or_create_experiment(client: MlflowClient, uri: str) -> str:
+    experiment = find_experiment(client, uri)
+    if experiment is None:
+        try:
+            return create_experiment(client, EXPERIMENT, uri)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        # Another driver created the experiment at the same time.
+        experiment = find_experiment(client, uri)
+    assert experiment is not None
+    return experiment.experiment_id
+
+
+def _report_deleted(client: MlflowClient, experiment_id: str, name: str) -> None:
+    """Log that the runs of a name were deleted, as their checkpoints may still be wanted."""
+    deleted = client.search_runs(
+        [experiment_id],
+        f"tags.`{NAME_TAG}` = '{name}'",
+        run_view_type=ViewType.DELETED_ONLY,
+        max_results=1,
+    )
+    if deleted:
+        logger.warning(
+            "%s starts from scratch; to resume the previous attempt instead: %s, then start again",
+            name,
+            deleted_message("run", deleted[0].info.run_id),
         )
 
 

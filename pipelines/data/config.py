@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from cluster.paths import path_field
 from cluster.storage.s3 import check_uri, is_uri
 from ranet.checks import check_choices, check_range
 
@@ -55,15 +56,15 @@ class DataConfig:
     train/<class>/<image> and val/<class>/<image> in source_dir, val being the test set; parquet:
     one *-train.parquet and one *-test.parquet in source_dir, with columns image (bytes) and
     label."""
-    source_dir: str = ""
+    source_dir: str = path_field("")
     """Folder of the source's files, for imagefolder a path or s3://bucket/folder. Empty:
     data/downloads for cifar10 and cifar100, which are downloaded if missing. Not needed once the
     files are prepared."""
-    prepared_dir: str = ""
+    prepared_dir: str = path_field("")
     """Folder of the prepared files: a path, or s3://bucket/folder, which every node copies to its
     disk. Empty: data/<source>, followed by the image size for digits and by the name of source_dir
     for imagefolder and parquet."""
-    class_index: str = ""
+    class_index: str = path_field("")
     """Text or JSON file with the names of the class folders in label order, for imagefolder, so
     that a subset of the classes keeps its labels. Empty: folder names in alphabetical order."""
     loader: Literal["ffcv", "memory"] = "ffcv"

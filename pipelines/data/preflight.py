@@ -74,7 +74,9 @@ def _check_unprepared(
     text = "not prepared yet: the run prepares them first"
     is_local = config.source in LOCAL_SOURCES
     if is_uri(config.prepared_dir):
-        findings += check(partial(check_writable, "data.prepared_dir", config.prepared_dir))
+        findings += check(
+            partial(check_writable, "data.prepared_dir", config.prepared_dir, needs_lock=True)
+        )
     if is_local and not config.source_dir:
         findings += missing([error])
     elif is_local and not is_here and not is_uri(config.source_dir):

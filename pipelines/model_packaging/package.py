@@ -1,6 +1,8 @@
 """Log a trained network as an MLflow model and register it."""
 
+import hashlib
 import json
+import re
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass
@@ -101,6 +103,7 @@ def _log_model(
         settings_file, tensors_file = Path(folder, "settings.json"), Path(folder, "tensors.pt")
         settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
         torch.save(tensors, tensors_file)
+        code, model_file = _copy_code(Path(folder))
         mlflow_run = client.get_run(run_id)
         model = client.create_logged_model(
             mlflow_run.info.experiment_id,
@@ -114,10 +117,10 @@ def _log_model(
             flavor=mlflow.pyfunc,
             run_id=run_id,
             model_id=model.model_id,
-            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            python_model=str(model_file),
             artifacts={"settings": str(settings_file), "tensors": str(tensors_file)},
-            code_paths=[str(Path(ranet.__file__).parent)],
-            signature=_signature(run.model.image_size),
+            code_paths=[str(code)],
+            signature=_signature(),
             pip_requirements=[
                 # Without the local version, such as +cu130, which package indexes do not list.
                 f"{name}=={version(name).partition('+')[0]}"
@@ -127,9 +130,39 @@ def _log_model(
     return model.model_id
 
 
-def _signature(image_size: int) -> ModelSignature:
+def _copy_code(folder: Path) -> tuple[Path, Path]:
+    """Copy the package `ranet` and the model file, under a package name of their own.
+
+    A process has one module per name: two versions of a model, or a version and the checkout, would
+    share the code that was loaded first. The name contains a checksum of the code.
+
+    Returns:
+        The package and the model file.
+    """
+    source = Path(ranet.__file__).parent
+    texts = {
+        file.relative_to(source): file.read_text(encoding="utf-8")
+        for file in sorted(source.rglob("*.py"))
+    }
+    checksum = hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()
+    name = f"ranet_{checksum[:12]}"
+    model_file = Path(__file__).with_name("pyfunc_model.py")
+    copies = {folder / name / path: text for path, text in texts.items()}
+    copies[folder / model_file.name] = model_file.read_text(encoding="utf-8")
+    for path, text in copies.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        renamed = re.sub(
+            r"^(\s*(?:from|import) )ranet\b", rf"\g<1>{name}", text, flags=re.MULTILINE
+        )
+        path.write_text(renamed, encoding="utf-8")
+    return folder / name, folder / model_file.name
+
+
+def _signature() -> ModelSignature:
     return ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, 3, image_size, image_size))]),
+        # The model itself checks its images: for a tensor of uint8, MLflow's server would turn the
+        # floats of a request into integers, and images from 0 to 1 into black ones.
+        inputs=Schema([TensorSpec(np.dtype(object), (-1,))]),
         outputs=Schema(
             [
                 ColSpec(DataType.long, "label"),

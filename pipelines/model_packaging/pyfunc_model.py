@@ -60,7 +60,7 @@ class BudgetedClassifier(PythonModel):
 
         Args:
             context: Unused; part of MLflow's interface.
-            model_input: Images.
+            model_input: Images; from MLflow's server, an array of Python numbers.
             params: `budget_fraction`: mean mult-adds per image as a fraction of the last exit's
                 mult-adds; default 1.
 
@@ -68,12 +68,14 @@ class BudgetedClassifier(PythonModel):
             Table with one row per image, in the order of the images.
 
         Raises:
-            MlflowException: The budget fraction is below the first exit's, or above 1.
+            MlflowException: The budget fraction is below the first exit's, or above 1, or the
+                images have another type, range or shape.
         """
+        pixels = self._pixels(model_input)
         fraction = (params or {}).get("budget_fraction")
         thresholds = self._thresholds_within(1.0 if fraction is None else fraction)
         cascade = Cascade(self.model, thresholds, self.settings["exit_ensemble"])
-        images = torch.from_numpy(np.ascontiguousarray(model_input))
+        images = torch.from_numpy(np.ascontiguousarray(pixels))
         parts = [
             cascade(self.normalize(chunk.to(self.device))) for chunk in images.split(_CHUNK_IMAGES)
         ]
@@ -88,18 +90,50 @@ class BudgetedClassifier(PythonModel):
             }
         )
 
+    def _pixels(self, images: np.ndarray) -> np.ndarray:
+        """Return the images as uint8 after checking type, range and shape."""
+        size = self.settings["model"]["image_size"]
+        if images.ndim and not len(images):
+            raise _invalid("the request contains no images; send at least one")
+        if images.ndim != 4 or images.shape[1:] != (3, size, size):
+            hint = "; add the batch axis" if images.shape == (3, size, size) else ""
+            raise _invalid(
+                f"Shape of input {images.shape} does not match expected shape "
+                f"(-1, 3, {size}, {size}){hint}"
+            )
+        if images.dtype == object:  # the numbers of a request
+            kinds = {type(value) for value in images.ravel()}
+            if kinds != {int}:
+                names = ", ".join(sorted(kind.__name__ for kind in kinds - {int}))
+                raise _invalid(
+                    f"the request contains values of type {names}; send pixels as integers from 0 "
+                    "to 255, without a decimal point"
+                )
+            if not 0 <= images.min() <= images.max() <= 255:
+                raise _invalid(
+                    "pixels must be from 0 to 255, got values from "
+                    f"{images.min()} to {images.max()}"
+                )
+            return images.astype(np.uint8)
+        if images.dtype != np.uint8:
+            raise _invalid(f"dtype of input {images.dtype} does not match expected dtype uint8")
+        return images
+
     def _thresholds_within(self, fraction: float) -> torch.Tensor:
         """Return the thresholds of the largest stored budget fraction within the request."""
         if not self.min_budget_fraction <= fraction <= 1:
             # Rounded up, so that the number in the message is accepted.
             smallest = math.ceil(self.min_budget_fraction * 1e4) / 1e4
-            raise MlflowException(
+            raise _invalid(
                 f"budget_fraction must be from {smallest} (every image leaves at the first exit) "
-                "to 1 "
-                f"(the mult-adds of the last exit), got {fraction}",
-                error_code=INVALID_PARAMETER_VALUE,
+                f"to 1 (the mult-adds of the last exit), got {fraction}"
             )
         return self.thresholds[bisect_right(self.settings["budget_fractions"], fraction) - 1]
+
+
+def _invalid(message: str) -> MlflowException:
+    """Return an exception that MLflow's server answers with status 400."""
+    return MlflowException(message, error_code=INVALID_PARAMETER_VALUE)
 
 
 set_model(BudgetedClassifier())

@@ -1,22 +1,8 @@
-"""Logits and accuracy of every exit."""
+"""Accuracy of every exit."""
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from collections.abc import Mapping
 
-import torch
 from torch import Tensor
-
-
-def compute_logits(
-    model: Callable[[Tensor], Tensor],
-    images: Tensor,
-    normalize: Callable[[Tensor], Tensor],
-    precision: Literal["float32", "bfloat16"],
-) -> Tensor:
-    """Map uint8 images to logits (exits, batch, classes), with autocast for bfloat16."""
-    # Normalization runs in float32, because bfloat16 is too coarse to subtract a mean.
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        return model(normalize(images))
 
 
 def exit_hits(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,16 @@
 """Confidence and correctness of every exit for every image (anytime prediction)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ranet.distributed import gather
-from ranet.evaluation.accuracy import compute_logits, exit_hits
+from ranet.evaluation.accuracy import exit_hits
 from ranet.evaluation.cross_fit import cross_fit
+from ranet.evaluation.forward import ForwardPass
 from ranet.inference.ensemble import ExitEnsemble, mean_logits
 from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
 from ranet.inference.thresholds import assign_exits
@@ -65,39 +66,30 @@ class SplitOutputs:
 
 @torch.inference_mode()
 def collect_exit_outputs(
-    model: nn.Module,
-    batches: Batches,
-    *,
-    normalize: Callable[[Tensor], Tensor],
-    device: torch.device,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    policy: ExitPolicy = TOP_PROBABILITY,
+    forward: ForwardPass, batches: Batches, policy: ExitPolicy = TOP_PROBABILITY
 ) -> SplitOutputs:
     """Evaluate all exits on a split, over all workers.
 
     Args:
-        model: images -> logits (exits, batch, classes); left in evaluation mode.
+        forward: forward pass of the network, which is left in evaluation mode.
         batches: batches of the split, each image once over all workers.
-        normalize: uint8 images -> the model's input.
-        device: device of the model.
-        precision: data type of the forward pass.
         policy: confidence score of an exit.
 
     Returns:
         Outputs for every image, in the same order on every worker.
     """
-    model.eval()
+    forward.model.eval()
     parts: list[Tensor] = []
     with batches.epoch(0) as reader:
         for images, labels in reader:
-            single = compute_logits(model, images, normalize, precision).float()
+            single = forward(images).float()
             rows = []
             for logits in (single, mean_logits(single)):
                 rows += [policy.confidence(logits), *exit_hits(logits, labels)]
             parts.append(torch.stack(rows))
     # (6, exits, samples): confidence, top-1 hit, top-5 hit of single exits, then of ensembles;
     # 0 exits on a worker without batches.
-    own = torch.cat(parts, dim=2) if parts else torch.zeros((6, 0, 0), device=device)
+    own = torch.cat(parts, dim=2) if parts else torch.zeros((6, 0, 0), device=forward.device)
     rows = torch.cat([each for each in gather(own) if each.numel()], dim=2).cpu()
     assert rows.shape[2] == batches.num_samples, "every image must be evaluated exactly once"
     scores = [

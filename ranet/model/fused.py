@@ -7,7 +7,6 @@ are appended, and the lateral features of a block are a view of the first channe
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,34 +19,18 @@ from ranet.model.feature_buffer import FeatureBuffer, as_features, as_pixels, ha
 from ranet.model.kernels import conv3x3
 from ranet.model.layers import ConvNormRelu, NormRelu
 from ranet.model.stem import LargeStemStep
+from ranet.torch_internals import BoundModule
 
 
-class FastModule(nn.Module):
+class FastModule(BoundModule):
     """Module without hooks and with fast access to its tensors and submodules.
 
     For few images, checking for hooks at every call and looking up tensors at every use takes a
-    tenth of the time. So this module calls `forward` directly (hooks run only on blocks and
-    exits), and copies tensors and submodules to the instance's `__dict__`, which Python searches
-    first.
+    tenth of the time. So this module calls `forward` directly; hooks run only on blocks and exits.
     """
 
     def __init_subclass__(cls) -> None:
         cls.__call__ = cls.forward
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_load_state_dict_post_hook(_bind)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FastModule":
-        super()._apply(fn, recurse)
-        _bind(self)
-        return self
-
-
-def _bind(module: nn.Module, *_: object) -> None:
-    """Copy a module's buffers and submodules to its `__dict__`."""
-    module.__dict__.update(module._buffers)
-    module.__dict__.update(module._modules)
 
 
 class FusedConv(FastModule):

@@ -15,6 +15,7 @@ from ranet.model.feature_buffer import FeatureBuffer
 from ranet.model.fused import FusedStemStep, FusedSubNetwork
 from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep, Stem, make_step
+from ranet.torch_internals import convert
 
 CPU_CHUNK_IMAGES = 64
 """Images per forward pass of the inference form on a CPU; found by measurement."""
@@ -189,10 +190,11 @@ class FusedRANet(Network):
         # 3x3 convolutions are fastest with channels-last weights. The copies share no memory with
         # the model.
         formats = {4: torch.channels_last}
-        self._apply(
+        convert(
+            self,
             lambda tensor: tensor.to(
                 dtype, copy=True, memory_format=formats.get(tensor.ndim, torch.preserve_format)
-            )
+            ),
         )
         self.eval().requires_grad_(False)
 

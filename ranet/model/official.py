@@ -5,9 +5,10 @@ convolutions of a block's layers in one tensor and orders features as described 
 `ranet.model.blocks`. The list of `_Piece`s defines the whole difference, in both directions.
 """
 
-from collections.abc import Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch import Tensor
 from ranet.architecture import BlockSpec, UnitSpec, make_network_spec
 from ranet.config import ModelConfig
 from ranet.model.network import RANet
+
+_Value = TypeVar("_Value")
 
 _NORM_ENTRIES = ("weight", "bias", "running_mean", "running_var")
 _ARGUMENTS = (
@@ -39,25 +42,33 @@ class _Piece:
 
 
 def model_from_official(
-    config: Mapping[str, Any], num_classes: int, image_size: int, state_dict: Mapping[str, Tensor]
+    config: Mapping[str, Any] | Namespace,
+    num_classes: int,
+    image_size: int,
+    state_dict: Mapping[str, Any],
 ) -> RANet:
     """Create a network from a checkpoint of the authors' code.
 
     Args:
-        config: the authors' argument names: ds (cifar or imagenet), step, stepmode, scale_list,
-            grFactor, bnFactor, nChannels, growthRate, nBlocks, block_step, compress_factor,
-            reduction; further arguments are ignored.
+        config: the authors' arguments, as a mapping or as argparse gives them: ds (cifar or
+            imagenet), step, stepmode, scale_list, grFactor, bnFactor, nChannels, growthRate,
+            nBlocks, block_step, compress_factor, reduction; further arguments are ignored. Lists
+            may be written as on the authors' command line: 1-2-3.
         num_classes: number of classes of the checkpoint.
         image_size: height and width of the images, in pixels.
-        state_dict: the authors' entries, with or without the prefix `module.`.
+        state_dict: the authors' entries, or a checkpoint that contains them as `state_dict`; with
+            or without the prefixes `module.` (DataParallel) and `_orig_mod.` (torch.compile).
+            Batch counters, which old versions of PyTorch did not save, may be missing.
 
     Raises:
         ValueError: an argument or an entry is missing, unknown or of the wrong shape.
     """
     model_config = _config_from_official(config, num_classes, image_size)
-    official = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    official = _entries_of(state_dict)
     pieces = list(_pieces(model_config))
     counters = _counters(pieces)
+    if not any(name in official for name in counters):
+        official |= dict.fromkeys(counters, torch.tensor(0))
     _check_entries(official, pieces, counters)
     model = RANet(model_config)
     collected: dict[str, list[Tensor]] = {}
@@ -103,9 +114,48 @@ def _counters(pieces: list[_Piece]) -> list[str]:
     return [_counter(p.official) for p in pieces if p.official.endswith("running_var")]
 
 
+def _entries_of(state_dict: Any) -> dict[str, Tensor]:
+    """Return the entries of a checkpoint on the CPU, without the prefixes of wrappers."""
+    if isinstance(state_dict, torch.nn.Module):
+        raise ValueError("state_dict is a module; pass its state_dict()")
+    if isinstance(state_dict, Mapping) and isinstance(state_dict.get("state_dict"), Mapping):
+        state_dict = state_dict["state_dict"]
+    if not isinstance(state_dict, Mapping):
+        raise ValueError(
+            f"state_dict must be a mapping of names to tensors, got {type(state_dict).__name__}; "
+            "pass what torch.load returns for the authors' checkpoint"
+        )
+    if not state_dict:
+        raise ValueError("state_dict has no entries; pass the weights of the authors' checkpoint")
+    entries = {}
+    for name, value in state_dict.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"state_dict has the entry {name} of type {type(value).__name__}; pass the part "
+                "of the checkpoint that holds the weights"
+            )
+        while (short := name.removeprefix("module.").removeprefix("_orig_mod.")) != name:
+            name = short
+        entries[name] = value.detach().cpu()
+    return entries
+
+
+def _argument(config: Mapping[str, Any], name: str, kind: Callable[[Any], _Value]) -> _Value:
+    """Convert an argument of the authors, which may still be text of a command line."""
+    try:
+        return kind(config[name])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config {name} is {config[name]!r}: {error}") from error
+
+
+def _integers(value: Any) -> tuple[int, ...]:
+    return tuple(int(each) for each in (value.split("-") if isinstance(value, str) else value))
+
+
 def _config_from_official(
-    config: Mapping[str, Any], num_classes: int, image_size: int
+    arguments: Mapping[str, Any] | Namespace, num_classes: int, image_size: int
 ) -> ModelConfig:
+    config = vars(arguments) if isinstance(arguments, Namespace) else arguments
     if missing := [name for name in _ARGUMENTS if name not in config]:
         raise ValueError(f"config must have the authors' arguments {', '.join(missing)}: add them")
     modes = {"even": "even", "lg": "linear"}
@@ -116,17 +166,17 @@ def _config_from_official(
         raise ValueError(f"config ds must be cifar or imagenet, got {config['ds']!r}")
     stem, exit_channels = kinds[config["ds"]]
     return ModelConfig(
-        scales=tuple(config["scale_list"]),
-        growth_rate=config["growthRate"],
-        growth_factors=tuple(config["grFactor"]),
-        bottleneck_factors=tuple(config["bnFactor"]),
-        stem_channels=config["nChannels"],
-        layers_per_block=config["step"],
+        scales=_argument(config, "scale_list", _integers),
+        growth_rate=_argument(config, "growthRate", int),
+        growth_factors=_argument(config, "grFactor", _integers),
+        bottleneck_factors=_argument(config, "bnFactor", _integers),
+        stem_channels=_argument(config, "nChannels", int),
+        layers_per_block=_argument(config, "step", int),
         layer_mode=modes[config["stepmode"]],  # type: ignore[arg-type]
-        num_blocks=config["nBlocks"],
-        extra_blocks=config["block_step"],
-        compress_factor=config["compress_factor"],
-        reduction=config["reduction"],
+        num_blocks=_argument(config, "nBlocks", int),
+        extra_blocks=_argument(config, "block_step", int),
+        compress_factor=_argument(config, "compress_factor", float),
+        reduction=_argument(config, "reduction", float),
         stem=stem,  # type: ignore[arg-type]
         exit_channels=exit_channels,
         image_size=image_size,
@@ -141,7 +191,10 @@ def _check_entries(
     expected.update(dict.fromkeys(counters, ()))
     for name, shape in expected.items():
         if name not in official:
-            raise ValueError(f"state_dict has no entry {name}, which this configuration needs")
+            raise ValueError(
+                f"state_dict has no entry {name}, which this configuration needs; its first entry "
+                f"is {next(iter(official))}"
+            )
         if tuple(official[name].shape) != shape:
             raise ValueError(
                 f"state_dict entry {name} must have the shape {shape} in this configuration, "
@@ -253,11 +306,11 @@ def _fusion_layers(
 ) -> Iterator[_Piece]:
     assert block.lower is not None
     lower_input = lower_orders.after_last[: lower_block.in_channels]
-    widths = [unit.width for unit in block.lower.units]
-    lateral = block.lateral_channels
-    for j, unit in enumerate(block.lower.units):
+    units, lateral = block.lower.units, block.lateral_channels
+    widths = [unit.width for unit in units]
+    for j, unit in enumerate(units):
         theirs, laterals = f"{official}.layers.{j}.conv_up.net", f"{ours}.laterals"
-        yield from _reduce(theirs, laterals, unit, j, sum(widths[:j]), lower_block, lower_input)
+        yield from _reduce(theirs, laterals, units, j, lower_block, lower_input)
         rows = range(sum(widths[:j]), sum(widths[: j + 1]))
         yield from _norm(f"{theirs}.1", f"{laterals}.norm", unit.width, rows)
         shape = (lateral, unit.width, 3, 3)
@@ -273,8 +326,7 @@ def _own_unit(
     official: str, ours: str, block: BlockSpec, j: int, order: list[int]
 ) -> Iterator[_Piece]:
     theirs, layers, unit = f"{official}.conv_normal.net", f"{ours}.layers", block.units[j]
-    start = sum(unit.width for unit in block.units[:j])
-    yield from _reduce(theirs, layers, unit, j, start, block, order)
+    yield from _reduce(theirs, layers, block.units, j, block, order)
     yield from _norm(f"{theirs}.1", f"{layers}.norms.{j}", unit.width)
     shape = (unit.out_channels, unit.width, 3, 3)
     yield _Piece(f"{theirs}.3.weight", f"{layers}.convs.{j}", shape)
@@ -282,9 +334,15 @@ def _own_unit(
 
 
 def _reduce(
-    official: str, ours: str, unit: UnitSpec, j: int, start: int, read: BlockSpec, order: list[int]
+    official: str,
+    ours: str,
+    units: tuple[UnitSpec, ...],
+    j: int,
+    read: BlockSpec,
+    order: list[int],
 ) -> Iterator[_Piece]:
-    """Pieces of the 1x1 convolution of unit j."""
+    """Pieces of unit j's 1x1 convolution, which reads the block `read`."""
+    unit, start = units[j], sum(unit.width for unit in units[:j])
     name, shape = f"{official}.0.weight", (unit.width, unit.in_channels, 1, 1)
     rows = range(start, start + unit.width)
     yield _Piece(name, f"{ours}.reduce", shape, tuple(order), rows)

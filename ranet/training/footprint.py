@@ -7,6 +7,7 @@ import torch
 
 from ranet.config import ModelConfig
 from ranet.model.network import RANet
+from ranet.torch_internals import storage_id
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ def footprint(config: ModelConfig, num_images: int) -> Footprint:
         network = RANet(config)
         # Activations are proportional to the number of images; batch norm needs at least two.
         images = torch.empty(2, 3, config.image_size, config.image_size)
-    weights = {each.untyped_storage()._cdata: each for each in network.parameters()}
+    weights = {storage_id(each): each for each in network.parameters()}
     kept: dict[int, torch.Tensor] = {}  # by storage; kept alive so that no storage is counted twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+        kept[storage_id(tensor)] = tensor
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

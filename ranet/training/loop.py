@@ -17,15 +17,15 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
 
 from ranet.config import TrainConfig
 from ranet.distributed import accumulating, rank, world_size
-from ranet.evaluation.accuracy import compute_logits
 from ranet.protocols import Batches, Metrics, Reporter, Snapshot
-from ranet.training.losses import curriculum_weights, exit_loss
 from ranet.training.optim import FiniteGuard, NonFiniteLoss
 from ranet.training.progress import ProgressLog
 from ranet.training.schedule import is_checkpoint_due, learning_rate
@@ -37,27 +37,21 @@ STEPS_BETWEEN_READS = 50
 
 
 def fit(
-    config: TrainConfig,
-    model: nn.Module,
+    training: TrainState,
     train: Batches,
     val: Batches,
     reporter: Reporter,
     *,
-    normalize: Callable[[Tensor], Tensor],
-    device: torch.device,
     resume: Snapshot | None = None,
     measure: Callable[[nn.Module], Metrics] | None = None,
 ) -> Snapshot:
     """Train a model; report metrics and snapshots after every epoch.
 
     Args:
-        config: settings of the training.
-        model: on `device`; images (batch, 3, height, width) -> logits (exits, batch, classes).
+        training: a new training state.
         train: batches of the training split.
         val: batches of the validation split, which selects the best epoch.
         reporter: receives metrics and snapshots.
-        normalize: uint8 images -> the model's input, on `device`.
-        device: device of this worker.
         resume: snapshot of a previous call; training continues as if never interrupted.
         measure: computes further metrics of an epoch from the evaluated network; called on every
             worker.
@@ -69,17 +63,12 @@ def fit(
         NonFiniteLoss: training diverged; the weights are the weights before the bad step.
         ValueError: the snapshot belongs to another training, or there are no batches.
     """
+    config = training.config
     if len(train) == 0:
         raise ValueError(
             f"train.batch_size is {config.batch_size}, but there are only {train.num_samples} "
             "training images, less than one batch; lower train.batch_size"
         )
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-
-    def prepare(images: Tensor) -> Tensor:
-        return normalize(images.contiguous(memory_format=layout))
-
-    training = TrainState(config, model.to(memory_format=layout))
     snapshot = resume
     if resume is not None:
         training.restore(resume)
@@ -87,23 +76,12 @@ def fit(
     if resume is not None:
         progress.log_resumed(training.epoch, training.step)
     while training.epoch < config.epochs:
-        train_one_epoch(training, train, reporter, normalize=prepare, progress=progress)
-        epoch = training.epoch
-        metrics = {
-            "epoch": float(epoch + 1),
-            **training.end_steps(),
-            "train/lr": learning_rate(config, (epoch + 1) * len(train) - 1, len(train)),
-            **evaluate(config, training.scored, val, normalize=prepare, device=device),
-            **(measure(training.scored) if measure is not None else {}),
-        }
-        if not math.isfinite(metrics["val/loss"]):
-            raise NonFiniteLoss(
-                f"the validation loss is {metrics['val/loss']} after epoch {epoch + 1} of "
-                f"{config.epochs}, though every training loss was finite; train.optim.lr is "
-                f"{config.optim.lr}: lower it, or lengthen train.optim.warmup_epochs"
-            )
+        train_one_epoch(training, train, reporter, progress)
+        metrics = _epoch_metrics(training, val, len(train))
+        if measure is not None:
+            metrics |= measure(training.eval_forward.model)
         training.end_epoch(metrics)
-        progress.log_epoch(epoch, metrics)
+        progress.log_epoch(training.epoch - 1, metrics)
         is_due = is_checkpoint_due(config, training.epoch, 0, len(train))
         snapshot = training.snapshot() if is_due else None
         reporter.report(metrics, snapshot)
@@ -111,13 +89,30 @@ def fit(
     return snapshot
 
 
+def _epoch_metrics(training: TrainState, val: Batches, steps_per_epoch: int) -> Metrics:
+    """Compute the metrics of an epoch after its last step.
+
+    Raises:
+        NonFiniteLoss: the validation loss is infinite or not a number.
+    """
+    config, number = training.config, training.epoch + 1
+    metrics = {
+        "epoch": float(number),
+        **training.end_steps(),
+        "train/lr": learning_rate(config, number * steps_per_epoch - 1, steps_per_epoch),
+        **evaluate(training.eval_forward, val, config.loss.exit_weights),
+    }
+    if not math.isfinite(metrics["val/loss"]):
+        raise NonFiniteLoss(
+            f"the validation loss is {metrics['val/loss']} after epoch {number} of "
+            f"{config.epochs}, though every training loss was finite; train.optim.lr is "
+            f"{config.optim.lr}: lower it, or lengthen train.optim.warmup_epochs"
+        )
+    return metrics
+
+
 def train_one_epoch(
-    training: TrainState,
-    batches: Batches,
-    reporter: Reporter,
-    *,
-    normalize: Callable[[Tensor], Tensor],
-    progress: ProgressLog,
+    training: TrainState, batches: Batches, reporter: Reporter, progress: ProgressLog
 ) -> None:
     """Run the remaining steps of the epoch, one per batch.
 
@@ -131,7 +126,7 @@ def train_one_epoch(
     with batches.epoch(epoch, first_step) as reader:
         for images, labels in reader:
             waited = time.perf_counter() - asked
-            take_step(training, guard, images, labels, len(batches), normalize=normalize)
+            take_step(training, guard, images, labels, len(batches))
             training.step += 1
             wants_checkpoint = reporter.wants_checkpoint() or (
                 training.step
@@ -164,8 +159,6 @@ def take_step(
     images: Tensor,
     labels: Tensor,
     steps_per_epoch: int,
-    *,
-    normalize: Callable[[Tensor], Tensor],
 ) -> None:
     """Update the weights from this worker's share of a global batch."""
     config, optimizer = training.config, training.optimizer
@@ -181,20 +174,17 @@ def take_step(
     num_micro = math.ceil(len(labels) / config.micro_batch_size) if config.micro_batch_size else 1
     micro_batches = zip(images.tensor_split(num_micro), labels.tensor_split(num_micro), strict=True)
     for number, (micro_images, micro_labels) in enumerate(micro_batches, start=1):
-        with nullcontext() if number == num_micro else accumulating(training.wrapped):
-            logits = compute_logits(training.called, micro_images, normalize, config.precision)
-            weights = curriculum_weights(
-                config.loss.exit_weights, len(logits), config.loss.curriculum, progress
-            )
-            loss = exit_loss(logits, micro_labels, weights, config.loss.label_smoothing)
+        with nullcontext() if number == num_micro else accumulating(training.ddp_model):
+            logits = training.train_forward(micro_images)
+            loss = reduce(add, training.loss(logits, micro_labels, progress).values())
             # DDP divides the sum over workers by their number; world_size() undoes that.
             share = len(micro_labels) * world_size() / config.batch_size
             guard.backward(loss * share)
         training.meter.add_images(loss, logits, micro_labels)
     guard.check()
     optimizer.step()
-    if training.average is not None:
-        training.average.update(global_step)
+    if training.ema is not None:
+        training.ema.update(global_step)
 
 
 def _raise_if_bad(

@@ -1,9 +1,40 @@
 """Training loss: sum of the cross-entropies of all exits."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
+
+from ranet.config import LossConfig
+
+
+class TrainingLoss(Protocol):
+    """Loss of a training step, as named parts that are added up."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        """Compute the parts of the loss, each a mean over images.
+
+        Args:
+            logits: (exits, batch, classes).
+            labels: (batch,).
+            progress: share of all steps that is done, 0 to 1.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class ExitLosses:
+    """Weighted sum of the exits' cross-entropies (arXiv:2003.07326, sec. 3.3)."""
+
+    config: LossConfig
+
+    def __call__(self, logits: Tensor, labels: Tensor, progress: float) -> dict[str, Tensor]:
+        """Compute the loss; see `TrainingLoss`."""
+        config = self.config
+        weights = curriculum_weights(config.exit_weights, len(logits), config.curriculum, progress)
+        return {"exits": exit_loss(logits, labels, weights, config.label_smoothing)}
 
 
 def exit_loss(

@@ -10,6 +10,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import SGD
 
 from ranet.config import OptimConfig
+from ranet.torch_internals import skip_updates_if
 
 
 class NonFiniteLoss(RuntimeError):  # noqa: N818 - named after its condition
@@ -76,8 +77,7 @@ class FiniteGuard:
         device = self._parameters[0].device
         self._found = torch.zeros((), device=device)
         self._clean_steps = torch.zeros((), dtype=torch.int64, device=device)
-        # Attribute through which torch.amp.GradScaler makes fused kernels skip an update.
-        optimizer.found_inf = self._found  # pyright: ignore[reportAttributeAccessIssue]
+        skip_updates_if(optimizer, self._found)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradients of a loss."""

@@ -1,7 +1,7 @@
 """Training state: model, optimizer, EMA and progress, with snapshots."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,14 @@ from ranet.distributed import (
     wrap,
 )
 from ranet.evaluation.accuracy import validation_top1
+from ranet.evaluation.forward import ForwardPass
 from ranet.protocols import Metrics, Snapshot
 from ranet.training.ema import ExponentialMovingAverage
+from ranet.training.losses import ExitLosses
 from ranet.training.meters import EpochMeter
 from ranet.training.optim import load_optimizer_state, make_optimizer, optimizer_state
 
-KEYS = {"epoch", "step", "seed", "model", "optimizer", "average", "workers", "history", "best"}
+KEYS = {"epoch", "step", "seed", "model", "optimizer", "ema", "workers", "history", "best"}
 
 
 class TrainState:
@@ -38,18 +40,29 @@ class TrainState:
 
     Args:
         config: settings of the training.
-        model: on its device; DDP copies the weights of rank 0 to all workers.
+        model: on its device, images (batch, 3, height, width) -> logits (exits, batch, classes);
+            DDP copies the weights of rank 0 to all workers.
+        normalize: uint8 images -> the model's input, on the device of the model.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module) -> None:
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, normalize: Callable[[Tensor], Tensor]
+    ) -> None:
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.config = config
-        self.model = model
-        self.wrapped = wrap(model)
-        self.called = torch.compile(self.wrapped, dynamic=False) if config.compile else self.wrapped
-        """Module that a training step calls; evaluation calls the network itself."""
-        self.average = (
-            ExponentialMovingAverage(model, config.ema.decay) if config.ema.decay else None
+        self.model = model.to(memory_format=layout)
+        self.ddp_model = wrap(model)
+        self.ema = ExponentialMovingAverage(model, config.ema.decay) if config.ema.decay else None
+        stepped = self.ddp_model
+        if config.compile:
+            stepped = cast(nn.Module, torch.compile(stepped, dynamic=False))
+        self.train_forward = ForwardPass(stepped, normalize, config.precision, layout)
+        """Forward pass of a training step."""
+        self.eval_forward = ForwardPass(
+            self.ema.model if self.ema else model, normalize, config.precision, layout
         )
+        """Forward pass of the network to evaluate and keep: the EMA, else the model."""
+        self.loss = ExitLosses(config.loss)
         self.optimizer = make_optimizer(config.optim, model)
         self.device = next(model.parameters()).device
         self.epoch = 0
@@ -59,11 +72,6 @@ class TrainState:
         self.meter = EpochMeter(self.device)
         self.history: list[Metrics] = []
         self.best: dict[str, Any] = {"value": -1.0}
-
-    @property
-    def scored(self) -> nn.Module:
-        """Network to evaluate and keep: the EMA, else the model."""
-        return self.average.model if self.average else self.model
 
     def end_steps(self) -> Metrics:
         """Average batch norm statistics over workers; return training metrics."""
@@ -78,7 +86,7 @@ class TrainState:
         self.history.append(metrics)
         # Among equally good epochs, the last is the best: it was trained longest.
         if (value := _selection_value(self.config, metrics)) >= self.best["value"]:
-            weights = _to_cpu(self.scored.state_dict())
+            weights = _to_cpu(self.eval_forward.model.state_dict())
             self.best = {"epoch": self.epoch, "value": value, "model": weights}
 
     def snapshot(self) -> Snapshot:
@@ -96,7 +104,7 @@ class TrainState:
             "seed": self.config.seed,
             "model": _to_cpu(self.model.state_dict()),
             "optimizer": _to_cpu(optimizer_state(self.optimizer, self.model)),
-            "average": _to_cpu(self.average.model.state_dict()) if self.average else None,
+            "ema": _to_cpu(self.ema.model.state_dict()) if self.ema else None,
             "workers": workers,
             "history": [dict(each) for each in self.history],
             "best": self.best,
@@ -115,8 +123,8 @@ class TrainState:
             raise ValueError(
                 f"the snapshot to resume from belongs to another network: {error}"
             ) from error
-        if self.average is not None:
-            self.average.model.load_state_dict(snapshot["average"])
+        if self.ema is not None:
+            self.ema.model.load_state_dict(snapshot["ema"])
         load_optimizer_state(self.optimizer, self.model, snapshot["optimizer"])
         self.epoch, self.step = snapshot["epoch"], snapshot["step"]
         self.history = [dict(each) for each in snapshot["history"]]
@@ -130,7 +138,7 @@ class TrainState:
     def _statistics(self) -> list[Tensor]:
         """Return the running statistics, which differ between workers within an epoch."""
         own = statistics(self.model)
-        return own + statistics(self.average.model) if self.average else own
+        return own + statistics(self.ema.model) if self.ema else own
 
 
 def _check(config: TrainConfig, snapshot: Snapshot) -> None:
@@ -145,7 +153,7 @@ def _check(config: TrainConfig, snapshot: Snapshot) -> None:
             f"train.seed is {config.seed}, but the snapshot to resume from was trained with seed "
             f"{snapshot['seed']}: set that seed, or start from scratch"
         )
-    if config.ema.decay and snapshot["average"] is None:
+    if config.ema.decay and snapshot["ema"] is None:
         raise ValueError(
             f"train.ema.decay is {config.ema.decay}, but the snapshot to resume from has no "
             "EMA of the weights: set train.ema.decay to 0, or start from scratch"

@@ -1,40 +1,38 @@
 """Validation of a network during training, on all workers."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
 
-from ranet.config import TrainConfig
 from ranet.distributed import gather
-from ranet.evaluation.accuracy import compute_logits, exit_hits
+from ranet.evaluation.accuracy import exit_hits
+from ranet.evaluation.forward import ForwardPass
 from ranet.protocols import Batches, Metrics
 from ranet.training.losses import exit_loss
 
 
 @torch.inference_mode()
-def evaluate(
-    config: TrainConfig,
-    model: nn.Module,
-    batches: Batches,
-    *,
-    normalize: Callable[[Tensor], Tensor],
-    device: torch.device,
-) -> Metrics:
+def evaluate(forward: ForwardPass, batches: Batches, exit_weights: Sequence[float] = ()) -> Metrics:
     """Compute loss, top-1 and top-5 of every exit over all workers.
 
-    The loss is the weighted sum over exits without label smoothing. Workers communicate only at
-    the end; their numbers of batches may differ and may be 0.
+    The loss is the weighted sum of the exits' cross-entropies. Workers communicate only at the
+    end; their numbers of batches may differ and may be 0.
+
+    Args:
+        forward: forward pass of the network, which is left in evaluation mode.
+        batches: batches of the split, each image once over all workers.
+        exit_weights: weight of each exit's loss; empty: 1 for every exit.
     """
-    model.eval()
+    forward.model.eval()
+    device = forward.device
     # Row 0 for top-1, row 1 for top-5, (2, exits); 0 exits on a worker without batches.
     hits = torch.zeros((2, 0), dtype=torch.float64, device=device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     num_images = 0
     with batches.epoch(0) as reader:
         for images, labels in reader:
-            logits = compute_logits(model, images, normalize, config.precision)
-            loss_sum += exit_loss(logits, labels, config.loss.exit_weights) * len(labels)
+            logits = forward(images)
+            loss_sum += exit_loss(logits, labels, exit_weights) * len(labels)
             batch_hits = torch.stack(exit_hits(logits, labels)).sum(dim=2)
             hits = hits + batch_hits if num_images else batch_hits.double()
             num_images += len(labels)

@@ -17,8 +17,10 @@ from torch.multiprocessing.spawn import spawn
 
 from ranet.config import EmaConfig, OptimConfig, TrainConfig
 from ranet.evaluation.exit_outputs import collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.training.loop import fit
 from ranet.training.optim import NonFiniteLoss
+from ranet.training.state import TrainState
 from ranet.training.validation import evaluate
 from tests.support.tiny import (
     Digits,
@@ -32,7 +34,6 @@ from tests.support.tiny import (
 
 pytestmark = pytest.mark.distributed
 
-CPU = torch.device("cpu")
 QUICK = TrainConfig(epochs=4, batch_size=32, optim=OptimConfig(lr=0.05))
 ODD = TrainConfig(epochs=1, batch_size=33, optim=OptimConfig(lr=0.05))
 ONE_EPOCH = TrainConfig(epochs=1, batch_size=32, optim=OptimConfig(lr=0.05))
@@ -73,17 +74,14 @@ def start_worker(rank, work, num_workers, folder: Path):
 def train(
     config, rank, num_workers, model, *, resume=None, prepare=normalize, kill_after=0, notice=False
 ):
-    """Train a network until the end or until it is killed; return all snapshots."""
+    """Train a network until its end or its kill; return all snapshots."""
     recorder = Recorder(kill_after, with_notice=notice)
     with suppress(Killed):
         fit(
-            config,
-            model,
+            TrainState(config, model, prepare),
             Digits(0, 330, config.batch_size, shuffled=True, rank=rank, num_workers=num_workers),
             Digits(1000, 1081, 32, rank=rank, num_workers=num_workers),
             recorder,
-            normalize=prepare,
-            device=CPU,
             resume=resume,
         )
     return recorder.snapshots
@@ -117,7 +115,7 @@ def train_and_be_killed(rank, num_workers, config):
 
 
 def diverge_on_one_worker(rank, num_workers):
-    """Return the error and the weights of a training with NaN on rank 1, epoch 2, step 2."""
+    """Train with NaN on one rank and step; return error and weights."""
     model = TwoExits()
     calls, weights = 0, {}
 
@@ -140,13 +138,14 @@ def evaluate_shares(rank, num_workers, num_images):
     """Evaluate in batches of 7 images per worker."""
     batches = Digits(1000, 1000 + num_images, 14, rank=rank, num_workers=num_workers)
     model = TwoExits()
-    metrics = evaluate(QUICK, model, batches, normalize=normalize, device=CPU)
-    scores = collect_exit_outputs(model, batches, normalize=normalize, device=CPU).single
+    forward = ForwardPass(model, normalize)
+    metrics = evaluate(forward, batches)
+    scores = collect_exit_outputs(forward, batches).single
     return {"num_batches": len(batches), "metrics": metrics, "scores": scores.state()}
 
 
 def everything(rank, num_workers):
-    """Run all work of the tests at once, because starting processes takes longer."""
+    """Run the work of all tests in one start of the processes."""
     return {
         "tiny": train_and_resume(rank, num_workers, TwoExits),
         "ranet": train_and_resume(rank, num_workers, small_ranet),

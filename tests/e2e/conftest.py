@@ -12,8 +12,10 @@ from tests.support.training import PROJECT
 
 @pytest.fixture(scope="session")
 def cluster_of_session() -> Iterator[LocalCluster]:
-    """One for all tests: it takes half a minute to start. Always the same folder: what a killed
-    test run left is ended by the next one."""
+    """Cluster of all tests, which takes half a minute to start.
+
+    Its folder is always the same, so that a test run ends the processes of a killed one.
+    """
     folder = PROJECT / "outputs" / "cluster-of-tests"
     with local_cluster(folder, num_hosts=2, fresh=True) as cluster:
         yield cluster
@@ -21,7 +23,7 @@ def cluster_of_session() -> Iterator[LocalCluster]:
 
 @pytest.fixture
 def cluster(cluster_of_session: LocalCluster) -> LocalCluster:
-    """A head and two hosts of one CPU each, all members alive, and no job of a failed test."""
+    """Head and two hosts of one CPU each, alive and without jobs."""
     cluster_of_session.resume(*cluster_of_session.members)
     dead = [name for name in cluster_of_session.members if not cluster_of_session.processes(name)]
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""A registered model is evaluated again by the script, on the workers of its config."""
+"""Evaluation of a registered model by the script."""
 
 import os
 import shutil
@@ -18,6 +18,7 @@ from pipelines.data.preparation.prepare import prepare
 from pipelines.model_packaging.package import register_model
 from pipelines.run import config_text
 from ranet.evaluation.exit_outputs import anytime_accuracy, collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.model.preprocessing import Normalize
 from tests.support.image_files import with_settings
 from tests.support.paths import PROJECT
@@ -29,7 +30,7 @@ SCRIPT = PROJECT / "pipelines" / "evaluate.py"
 
 
 @pytest.mark.timeout(300)
-def test_the_script_finds_what_the_registered_weights_are_worth(
+def test_script_reproduces_the_accuracy_of_the_registered_weights(
     tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copy(empty_database, tmp_path / "mlflow.db")
@@ -64,8 +65,8 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     test = open_batches(
         run.data, "test", image_size=MODEL.image_size, batch_size=50, worker=Worker(device=cpu)
     )
-    normalize = Normalize(*normalization(run.data))
-    answers = collect_exit_outputs(network.model, test, normalize=normalize, device=cpu)
+    forward = ForwardPass(network.model, Normalize(*normalization(run.data)))
+    answers = collect_exit_outputs(forward, test)
     top1, _ = anytime_accuracy(answers.of(network.evaluation.exit_ensemble))
     experiment = client.get_experiment_by_name("ranet")
     assert experiment is not None
@@ -88,7 +89,7 @@ def test_the_script_finds_what_the_registered_weights_are_worth(
     assert "are not the images that were held out when the model was trained" in done.stderr
 
 
-def test_missing_model_uri_is_a_wrong_command_line():
+def test_missing_model_uri_is_a_usage_error():
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--name=tiny"],
         capture_output=True, text=True, timeout=60, check=False,

@@ -1,18 +1,21 @@
-"""Local cluster: members that are killed, paused and restarted, and a complete clean-up."""
+"""Local cluster: killed, paused and restarted members, and a complete clean-up."""
 
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from threading import Barrier
 
 import boto3
 import pytest
 import requests
 
 from cluster.local.__main__ import describe
-from cluster.local.cluster import LocalCluster
+from cluster.local.cluster import LocalCluster, create_cluster
 from cluster.local.network import can_isolate
 from cluster.local.services import BUCKET
 from pipelines.run import read_run
@@ -53,13 +56,13 @@ def test_s3_objects_survive_a_kill_and_a_paused_server_does_not_answer(cluster):
     assert requests.get(health, timeout=20).ok
 
 
-def test_mlflow_accepts_requests_of_its_own_pages_only(cluster):
+def test_mlflow_accepts_requests_from_its_own_pages_only(cluster):
     server = cluster.environment["MLFLOW_TRACKING_URI"]
     assert from_a_page(server, server) == 200
     assert from_a_page(server, "http://elsewhere.example") == 403
 
 
-def test_printed_addresses_answer_and_printed_command_parses(cluster):
+def test_printed_urls_respond_and_printed_command_parses(cluster):
     told = describe(cluster).replace("\\\n", "").splitlines()
     assert [tuple(line.split()) for line in told[1:6]] == [
         (name, cluster.address(name)) for name in cluster.members
@@ -131,6 +134,23 @@ def test_next_cluster_kills_orphaned_members_and_sigterm_leaves_no_process(plain
         links = subprocess.run(["ip", "link"], capture_output=True, text=True, check=True).stdout
         assert third_cluster.token not in links
         assert first_cluster.token not in links
+
+
+@pytest.mark.skipif(not can_isolate(), reason="needs root and network namespaces")
+def test_clusters_that_are_created_at_the_same_time_have_different_subnets(tmp_path):
+    all_begin = Barrier(4)
+
+    def create(folder):
+        folder.mkdir()
+        all_begin.wait(10)
+        return create_cluster(folder, num_hosts=1, cpus_per_host=1, isolated=True)
+
+    with ThreadPoolExecutor(4) as pool, ExitStack() as stack:
+        creating = [pool.submit(create, tmp_path / str(k)) for k in range(4)]
+        clusters = [each.result(60) for each in creating]
+        for cluster in clusters:
+            stack.callback(cluster.close)
+    assert len({cluster.subnet for cluster in clusters}) == 4
 
 
 def running(folder):

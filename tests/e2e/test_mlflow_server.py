@@ -1,4 +1,4 @@
-"""A team's MLflow server: PostgreSQL, artifacts in S3, users; two hosts train against it."""
+"""MLflow server of a team: PostgreSQL, artifacts in S3, users, two hosts."""
 
 import ipaddress
 import os
@@ -63,7 +63,7 @@ class Server:
                 "--host", self.address, "--port", str(self.port), "--workers", "1"]  # fmt: skip
 
     def refusal(self, **changes: str) -> str:
-        """What it says when it does not start in another environment."""
+        """Return the error of a server that cannot start in this environment."""
         outcome = subprocess.run(
             self.command(), cwd=PROJECT, env=self.environment | changes,
             capture_output=True, text=True, timeout=60, check=False,
@@ -110,7 +110,7 @@ def server(
 
 @pytest.fixture(scope="module")
 def passwords(server: Server) -> dict[str, str]:
-    """Passwords of the administrator, of one who may write, and of one who may read."""
+    """Passwords of an administrator, a writer and a reader."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", server.uri)
         patch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
@@ -145,7 +145,9 @@ def start_a_run(name: str) -> None:
         pass
 
 
-def test_who_is_not_let_in_is_told_so_at_the_door(server, user, passwords, capsys):
+def test_rejected_credentials_are_reported_before_the_run_is_opened(
+    server, user, passwords, capsys
+):
     with pytest.raises(TrackingError, match="rejects calls without a user; set MLFLOW_TRACK"):
         client.check_reachable()
     user("ada", "wrong-password-Zq84")
@@ -162,7 +164,7 @@ def test_who_is_not_let_in_is_told_so_at_the_door(server, user, passwords, capsy
     assert "did not create user friend: user reader may not do this" in capsys.readouterr().err
 
 
-def test_a_server_that_cannot_work_does_not_start(server):
+def test_server_with_a_broken_configuration_does_not_start(server):
     told = server.refusal(MLFLOW_SERVER_ALLOWED_HOSTS="*")
     assert "MLFLOW_SERVER_ALLOWED_HOSTS must list the host names and ports" in told
     assert "PostgreSQL cannot be used" in (told := server.refusal(PGPASSWORD="wrong-Zq85"))
@@ -171,7 +173,7 @@ def test_a_server_that_cannot_work_does_not_start(server):
     assert "S3 denies access" in server.refusal(AWS_SECRET_ACCESS_KEY="wrong")
 
 
-def test_a_name_that_the_server_does_not_know_itself_by_is_named(server, user, monkeypatch):
+def test_unknown_host_name_of_the_server_is_named(server, user, monkeypatch):
     user("admin", ADMIN_PASSWORD)
     as_number = int(ipaddress.ip_address(server.address))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{as_number}:{server.port}")
@@ -179,14 +181,14 @@ def test_a_name_that_the_server_does_not_know_itself_by_is_named(server, user, m
         client.check_reachable()
 
 
-def test_pages_of_its_own_names_are_answered_and_those_of_others_are_not(server, passwords):
+def test_requests_from_pages_of_other_hosts_are_rejected(server, passwords):
     admin = ("admin", ADMIN_PASSWORD)
     assert from_a_page(server.uri, server.uri, auth=admin) == 200
     assert from_a_page(server.uri, "http://elsewhere.example", auth=admin) == 403
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
-def test_a_full_disk_of_postgresql_is_named_before_workers_start(server, user, passwords):
+def test_full_disk_of_postgresql_is_reported_before_workers_start(server, user, passwords):
     user("ada", passwords["ada"])
     with (
         server.database.full_disk(),

@@ -1,4 +1,4 @@
-"""Prometheus watching the cluster of several hosts, and what our dashboard and alert ask of it."""
+"""Prometheus on a cluster of several hosts: dashboard and alert."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ MONITORING = PROJECT / "cluster" / "monitoring"
 
 
 class Prometheus:
-    """Prometheus with our files, on the list of nodes that the cluster's head keeps.
+    """Prometheus with the project's files and the head's list of nodes.
 
     It looks more often than ours does, so that the test is short.
     """
@@ -70,7 +70,7 @@ def prometheus(cluster: LocalCluster, tmp_path: Path) -> Iterator[Prometheus]:
     started.process.wait(20)
 
 
-def test_every_query_of_the_dashboard_is_answered_and_the_alert_sees_a_stalled_run(
+def test_every_query_of_the_dashboard_has_data_and_the_alert_fires_for_a_stalled_run(
     cluster, prometheus, tmp_path
 ):
     panels = json.loads((MONITORING / "grafana.json").read_text())["panels"]
@@ -82,7 +82,10 @@ def test_every_query_of_the_dashboard_is_answered_and_the_alert_sees_a_stalled_r
     job = Job(cluster, tmp_path, "watched", "--train.epochs=100000", "--cluster.num_workers=2")
 
     def ask(query: str) -> list[dict[str, Any]]:
-        """What is said of our run, or of no run: Ray has the counters of earlier ones still."""
+        """Return the series of this run, or without a run.
+
+        Ray still exports the counters of previous runs.
+        """
         series = prometheus.ask(query)
         return [each for each in series if each["metric"].get("run", ours).startswith(ours)]
 

@@ -1,4 +1,4 @@
-"""Classifying with a registered model: image files by the script, arrays by MLflow's server."""
+"""Classification with a registered model by the script and by MLflow's server."""
 
 import json
 import os
@@ -23,7 +23,10 @@ from pipelines.model_packaging.package import RegisteredVersion
 from tests.support.paths import PROJECT
 from tests.support.registered import COSTS, register_tiny, trained_network
 
-pytestmark = pytest.mark.e2e
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.xdist_group("scoring server"),  # one server and one registered model for all
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def predict(environment: dict[str, str], *arguments: str) -> subprocess.Complete
 
 @pytest.fixture(scope="module")
 def digits(folder: Path) -> list[Path]:
-    """Test images as files, one of them as a larger grey picture with a margin."""
+    """Test images as files; one is larger, grey and has margins."""
     files = []
     for k, pixels in enumerate(trained_network().test_images[:4].numpy()):
         files.append(folder / f"digit{k}.png")
@@ -73,7 +76,7 @@ def digits(folder: Path) -> list[Path]:
     return [*files, folder / "large.png"]
 
 
-def test_the_script_classifies_files_as_the_network_does(
+def test_script_classifies_files_like_the_network(
     version: RegisteredVersion, environment: dict[str, str], digits: list[Path]
 ):
     done = predict(
@@ -108,7 +111,7 @@ def test_the_script_classifies_files_as_the_network_does(
         ("digit0.png", ["--budget-fraction", "0.2"], "budget_fraction must be from 0.4091"),
     ],
 )
-def test_what_cannot_be_classified_is_one_sentence(
+def test_unreadable_input_is_reported_in_one_sentence(
     version: RegisteredVersion,
     environment: dict[str, str],
     digits: list[Path],
@@ -140,7 +143,7 @@ def test_readable_files_are_classified_beside_unreadable_ones(
     assert second.startswith(f"error: {files[2]} has 300 x 256 pixels, more than max_pixels, 256")
 
 
-def test_a_model_that_is_not_there_is_one_sentence(environment: dict[str, str], digits: list[Path]):
+def test_missing_model_is_reported_in_one_sentence(environment: dict[str, str], digits: list[Path]):
     done = predict(environment, "models:/nothing@champion", str(digits[0]))
     assert done.returncode == 1
     assert done.stderr.startswith("error: MLflow at sqlite:///")
@@ -185,7 +188,7 @@ def post(server: str, content: Any) -> requests.Response:
     return requests.post(server, json=content, timeout=60)
 
 
-def test_the_server_answers_within_the_budget(server: str):
+def test_server_answers_within_the_budget(server: str):
     images = trained_network().test_images[:3].tolist()
     response = post(server, {"inputs": images, "params": {"budget_fraction": 0.4091}})
     assert response.status_code == 200, response.text
@@ -197,10 +200,15 @@ def test_the_server_answers_within_the_budget(server: str):
     assert whole.status_code == 200
 
 
-def test_the_server_answers_400_to_bad_input(server: str):
+def test_server_answers_400_to_bad_input(server: str):
     image = np.zeros((1, 3, 16, 16), int)
     for content, message in (
         ({"inputs": image[..., :8].tolist()}, "does not match expected shape"),
+        ({"inputs": (image / 255).tolist()}, "send pixels as integers from 0 to 255"),
+        ({"instances": image.astype(float).tolist()}, "send pixels as integers from 0 to 255"),
+        ({"inputs": (image + 256).tolist()}, "pixels must be from 0 to 255"),
+        ({"inputs": []}, "contains no images"),
+        ({"inputs": image[0].tolist()}, "add the batch axis"),
         (
             {"inputs": image.tolist(), "params": {"budget_fraction": 0.1}},
             "budget_fraction must be from 0.4091",

@@ -17,6 +17,7 @@ import pytest
 from ray.job_submission import JobStatus
 
 from cluster.config import ClusterConfig
+from cluster.local.processes import kill_marked
 from cluster.storage.cache import Cache
 from cluster.storage.s3 import ObjectStore
 from pipelines.data.config import AugmentConfig, DataConfig
@@ -37,17 +38,16 @@ from tests.support.image_files import (
 )
 from tests.support.jobs import Job
 from tests.support.paths import PROJECT
-from tests.support.ray_folders import kill_family
+from tests.support.training import user_environment
 
 pytestmark = pytest.mark.e2e
 
 
 def start(ray_folder: str, *arguments: str) -> subprocess.Popen[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "pipelines/prepare_data.py", "--data.source=imagefolder", *arguments],
         cwd=PROJECT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={**environment, "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": ray_folder},
+        env={**user_environment(), "PYTHONPATH": str(PROJECT), "RAY_TMPDIR": ray_folder},
         start_new_session=True,
     )  # fmt: skip
 
@@ -132,7 +132,7 @@ def test_preparation_after_killed_driver_and_lost_host_equals_uninterrupted_one(
         time.sleep(0.02)
     process.kill()
     process.communicate()
-    kill_family(ray_folder)
+    kill_marked("RAY_TMPDIR", ray_folder)
     kept = {path: path.stat().st_mtime_ns for path in folder.glob("shards-*/*.npz")}
     assert not (folder / "train.beton").exists()
     script = ("python", "pipelines/prepare_data.py", "--data.source=imagefolder")

@@ -5,12 +5,12 @@ import time
 import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
-from tests.support.s3 import ADMIN, User, s3_server
+from tests.support.s3 import make_user, s3_server
 
 pytestmark = pytest.mark.e2e
 
 
-def test_objects_survive_a_kill_and_the_address_stays(s3, bucket):
+def test_restarted_server_has_the_same_objects_and_endpoint(s3, bucket):
     client, endpoint = s3.client(), s3.endpoint
     client.put_object(Bucket=bucket, Key="folder/object", Body=b"content")
     s3.kill()
@@ -30,9 +30,9 @@ def test_objects_survive_a_kill_and_the_address_stays(s3, bucket):
     client.close()
 
 
-def test_users_are_held_to_what_they_may_do(tmp_path):
-    reader = User("reader", ("Read:open", "List:open"))
-    with s3_server(tmp_path, users=(ADMIN, reader)) as server:
+def test_users_are_restricted_to_their_permissions(tmp_path):
+    reader = make_user("reader", "Read:open", "List:open")
+    with s3_server(tmp_path, reader) as server:
         admin, client = server.client(), server.client(reader)
         for name in ("open", "shut"):
             admin.create_bucket(Bucket=name)

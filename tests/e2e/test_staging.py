@@ -1,4 +1,4 @@
-"""Copies of S3 objects on a node's disk: once, whole, and through every trouble."""
+"""Copies of S3 objects on a node's disk, also after failures."""
 
 import hashlib
 import logging
@@ -20,12 +20,14 @@ import ray
 import requests
 
 from cluster.local.network import free_ports
+from cluster.local.s3_server import S3Server
+from cluster.local.throttled_proxy import ThrottledProxy
 from cluster.storage.cache import Cache, staged
 from cluster.storage.download import PART_BYTES, RemoteFile
 from cluster.storage.s3 import ObjectStore
 from pipelines.data.preparation.prepare import prepare
 from tests.support.image_files import folder_config, image_folder
-from tests.support.s3 import ADMIN, Line, S3Server, User, s3_server
+from tests.support.s3 import make_user, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -36,8 +38,8 @@ spawn = multiprocessing.get_context("spawn")
 @contextmanager
 def slow_line(
     server: S3Server, monkeypatch: pytest.MonkeyPatch, megabytes_per_second: float
-) -> Iterator[Line]:
-    line = Line(server, megabytes_per_second * 1e6)
+) -> Iterator[ThrottledProxy]:
+    line = ThrottledProxy(server.endpoint, megabytes_per_second * 1e6)
     monkeypatch.setenv("AWS_ENDPOINT_URL", line.endpoint)
     try:
         yield line
@@ -90,7 +92,7 @@ def recorded_parts(folder: Path) -> int:
     )
 
 
-def test_a_copy_is_the_object_and_the_next_run_needs_no_s3(s3, remote, content, tmp_path):
+def test_copy_equals_the_object_and_the_next_run_needs_no_s3(s3, remote, content, tmp_path):
     with staged([remote], Cache(tmp_path)) as copies:
         assert (copies / "train.beton").read_bytes() == content
         assert [path.name for path in copies.iterdir()] == ["train.beton"]
@@ -103,7 +105,7 @@ def test_a_copy_is_the_object_and_the_next_run_needs_no_s3(s3, remote, content, 
 
 @pytest.fixture
 def exporter(ray_folder: str) -> Iterator[str]:
-    """Where Ray on this machine exports figures for Prometheus."""
+    """URL at which a local Ray exports its metrics."""
     [port] = free_ports("127.0.0.1", 1)
     ray.init(
         "local", num_cpus=1, include_dashboard=False, object_store_memory=100 << 20,
@@ -114,7 +116,7 @@ def exporter(ray_folder: str) -> Iterator[str]:
     ray.shutdown()
 
 
-def test_the_bytes_that_were_loaded_are_a_figure_for_prometheus(remote, tmp_path, exporter):
+def test_downloaded_bytes_are_exported_to_prometheus(remote, tmp_path, exporter):
     second = variant(remote, 2)
 
     def exported() -> list[float]:
@@ -130,7 +132,7 @@ def test_the_bytes_that_were_loaded_are_a_figure_for_prometheus(remote, tmp_path
     wait_for(lambda: sum(exported()) == 2 * SIZE)
 
 
-def test_two_processes_load_once_and_the_one_that_waits_tells_how_far_it_is(
+def test_two_processes_download_once_and_the_waiting_one_logs_progress(
     s3, remote, content, tmp_path, monkeypatch, caplog
 ):
     with slow_line(s3, monkeypatch, megabytes_per_second=20) as line:
@@ -144,7 +146,7 @@ def test_two_processes_load_once_and_the_one_that_waits_tells_how_far_it_is(
         assert line.received < 1.1 * SIZE
 
 
-def test_a_killed_load_goes_on_without_the_parts_that_it_had(
+def test_killed_download_resumes_with_the_missing_parts_only(
     s3, remote, content, tmp_path, monkeypatch
 ):
     with slow_line(s3, monkeypatch, megabytes_per_second=20) as line:
@@ -160,7 +162,7 @@ def test_a_killed_load_goes_on_without_the_parts_that_it_had(
         assert line.received < SIZE - had * PART_BYTES + 100_000
 
 
-def test_parts_that_were_damaged_between_two_starts_are_loaded_anew(
+def test_parts_damaged_between_two_invocations_are_downloaded_again(
     s3, remote, content, tmp_path, monkeypatch, caplog
 ):
     with slow_line(s3, monkeypatch, megabytes_per_second=20):
@@ -178,9 +180,7 @@ def test_parts_that_were_damaged_between_two_starts_are_loaded_anew(
     )
 
 
-def test_a_server_that_is_away_for_20_seconds_is_waited_for(
-    s3, remote, content, tmp_path, monkeypatch
-):
+def test_download_survives_an_outage_of_20_seconds(s3, remote, content, tmp_path, monkeypatch):
     def fail_and_return() -> None:
         wait_for(lambda: recorded_parts(tmp_path) >= 1)
         s3.kill()
@@ -197,20 +197,20 @@ def test_a_server_that_is_away_for_20_seconds_is_waited_for(
     assert 20 < time.monotonic() - began < 90
 
 
-def test_an_object_with_another_content_is_refused_and_nothing_of_it_stays(remote, tmp_path):
+def test_object_with_other_content_is_rejected_and_leaves_no_copy(remote, tmp_path):
     wrong = RemoteFile(remote.uri, remote.bytes, "0" * 64)
     with pytest.raises(ValueError, match=r"train.beton is damaged: its SHA-256 is .* upload it"):
         stage([wrong], Cache(tmp_path))
     assert [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size] == []
 
 
-def test_an_object_of_another_size_is_refused_before_it_is_loaded(remote, tmp_path):
+def test_object_of_another_size_is_rejected_before_its_download(remote, tmp_path):
     wrong = RemoteFile(remote.uri, remote.bytes + 1, remote.sha256)
     with pytest.raises(ValueError, match=rf"has {remote.bytes:,} bytes, but {SIZE + 1:,} were"):
         stage([wrong], Cache(tmp_path))
 
 
-def test_an_object_that_changes_while_it_is_loaded_is_named(
+def test_object_that_changes_during_its_download_is_named(
     s3, remote, content, tmp_path, monkeypatch
 ):
     client = s3.client()
@@ -232,7 +232,7 @@ def test_an_object_that_changes_while_it_is_loaded_is_named(
     client.close()
 
 
-def test_what_is_not_there_is_named(s3, remote, bucket, tmp_path):
+def test_missing_object_or_bucket_is_named(s3, remote, bucket, tmp_path):
     for address, message in (
         (f"s3://{bucket}/images/other.beton", "other.beton: no such object"),
         ("s3://no-such-bucket/images/train.beton", "train.beton: no such bucket"),
@@ -242,7 +242,7 @@ def test_what_is_not_there_is_named(s3, remote, bucket, tmp_path):
             stage([missing], Cache(tmp_path))
 
 
-def test_missing_credentials_are_said_so(remote, tmp_path, monkeypatch):
+def test_missing_credentials_are_reported(remote, tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -250,11 +250,9 @@ def test_missing_credentials_are_said_so(remote, tmp_path, monkeypatch):
         stage([remote], Cache(tmp_path))
 
 
-def test_who_may_only_read_is_given_copies_and_otherwise_told_so_without_a_secret(
-    tmp_path, monkeypatch
-):
-    reader = User("reader", ("Read:open", "List:open"))
-    with s3_server(tmp_path / "s3", users=(ADMIN, reader)) as server:
+def test_reader_gets_copies_and_denied_requests_are_reported_without_secrets(tmp_path, monkeypatch):
+    reader = make_user("reader", "Read:open", "List:open")
+    with s3_server(tmp_path / "s3", reader) as server:
         admin = server.client()
         for bucket in ("open", "shut"):
             admin.create_bucket(Bucket=bucket)
@@ -279,7 +277,7 @@ def test_who_may_only_read_is_given_copies_and_otherwise_told_so_without_a_secre
             assert secret not in str(caught.value)
 
 
-def test_an_endpoint_that_is_away_is_given_up_in_time_without_naming_its_password(
+def test_unreachable_endpoint_is_reported_in_time_without_its_password(
     remote, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:password@127.0.0.1:9")
@@ -306,7 +304,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-def test_a_full_disk_is_found_before_anything_is_loaded(remote, small_disk):
+def test_full_disk_is_reported_before_any_download(remote, small_disk):
     with (small_disk / "other").open("wb") as file:
         file.write(bytes(2 * SIZE))
     with pytest.raises(OSError, match=r"disk of cluster.cache_dir .* is full: .* are free"):
@@ -323,7 +321,7 @@ def variant(remote: RemoteFile, number: int) -> RemoteFile:
 
 
 @pytest.mark.parametrize("limit", ["disk", "setting"])
-def test_copies_used_longest_ago_make_room_but_never_those_in_use(
+def test_least_recently_used_copies_are_evicted_but_never_those_in_use(
     remote, small_disk, tmp_path, limit
 ):
     cache = Cache(small_disk) if limit == "disk" else Cache(tmp_path / "cache", SIZE * 5 // 2)
@@ -341,7 +339,7 @@ def test_copies_used_longest_ago_make_room_but_never_those_in_use(
         assert newest.is_dir()
 
 
-def test_a_store_is_pickled_without_its_secrets(s3, remote, content):
+def test_pickled_store_has_no_secrets(s3, remote, content):
     with ObjectStore() as store:
         store.read(remote.uri, length=1)
         pickled = pickle.dumps(store)
@@ -350,7 +348,7 @@ def test_a_store_is_pickled_without_its_secrets(s3, remote, content):
         assert again.read(remote.uri, start=5, length=7).data == content[5:12]
 
 
-def test_all_names_below_a_folder_are_listed(bucket):
+def test_listing_has_all_keys_below_a_prefix(bucket):
     with ObjectStore() as store:
         for name in ("a/1.txt", "a/2.txt", "b.txt"):
             store.write(f"s3://{bucket}/tree/{name}", b"")
@@ -358,7 +356,7 @@ def test_all_names_below_a_folder_are_listed(bucket):
         assert list(store.names(f"s3://{bucket}/tree")) == ["a/1.txt", "a/2.txt", "b.txt"]
 
 
-def test_a_file_of_many_parts_arrives_whole(bucket, tmp_path):
+def test_file_of_many_parts_is_uploaded_completely(bucket, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(random.Random(2).randbytes(40 << 20))
     with ObjectStore() as store:

@@ -1,4 +1,4 @@
-"""File system of the checkpoints during outages of the S3 server, and its pre-start checks."""
+"""File system of checkpoints: outages of S3, and checks before a start."""
 
 import pickle
 import time
@@ -9,7 +9,7 @@ import pytest
 
 from cluster.storage import filesystem as storage
 from cluster.storage.filesystem import RetryingS3FileSystem, open_storage, resolve_storage, upload
-from tests.support.s3 import ADMIN, User, s3_server
+from tests.support.s3 import make_user, s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -36,14 +36,18 @@ def test_unpickled_file_system_survives_a_restart_of_the_server(s3, bucket, monk
         time.sleep(8)  # longer than Arrow's default retries
         s3.start()
 
-    Thread(target=restart).start()
-    with received.open_output_stream(f"{path}/state") as stream:
-        stream.write(b"all")
+    restarting = Thread(target=restart)
+    restarting.start()
+    try:
+        with received.open_output_stream(f"{path}/state") as stream:
+            stream.write(b"all")
+    finally:
+        restarting.join()
     with received.open_input_stream(f"{path}/state") as stream:
         assert stream.read() == b"all"
 
 
-def test_upload_raises_when_the_server_stays_away(s3, bucket, tmp_path, monkeypatch):
+def test_upload_raises_if_the_outage_persists(s3, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "ATTEMPTS", 1)
     (tmp_path / "snapshot.pt").write_bytes(bytes(100 << 20))
     client = s3.client()
@@ -89,8 +93,8 @@ def test_storage_path_that_cannot_be_written_is_rejected(s3, bucket, monkeypatch
 
 
 def test_read_only_bucket_is_rejected(tmp_path, monkeypatch):
-    reader = User("reader", ("Read", "List"))
-    with s3_server(tmp_path, users=(ADMIN, reader)) as server:
+    reader = make_user("reader", "Read", "List")
+    with s3_server(tmp_path, reader) as server:
         for name, value in server.environment(reader).items():
             monkeypatch.setenv(name, value)
         with pytest.raises(ValueError, match=r"S3 denies access \(AccessDenied\).*write there"):
@@ -98,7 +102,10 @@ def test_read_only_bucket_is_rejected(tmp_path, monkeypatch):
 
 
 class _Expired(BaseHTTPRequestHandler):
-    """Answer of Amazon's S3 to an expired token, which the test server does not issue."""
+    """Response of Amazon S3 to an expired token.
+
+    The test server does not issue it.
+    """
 
     def do_PUT(self):
         self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,4 +1,4 @@
-"""Submitting jobs: what travels, what is heard, and the status at the end."""
+"""Submission of jobs: the code package, the log and the final status."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import pytest
 
 from cluster.execution.jobs import JobError, check_code
 from cluster.local.services import BUCKET
+from tests.support.planted_secrets import files, findings
 from tests.support.training import CONFIG, PROJECT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
@@ -45,7 +46,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
+def test_only_code_is_packaged_and_large_data_files_are_rejected_by_name(tmp_path):
     assert check_code(PROJECT) < 2_000_000
     (tmp_path / "train.py").write_text("pass")
     (tmp_path / "images.bin").write_bytes(os.urandom(3_000_000))
@@ -58,7 +59,7 @@ def test_only_code_travels_and_data_in_between_is_refused_by_name(tmp_path):
         check_code(tmp_path, limit=1_000_000)
 
 
-def test_the_status_is_that_of_the_job(cluster, folder):
+def test_submit_exits_with_the_status_of_the_job(cluster, folder):
     good = submit(cluster, folder, "--", "python", "job.py", "0", "0")
     assert (good.returncode, good.stdout.count("ended")) == (0, 1), good.stderr
     assert "MB of code to upload" in good.stderr
@@ -67,7 +68,7 @@ def test_the_status_is_that_of_the_job(cluster, folder):
     assert "FAILED" in bad.stderr
 
 
-def test_a_detached_job_is_come_back_to_and_stopped_is_no_success(cluster, folder):
+def test_detached_job_can_be_followed_and_a_stopped_job_is_no_success(cluster, folder):
     detached = submit(cluster, folder, "--detach", "--", "python", "job.py", "600", "0")
     assert detached.returncode == 0, detached.stderr
     [job] = re.findall(r"--follow (\S+)", detached.stderr)
@@ -83,6 +84,24 @@ def test_a_detached_job_is_come_back_to_and_stopped_is_no_success(cluster, folde
     assert again.returncode == 130, told
     assert "STOPPED" in told
     assert "ended" not in output
+
+
+def tokens_in_logs_of_head(cluster) -> list[str]:
+    """Return the findings of Ray's token in its own logs, which other users can read."""
+    logs = files(Path(cluster.scratch) / "head", Path(cluster.folder) / "logs")
+    return findings([cluster.ray_token], logs, ("dashboard.log", "dashboard_JobHead.log"))
+
+
+def test_follower_of_a_job_that_was_lost_with_the_head_is_told_to_submit_again(cluster, folder):
+    detached = submit(cluster, folder, "--detach", "--", "python", "job.py", "600", "0")
+    [job] = re.findall(r"--follow (\S+)", detached.stderr)
+    with following(cluster, folder, job) as left:
+        cluster.kill("head")
+        cluster.start("head")
+        _, told = left.communicate(timeout=100)
+    assert left.returncode == 1
+    assert f"the head of the cluster was restarted and lost job {job}; submit the same" in told
+    assert not tokens_in_logs_of_head(cluster)
 
 
 @contextmanager
@@ -103,7 +122,7 @@ def following(cluster, folder, job):
         process.communicate()
 
 
-def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
+def test_submitted_dry_run_checks_the_cluster(cluster, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
     done = submit(
@@ -117,7 +136,7 @@ def test_a_dry_run_looks_at_the_cluster_from_within(cluster, tmp_path):
     assert "has capacity for 2" in sentence
 
 
-def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(cluster, folder):
+def test_secret_in_the_environment_missing_job_token_or_cluster_is_reported(cluster, folder):
     shown = submit(cluster, folder, "--env", "AWS_SECRET_ACCESS_KEY", "--", "python", "job.py")
     assert shown.returncode == 2
     assert "the Ray dashboard shows the command and the" in shown.stderr
@@ -130,6 +149,7 @@ def test_a_secret_for_the_job_a_missing_job_no_token_and_no_cluster_are_told(clu
                              capture_output=True, text=True, timeout=60)  # fmt: skip
     assert missing.returncode == 1
     assert "no job raysubmit_none on this cluster" in missing.stderr
+    assert not tokens_in_logs_of_head(cluster)
     for token in ({}, {"RAY_AUTH_TOKEN": "0" * 32}):
         others = {k: v for k, v in environment(cluster).items() if k != "RAY_AUTH_TOKEN"}
         anonymous = subprocess.run(

@@ -1,7 +1,6 @@
-"""Training on a cluster that is there already, and on one that is too small."""
+"""Training on an existing cluster, and on one that is too small."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.local.network import free_ports
-from tests.support.ray_folders import kill_family
-from tests.support.training import CONFIG, PROJECT, client, runs, steps, training
+from cluster.local.processes import kill_marked
+from tests.support.training import CONFIG, PROJECT, client, runs, steps, training, user_environment
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
@@ -19,10 +18,9 @@ RAY = Path(sys.executable).with_name("ray")
 
 @pytest.fixture
 def head(tmp_path, ray_folder):
-    """A Ray head of our own with two CPUs; gives the environment of its clients."""
+    """Ray head with two CPUs; yields the environment of its clients."""
     port, dashboard, agent = free_ports("127.0.0.1", 3)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
-    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
+    environment = user_environment() | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
@@ -32,12 +30,12 @@ def head(tmp_path, ray_folder):
         )  # fmt: skip
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
-    kill_family(ray_folder)
+    kill_marked("RAY_TMPDIR", ray_folder)
     process.wait(30)
 
 
 def submit(environment, config, *arguments, **variables):
-    """Submit train.py with the project as working folder, and wait for its end."""
+    """Submit train.py from the project's folder and wait for its end."""
     command = [
         RAY, "job", "submit", "--working-dir", PROJECT,
         "--runtime-env-json", json.dumps({
@@ -54,7 +52,7 @@ def submit(environment, config, *arguments, **variables):
             return done
 
 
-def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_folder(head, tmp_path):
+def test_submitted_job_trains_on_the_cluster_and_leaves_nothing_in_its_folder(head, tmp_path):
     (tmp_path / "config.yaml").write_text(CONFIG)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     arguments = (
@@ -77,7 +75,7 @@ def test_a_submitted_job_trains_on_the_cluster_and_keeps_nothing_in_its_own_fold
     assert len(list(tmp_path.glob("runs/small-1-*/checkpoint_*/snapshot.pt"))) == 2
 
 
-def test_more_than_the_cluster_has_is_waited_for_and_then_refused(tmp_path):
+def test_run_larger_than_the_cluster_waits_and_then_fails(tmp_path):
     with training(
         tmp_path, "--cluster.device=gpu", "--cluster.num_workers=2",
         "--cluster.start_timeout_seconds=3",

@@ -1,4 +1,4 @@
-"""Training on several hosts while hosts, servers, the head and the job are lost and come back."""
+"""Training on several hosts while hosts, servers, head and job are lost."""
 
 import logging
 import re
@@ -6,6 +6,7 @@ import subprocess
 import time
 from threading import Thread
 
+import psutil
 import pytest
 from ray.job_submission import JobStatus
 
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 ELASTIC = ("--cluster.num_workers=[1,2]", "--cluster.elastic_check_seconds=5")
 ENDLESS = "--train.epochs=100000"
-"""For what has to be seen while training goes on, however fast it is: the test stops it then."""
+"""Number of epochs that no machine finishes before the test stops the training."""
 
 
 def times_of(pattern, job):
@@ -28,14 +29,14 @@ def times_of(pattern, job):
 
 
 def place_after(words, job, number=0):
-    """Epochs and steps done, from the first line of the log that begins so, or a later one."""
+    """Return epochs and steps from a line of the log."""
     found = re.findall(rf"{words} after (\d+) epochs and (\d+) steps", job.output())
     epochs, steps = found[number]
     return int(epochs), int(steps)
 
 
 def committed_step(job):
-    """Steps within its epoch of the newest checkpoint that Ray has committed to S3."""
+    """Return the step within its epoch of the latest checkpoint in S3."""
     client = job.cluster.s3()
     found = client.list_objects_v2(Bucket=BUCKET, Prefix=f"runs/{job.name}").get("Contents", [])
     states = [each["Key"] for each in found if each["Key"].endswith("manager_snapshot.json")]
@@ -70,7 +71,7 @@ def stop_and_check(job):
     check_nothing_is_held(job.cluster)
 
 
-def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(cluster, tmp_path):
+def test_run_continues_without_a_lost_host_and_mlflow_and_regains_its_size(cluster, tmp_path):
     # Four checkpoints in an epoch of 85 steps; images in S3, of which each host makes a copy.
     job = Job(
         cluster, tmp_path, "elastic", ENDLESS, *ELASTIC, f"--data.prepared_dir={IMAGES}",
@@ -94,7 +95,7 @@ def test_a_run_goes_on_without_a_lost_host_and_without_mlflow_and_grows_back(clu
     check_copies(cluster)
 
 
-def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(cluster, tmp_path):
+def test_next_submit_resumes_after_a_stopped_job_and_a_lost_head(cluster, tmp_path):
     # Ray takes 0.2 s for each report: five seconds, however fast training is.
     arguments = (tmp_path, "again", "--train.epochs=25", "--cluster.num_workers=2")
     stopped = Job(cluster, *arguments)
@@ -113,9 +114,15 @@ def test_a_stopped_job_and_a_lost_head_are_gone_on_from_by_the_next_submit(clust
     assert "epoch 1/25" not in last.output()
 
 
-def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluster, tmp_path):
+def test_preempted_host_is_no_failure_and_no_step_is_repeated(cluster, tmp_path):
     job = Job(cluster, tmp_path, "taken", ENDLESS, "--cluster.max_consecutive_failures=0", *ELASTIC)
     job.wait_until(lambda: len(job.epochs()) >= 2)
+    workers = [
+        process
+        for process in cluster.processes(*cluster.hosts)
+        if "RayTrainWorker" in " ".join(process.cmdline())
+    ]
+    assert {process.nice() for process in workers} == {psutil.Process().nice()}
     taken = Thread(target=cluster.preempt, args=("host2", 20.0))
     taken.start()
     job.wait_until(lambda: times_of(r"training on 1 worker\b", job))
@@ -127,7 +134,7 @@ def test_a_host_taken_with_notice_is_no_failure_and_no_step_is_done_twice(cluste
 
 
 @pytest.mark.skipif(not can_isolate(), reason="needs root, to mount a small disk")
-def test_a_disk_that_fills_up_while_training_is_named_with_its_setting(tmp_path):
+def test_disk_that_fills_up_during_training_is_named_with_its_setting(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", disk], check=True)

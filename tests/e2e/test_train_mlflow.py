@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
 class Server:
-    """A real MLflow server on a SQLite file, which can be stopped and started again."""
+    """MLflow server on a SQLite file, which a test can restart."""
 
     def __init__(self, folder) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Server:
         self.process.wait()
 
 
-def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
+def test_metrics_are_logged_once_after_an_outage_of_mlflow(tmp_path):
     folder = tmp_path / "project"
     folder.mkdir()
     server = Server(tmp_path)
@@ -61,7 +61,9 @@ def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
         ) as process:
             process.wait_until(lambda: committed_epochs(folder) >= 1)
             server.stop()
-            process.wait_until(lambda: committed_epochs(folder) >= 4)  # it goes on without
+            process.wait_until(
+                lambda: committed_epochs(folder) >= 4
+            )  # training continues without the server
             server.start()
             assert process.wait() == 0, process.output()
             assert "training continues" in process.output()
@@ -76,7 +78,7 @@ def test_metrics_of_an_mlflow_server_that_was_away_arrive_once_each(tmp_path):
         server.stop()
 
 
-def test_without_its_mlflow_server_a_run_ends_before_any_worker_starts(tmp_path):
+def test_run_without_its_mlflow_server_ends_before_any_worker_starts(tmp_path):
     with socket.socket() as probe:  # a port on which nobody listens
         probe.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{probe.getsockname()[1]}"

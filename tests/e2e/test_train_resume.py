@@ -1,4 +1,4 @@
-"""A run that is stopped, in any way, and started again under its name."""
+"""Runs that are interrupted and resumed under their name."""
 
 import os
 import signal
@@ -15,6 +15,7 @@ from ranet import RANet
 from ranet.model.preprocessing import Normalize
 from ranet.training.log_reporter import LogReporter
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tests.support.training import (
     CONFIG,
     assert_equal_states,
@@ -37,7 +38,7 @@ SMALL_BATCHES = "--train.batch_size=16"
 
 @pytest.fixture(scope="module")
 def trained_in_one_process(tmp_path_factory):
-    """The last snapshot of a run in small batches, trained without Ray, by the loop alone."""
+    """Last snapshot of a run in small batches, trained without Ray."""
     folder = tmp_path_factory.mktemp("whole")
     config = folder / "config.yaml"
     config.write_text(CONFIG)
@@ -52,10 +53,8 @@ def trained_in_one_process(tmp_path_factory):
         )
         for split in ("train", "val")
     )  # fmt: skip
-    return fit(
-        run.train, RANet(run.model), train, val, LogReporter(),
-        normalize=Normalize(*normalization(run.data)), device=device,
-    )  # fmt: skip
+    training = TrainState(run.train, RANet(run.model), Normalize(*normalization(run.data)))
+    return fit(training, train, val, LogReporter())
 
 
 def trained_without_a_break(folder, *arguments):
@@ -78,7 +77,7 @@ def check_against(unbroken, folder):
     assert run.info.status == "FINISHED"
 
 
-def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
+def test_run_interrupted_and_killed_twice_reaches_the_weights_of_an_uninterrupted_run(
     trained_in_one_process, tmp_path
 ):
     with training(tmp_path, SMALL_BATCHES) as first:
@@ -114,7 +113,7 @@ def test_a_run_interrupted_and_killed_twice_ends_where_an_unbroken_one_does(
     assert steps(client(tmp_path), run.info.run_id, "test/exit1/top1") == [0]
 
 
-def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
+def test_s3_outage_during_a_checkpoint_and_a_killed_worker_do_not_change_the_weights(
     trained_in_one_process, s3, bucket, tmp_path
 ):
     storage = f"--cluster.storage_path=s3://{bucket}/runs"
@@ -139,7 +138,9 @@ def test_s3_away_in_a_checkpoint_and_then_a_killed_worker_change_nothing(
     check_against(trained_in_one_process, tmp_path)
 
 
-def test_a_run_that_lost_a_worker_and_a_checkpoint_ends_where_an_unbroken_one_does(tmp_path):
+def test_run_that_lost_a_worker_and_a_checkpoint_reaches_the_weights_of_an_uninterrupted_run(
+    tmp_path,
+):
     # Both within an epoch of 21 steps.
     two = (
         "--cluster.num_workers=2", "--data.loader=ffcv", "--train.checkpoint_every_steps=4",

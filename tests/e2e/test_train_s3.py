@@ -1,4 +1,4 @@
-"""A run whose prepared images lie in S3, from nothing to a registered model."""
+"""Run with prepared images in S3, up to the registered model."""
 
 from itertools import chain
 from pathlib import Path
@@ -9,6 +9,7 @@ from cluster.storage.s3 import ObjectStore
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
 from tests.support.planted_secrets import files, findings, objects
+from tests.support.s3 import environment_of_role
 from tests.support.training import client, runs, training
 
 pytestmark = pytest.mark.e2e
@@ -26,14 +27,14 @@ KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 """What it needs: credentials of an hour, with which images and checkpoints are read and written."""
 
 
-def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_finds(
+def test_two_workers_share_one_copy_of_s3_images_and_the_next_run_reuses_it(
     s3, bucket, tmp_path, tmp_path_factory, monkeypatch
 ):
     arguments = (
         f"--data.prepared_dir=s3://{bucket}/digits", f"--cluster.cache_dir={tmp_path / 'cache'}",
         f"--cluster.storage_path=s3://{bucket}/runs", "--cluster.num_workers=2", "--train.epochs=1",
     )  # fmt: skip
-    credentials = s3.environment_of_role()
+    credentials = environment_of_role(s3)
     with training(tmp_path, *arguments, **SECRETS, **credentials) as first:
         assert first.wait() == 0, first.output()
         begun_and_done = 2
@@ -52,7 +53,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
     assert len(list(copies.iterdir())) == 6
     assert [run.info.status for run in runs(client(tmp_path))] == ["FINISHED"]
     file = tmp_path_factory.mktemp("aws") / "credentials"
-    other = s3.environment_of_role()
+    other = environment_of_role(s3)
     for name in KEYS:
         monkeypatch.delenv(name, raising=False)
     file.write_text("\n".join(["[default]", *(f"{name.lower()} = {other[name]}" for name in KEYS)]))
@@ -64,9 +65,7 @@ def test_two_workers_train_from_one_copy_of_images_in_s3_which_the_next_run_find
         assert not findings([other[name] for name in KEYS[1:]], places, ("log.txt", "worker-"))
 
 
-def test_an_object_that_was_damaged_ends_a_run_with_its_address_and_leaves_no_copy(
-    bucket, tmp_path
-):
+def test_damaged_object_ends_a_run_with_its_uri_and_leaves_no_copy(bucket, tmp_path):
     folder = f"s3://{bucket}/digits"
     run = read_run(["--data.source=digits", f"--data.prepared_dir={folder}"])
     prepare(run.data, 16)

@@ -1,9 +1,10 @@
-"""Sweeps over whole runs: stopped, killed and resumed, on one and on several hosts."""
+"""Sweeps of whole runs, interrupted and resumed, on one or several hosts."""
 
 import json
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
 from tests.support.jobs import IMAGES, STORAGE, Job, check_copies, check_nothing_is_held
+from tests.support.planted_secrets import files, findings
 from tests.support.training import client, runs, steps, training
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -129,6 +131,25 @@ def test_killed_and_stopped_sweep_resumes_and_yields_a_trainable_config(tmp_path
     with training(tmp_path, config=str(best)) as trained:
         assert trained.wait() == 0, trained.output()
     assert database.get_registered_model("small").aliases.keys() >= {"champion"}
+
+
+SECRETS = {
+    "AWS_ACCESS_KEY_ID": "id-Zq96-planted",
+    "AWS_SECRET_ACCESS_KEY": "key-Zq97-planted",
+    "AWS_SECURITY_TOKEN": "security-Zq98-planted",
+    "AWS_SESSION_TOKEN": "session-Zq99-planted",
+    "MLFLOW_TRACKING_PASSWORD": "mlflow-Zq91-planted",
+}
+"""Credentials in the environment of the driver."""
+
+
+def test_sweep_writes_no_credentials_of_its_environment_anywhere(tmp_path):
+    file = write_sweep(tmp_path, trials=1)
+    with training(tmp_path, script="tune.py", config=str(file), **SECRETS) as sweep:
+        assert sweep.wait() == 0, sweep.output()
+        written = files(tmp_path, Path(sweep.ray_folder))
+        looked_for = ("log.txt", "mlflow.db", "runtime_env_agent.log", "worker-", "snapshot.pt")
+        assert not findings(["-planted"], written, looked_for)
 
 
 CASES = """

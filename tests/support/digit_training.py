@@ -1,4 +1,4 @@
-"""Training on real digits in one process, for tests of the training loop."""
+"""Training on digits in one process, for tests of the training loop."""
 
 import math
 
@@ -7,6 +7,7 @@ from torch import nn
 
 from ranet.config import OptimConfig, TrainConfig
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tests.support.tiny import Digits, Recorder, TwoExits, normalize
 
 CPU = torch.device("cpu")
@@ -23,24 +24,22 @@ def train(
     device=CPU,
     measure=None,
 ):
-    """Train a new or a given network on the first digits; 80 other digits are for validation."""
+    """Train a network on the first digits and validate on 80 others."""
     if model is None:
         model = TwoExits(config.seed)
     batches = Digits(0, digits, config.batch_size, shuffled=True, seed=config.seed, device=device)
     val = Digits(1000, 1080, 32, device=device)
     recorder = recorder or Recorder()
     try:
-        return fit(
-            config, model, batches, val, recorder,
-            normalize=prepare, device=device, resume=resume, measure=measure,
-        )  # fmt: skip
+        training = TrainState(config, model, prepare)
+        return fit(training, batches, val, recorder, resume=resume, measure=measure)
     finally:
         assert batches.num_open == 0
         assert val.num_open == 0
 
 
 class NanOnCall:
-    """Normalization that returns NaN at one call and stores the weights of that time."""
+    """Normalization that returns NaN at one call and stores the weights."""
 
     def __init__(self, model: nn.Module, call: int) -> None:
         self.model, self.calls_left = model, call

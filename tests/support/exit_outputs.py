@@ -1,4 +1,4 @@
-"""Exit outputs of a network with two exits, few enough to compute with by hand."""
+"""Exit outputs of two exits, few enough to compute by hand."""
 
 import torch
 

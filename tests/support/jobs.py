@@ -20,14 +20,14 @@ IMAGES = f"s3://{BUCKET}/digits"
 
 
 def check_copies(cluster: LocalCluster) -> None:
-    """Of those images each host that trains has one copy, whatever has run there."""
+    """Check that each training host has one copy of the images."""
     homes = Path(cluster.folder) / "home"
     copies = sorted(path.relative_to(homes).parts[0] for path in homes.glob("*/**/train.beton"))
     assert copies == ["host1", "host2"]
 
 
 def check_nothing_is_held(cluster: LocalCluster) -> None:
-    """Runs that have ended keep no place in the cluster, for whatever they asked Ray last."""
+    """Check that ended runs hold no resources of the cluster."""
     deadline = time.monotonic() + 30
     while held := [
         place for place in cluster.ray_state("placement_groups") if place["state"] != "REMOVED"
@@ -37,7 +37,7 @@ def check_nothing_is_held(cluster: LocalCluster) -> None:
 
 
 def from_a_page(server: str, origin: str, **more: Any) -> int:
-    """Status of what MLflow's page asks for its list of runs, from a page of some origin."""
+    """Return the status of MLflow's search for runs from a page's origin."""
     return requests.post(
         f"{server}/ajax-api/2.0/mlflow/runs/search", json={"experiment_ids": ["0"]},
         headers={"Origin": origin}, timeout=20, **more,
@@ -84,11 +84,11 @@ class Job:
         return self._client.get_job_logs(self.id)
 
     def details(self) -> Any:
-        """What Ray tells everybody who asks about it."""
+        """Return Ray's public information about the job."""
         return self._client.get_job_info(self.id)
 
     def stop(self) -> None:
-        """What `ray job stop` does."""
+        """Stop the job, as `ray job stop` does."""
         self._client.stop_job(self.id)
 
     def wait(self, timeout: float = 200) -> JobStatus:
@@ -100,7 +100,7 @@ class Job:
         return status
 
     def wait_until(self, condition: Callable[[], Any], timeout: float = 180) -> Any:
-        """Wait for something to come true while the job runs; return what it gave."""
+        """Wait for a condition while the job runs; return its value."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             assert not self.status().is_terminal(), self.output()

@@ -1,4 +1,4 @@
-"""Secrets that tests plant, and whether a run has written one of them anywhere."""
+"""Planted secrets, and a search for them in everything a run writes."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,7 +28,7 @@ def files(*folders: Path) -> Iterator[tuple[str, bytes]]:
 def findings(
     secrets: Sequence[str], places: Iterable[tuple[str, bytes]], looked_for: Sequence[str]
 ) -> list[str]:
-    """Places that hold a secret; fails where a place that must be among them is not."""
+    """Return the files with a secret; check that expected ones exist."""
     found, names = [], []
     for name, content in places:
         names.append(name)

@@ -1,4 +1,4 @@
-"""Debian's PostgreSQL in a folder of its own, as a user of its own; tests may fill its disk."""
+"""Debian's PostgreSQL with its own folder, user and, as root, disk."""
 
 import os
 import pwd
@@ -24,7 +24,7 @@ def binaries() -> Path | None:
 
 
 class Postgres:
-    """A server with one database and one user, on a disk of a given size where we are root."""
+    """PostgreSQL server with one database; for root, on its own disk."""
 
     def __init__(self, address: str, disk_bytes: int) -> None:
         self.address = address
@@ -35,7 +35,7 @@ class Postgres:
         self._as_owner: list[str] = []
         self._process: subprocess.Popen[bytes] | None = None
         self.has_own_disk = os.geteuid() == 0
-        if self.has_own_disk:  # as which PostgreSQL refuses to run
+        if self.has_own_disk:  # PostgreSQL does not run as root
             subprocess.run(
                 ["mount", "-t", "tmpfs", "-o", f"size={disk_bytes}", "tmpfs", self.folder],
                 check=True,
@@ -48,7 +48,7 @@ class Postgres:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs to know, and the server of MLflow with it."""
+        """Return the URI for clients and for MLflow's server."""
         return {
             "PGHOST": self.address,
             "PGPORT": str(self.port),
@@ -76,7 +76,7 @@ class Postgres:
                  "-c", "log_min_error_statement=panic"],
                 cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        # From here the network counts too: hosts of a local cluster reach it by its address.
+        # Accept connections from the network: hosts of a local cluster are on another subnet.
         with (self.folder / "data" / "pg_hba.conf").open("a") as rules:
             rules.write(f"host all all {self.address}/24 scram-sha-256\n")
         deadline = time.monotonic() + START_SECONDS
@@ -112,7 +112,7 @@ class Postgres:
 
     @contextmanager
     def full_disk(self) -> Iterator[None]:
-        """Leave no room on its disk."""
+        """Leave no space on its disk."""
         filler = self.folder / "filler"
         with filler.open("wb") as file:
             while True:

@@ -1,4 +1,4 @@
-"""A small network trained on real digits and registered in MLflow, for tests that need a model."""
+"""Small network trained on digits and registered in MLflow."""
 
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,8 +14,10 @@ from pipelines.model_packaging.package import RegisteredVersion, register_model
 from pipelines.run import EvaluationConfig, Run
 from ranet import ModelConfig, OptimConfig, RANet, TrainConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
+from ranet.evaluation.forward import ForwardPass
 from ranet.model.preprocessing import Normalize
 from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tests.support.image_files import dataset_info
 from tests.support.tiny import Digits, Recorder
 
@@ -65,14 +67,10 @@ def trained_network() -> TrainedNetwork:
     torch.manual_seed(0)
     model = RANet(MODEL)
     normalize = Normalize(*normalization(RUN.data))
-    device = torch.device("cpu")
     train = Digits(0, 800, RUN.train.batch_size, shuffled=True)
     val, test = Digits(1000, 1300, 100), Digits(1300, 1600, 100)
-    fit(RUN.train, model, train, val, Recorder(), normalize=normalize, device=device)
-    answers = [
-        collect_exit_outputs(model, split, normalize=normalize, device=device)
-        for split in (val, test)
-    ]
+    fit(TrainState(RUN.train, model, normalize), train, val, Recorder())
+    answers = [collect_exit_outputs(ForwardPass(model, normalize), split) for split in (val, test)]
     evaluation = evaluate_outputs(COSTS, answers[0], answers[1], RUN.evaluation.budget_fractions)
     return TrainedNetwork(model, answers[0], answers[1], evaluation, test.images, test.labels)
 

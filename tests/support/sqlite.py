@@ -1,4 +1,4 @@
-"""A fresh SQLite file of MLflow, to be copied: making one takes seconds."""
+"""Empty SQLite file of MLflow, to be copied."""
 
 import tempfile
 from functools import cache

@@ -1,4 +1,4 @@
-"""Fixtures for tests of sweeps: an MLflow database and a small Ray cluster."""
+"""Fixtures for tests of sweeps: MLflow database and small Ray cluster."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def parent(database, tmp_path) -> TrackedRun:
 
 @pytest.fixture
 def small_ray(tmp_path, ray_folder, monkeypatch) -> Iterator[ClusterConfig]:
-    """Local Ray cluster with capacity for one trial, so that few processes start."""
+    """Local Ray cluster with capacity for one trial."""
     monkeypatch.setenv("RAY_TMPDIR", ray_folder)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cluster = ClusterConfig(

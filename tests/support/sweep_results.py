@@ -6,7 +6,7 @@ from tuning.results import SweepResults, TrialResult
 
 
 def trial(number: int, *top1: float, top: float = 20e6, **other) -> TrialResult:
-    """Return a trial of two exits with the accuracies `top1` at the last of 5, 10 and 20 M."""
+    """Return a trial of two exits with accuracies `top1` at three budgets."""
     return TrialResult(**{
         "number": number,
         "trial_id": f"id{number}",

@@ -1,4 +1,4 @@
-"""Tensors for tests of layers: channels-last features and gradients for a fixed direction."""
+"""Channels-last features, and gradients in a fixed direction."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Small parts that tests of training share: digits as batches, a network with two exits."""
+"""Shared parts of training tests: digits as batches, a network, a reporter."""
 
 import io
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from ranet.protocols import Metrics, Snapshot
 
 
 class Digits:
-    """scikit-learn's digits, doubled to 16x16 RGB: `Batches` of one worker, cut from `images`."""
+    """`Batches` of scikit-learn's digits, enlarged to 16x16 RGB, for one worker."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Digits:
 
 
 class TwoExits(nn.Module):
-    """Two convolutions, each with an exit; images (batch, 3, 16, 16) -> (2, batch, 10)."""
+    """Network of two exits for images of 16x16 px and ten classes."""
 
     def __init__(self, seed: int = 0, *, normed: bool = True) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def assert_same(first: object, second: object, at: str = "snapshot") -> None:
-    """Compare nested dicts, lists and tensors exactly, but not what depends on the clock."""
+    """Compare nested dicts, lists and tensors exactly, except for times."""
     clock = {"train/images_per_second", "train/data_wait"}
     if isinstance(first, dict):
         assert isinstance(second, dict)

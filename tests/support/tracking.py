@@ -1,4 +1,4 @@
-"""Open MLflow runs in tests, and leave them as if another process drove them."""
+"""MLflow runs for tests, also as left by another process."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Running a pipeline as a user does, and stopping it in every way."""
+"""Processes of a pipeline, started as by a user."""
 
 import json
 import os
@@ -14,8 +14,8 @@ import psutil
 import torch
 from mlflow import MlflowClient
 
+from cluster.local.processes import kill_marked, marked_processes, ray_folder
 from tests.support.paths import PROJECT
-from tests.support.ray_folders import family, kill_family, ray_folder
 from tests.support.sqlite import empty_database
 
 CONFIG = """
@@ -41,8 +41,18 @@ evaluation: {budget_fractions: [0.8, 1.0]}
 """
 
 
-class TrainState:
-    """A process of a pipeline in a folder of its own, with all that Ray starts for it."""
+WORKER_NICENESS = "RAY_worker_niceness"
+"""Ray's default for its workers is 15, at which tests in other processes would starve them."""
+
+
+def user_environment() -> dict[str, str]:
+    """Return this environment without the tests' settings of Ray and MLflow."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
+    return kept | {WORKER_NICENESS: "0"}
+
+
+class TrainingProcess:
+    """Process of a pipeline with its own folder and Ray cluster."""
 
     def __init__(
         self,
@@ -59,12 +69,11 @@ class TrainState:
         self.folder = folder
         self.ray_folder = ray_folder
         self.log = folder / "log.txt"
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "MLFLOW_"))}
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, PROJECT / "pipelines" / script, "--config", config, *arguments],
                 cwd=folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                env={**inherited, "RAY_TMPDIR": self.ray_folder, **environment},
+                env={**user_environment(), "RAY_TMPDIR": self.ray_folder, **environment},
             )  # fmt: skip
 
     def output(self) -> str:
@@ -74,7 +83,7 @@ class TrainState:
         return self.process.wait(timeout)
 
     def wait_until(self, condition: Callable[[], Any], timeout: float = 240) -> Any:
-        """Wait for something to come true while the training runs; return what it gave."""
+        """Wait for a condition while the training runs; return its value."""
         deadline = time.monotonic() + timeout
         while not (value := condition()):
             assert self.process.poll() is None, self.output()
@@ -83,7 +92,7 @@ class TrainState:
         return value
 
     def family(self) -> list[psutil.Process]:
-        return family(self.ray_folder)
+        return marked_processes("RAY_TMPDIR", self.ray_folder)
 
     def left(self) -> list[psutil.Process]:
         """Those of them that do not end within half a minute."""
@@ -94,14 +103,14 @@ class TrainState:
 
 
 @contextmanager
-def training(folder: Path, *arguments: str, **environment: str) -> Iterator[TrainState]:
+def training(folder: Path, *arguments: str, **environment: str) -> Iterator[TrainingProcess]:
     """Start a pipeline, and leave nothing of it behind."""
     with ray_folder() as for_ray:
-        started = TrainState(folder, for_ray, *arguments, **environment)
+        started = TrainingProcess(folder, for_ray, *arguments, **environment)
         try:
             yield started
         finally:
-            kill_family(for_ray)
+            kill_marked("RAY_TMPDIR", for_ray)
             started.process.wait(30)
 
 
@@ -111,7 +120,7 @@ def committed_epochs(folder: Path) -> int:
 
 
 def committed(folder: Path) -> tuple[int, int]:
-    """Epochs, and steps of the next one, of the newest checkpoint that Ray has committed."""
+    """Return epoch and step of the latest checkpoint that Ray has committed."""
     states = list(folder.glob("outputs/runs/*/checkpoint_manager_snapshot.json"))
     if not states:
         return 0, 0
@@ -122,7 +131,7 @@ def committed(folder: Path) -> tuple[int, int]:
 
 
 def place_in(state: bytes) -> tuple[int, int]:
-    """Epochs, and steps of the next one, of the newest checkpoint in what Ray keeps of them."""
+    """Return epoch and step of the latest checkpoint in Ray's list."""
     metrics = json.loads(state)["latest_checkpoint_result"]["metrics"]
     return int(metrics["epoch"]), int(metrics.get("step", 0))
 

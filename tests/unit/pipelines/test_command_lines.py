@@ -31,7 +31,7 @@ def command(module: str) -> list[str]:
 
 
 def own_options(parser: CommandLine, prefix: str) -> list[str]:
-    """Options and positionals that are no settings, of the parser and its subcommands."""
+    """Return the options of an invocation, of a parser and its subcommands."""
     settings = setting_names(parser.settings_type) if parser.settings_type else []
     lines = []
     for action in parser._actions:

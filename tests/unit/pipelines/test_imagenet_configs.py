@@ -18,6 +18,7 @@ from ranet import PRESETS, RANet
 from ranet.model.preprocessing import Normalize
 from ranet.training.loop import fit
 from ranet.training.schedule import epoch_sizes, learning_rate
+from ranet.training.state import TrainState
 from tests.support.paths import PROJECT
 from tests.support.tiny import Recorder
 
@@ -28,7 +29,7 @@ IMAGENETTE = (0, 217, 482, 491, 497, 566, 569, 571, 574, 701)
 
 @pytest.fixture(scope="module")
 def photographs(shared_data, tmp_path_factory) -> Path:
-    """Four training images and one test image of each of ten ImageNet classes."""
+    """Four training images and one test image of ten ImageNet classes."""
     folder = tmp_path_factory.mktemp("photographs")
     counts: dict[tuple[str, ...], int] = {}
     with tarfile.open(shared_data / "imagenette224-mini.tar") as archive:
@@ -51,7 +52,7 @@ def test_paper_learning_rate_decays_after_30_and_60_epochs():
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet_paper"])
 def test_uncommented_lines_configure_the_config_for_a_cluster(name, tmp_path):
-    text = (CONFIGS / f"{name}.yaml").read_text().replace("  folder: data/imagenet #", "#")
+    text = (CONFIGS / f"{name}.yaml").read_text().replace("  prepared_dir: data/imagenet #", "#")
     config = tmp_path / "config.yaml"
     config.write_text(text.replace("  # ", "  ").replace("BUCKET", "team"))
     run = read_run(["--config", str(config)])
@@ -99,14 +100,11 @@ def test_imagenet_config_trains_on_photographs(name, photographs, tmp_path):
             trained_on[tuple(images.shape[2:])] += len(images)
         return normalize(images)
 
-    snapshot = fit(
-        config, RANet(model), train, val, Recorder(), normalize=prepare_images,
-        device=torch.device("cpu"),
-    )  # fmt: skip
+    snapshot = fit(TrainState(config, RANet(model), prepare_images), train, val, Recorder())
     assert trained_on == {(size, size): 3 * 8 for size in sizes}
     assert 224 in sizes
     assert snapshot["epoch"] == len(sizes)
     assert all(
         math.isfinite(value) for metrics in snapshot["history"] for value in metrics.values()
     )
-    assert (snapshot["average"] is not None) == (config.ema.decay > 0)
+    assert (snapshot["ema"] is not None) == (config.ema.decay > 0)

@@ -13,6 +13,7 @@ from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run
 from pipelines.start import track
 from ranet import RANet, mult_adds
+from ranet.model.preprocessing import Normalize
 from ranet.training.state import TrainState
 from tests.unit.test_project import ROOT
 
@@ -148,9 +149,9 @@ def test_unprepared_digits_are_counted(at_home, tmp_path):
         assert dict(first.lines)[line] == dict(second.lines)[line]
     cores = os.cpu_count()
     assert dict(first.lines)["cluster"] == (
-        f"this machine has {cores} CPUs and 0 GPUs: capacity for 64 of 64 to 64 workers, which "
-        "share "
-        "its CPUs"
+        f"this machine has {cores} CPUs and 0 GPUs: capacity for {cores} of {cores} to {cores} "
+        f"workers; this machine has {cores} CPUs: {cores} workers of 1 CPUs instead of "
+        "cluster.num_workers = 64 of cluster.cpus_per_worker = 1"
     )
 
 
@@ -168,7 +169,8 @@ def test_download_is_reported_and_its_images_are_counted(at_home, tmp_path):
 
 def test_unfinished_run_with_other_settings_cannot_start(at_home, tmp_path):
     run = read("digits", tmp_path)
-    with pytest.raises(KeyboardInterrupt), track(run):
+    with pytest.raises(KeyboardInterrupt), track(run) as record:  # noqa: PT012
+        record.log_history([{"epoch": 1.0}])
         raise KeyboardInterrupt
     assert preflight(run).can_start
     report = preflight(read("digits", tmp_path, "--train.epochs=3"))
@@ -190,7 +192,7 @@ def test_number_of_checkpoints_is_reported(at_home, tmp_path, checkpoint_steps, 
 def test_checkpoint_has_the_estimated_size(ema_decay, tmp_path):
     run = read("digits", tmp_path, f"--train.ema.decay={ema_decay}")
     model = RANet(run.model)
-    training = TrainState(run.train, model)
+    training = TrainState(run.train, model, Normalize((0.5,) * 3, (0.5,) * 3))
     model(torch.rand(2, 3, 32, 32)).sum().backward()
     training.optimizer.step()
     training.end_epoch({f"val/exit{k + 1}/top1": 1.0 for k in range(run.model.num_exits)})

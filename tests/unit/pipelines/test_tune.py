@@ -64,8 +64,8 @@ def test_warm_start_learns_the_trials_of_a_comparable_sweep(database, monkeypatc
 def test_sweep_with_an_untrainable_trial_finds_the_front(
     database, small_ray, tmp_path, monkeypatch
 ):
-    def train(objective, run, record, callbacks, watch) -> Snapshot:
-        """Know how good a network is: more growth is dearer, and 6 is no better than 4."""
+    def train(objective, run, record, callbacks, heartbeats) -> Snapshot:
+        """Return a made-up accuracy that grows with growth rate up to 4."""
         growth, cost = run.model.growth_rate, mult_adds(run.model)
         if growth == 8:
             raise UntrainableError("worker 0 failed: the loss is infinite")

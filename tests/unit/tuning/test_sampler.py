@@ -89,7 +89,7 @@ def test_resumed_trial_has_the_same_candidate():
 
 
 def optimum(search: str, seed: int) -> float:
-    """Return the distance from the optimum after 40 samples from the unit square."""
+    """Return the distance from the optimum after 40 candidates."""
     space = {name: Dimension(uniform=(0.0, 1.0)) for name in ("x", "y")}
     sampler = make_sampler(space, method=search, seed=seed)
     best = 9.0

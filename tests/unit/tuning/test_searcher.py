@@ -5,6 +5,7 @@ from itertools import count
 
 from cluster.config import ClusterConfig
 from cluster.errors import UntrainableError
+from cluster.execution.heartbeat import Heartbeats
 from cluster.tracking.record import MetricWriter
 from tests.support.sweeps import accept, make_config, make_sampler
 from tuning.config import Dimension
@@ -12,6 +13,9 @@ from tuning.objective import Objective
 from tuning.searcher import SweepSearcher
 from tuning.trial_lifecycle import TrialLifecycle
 from tuning.trial_store import TrialStore
+
+HEARTBEATS = Heartbeats(None)
+"""No actor: none of these trials is stopped early."""
 
 
 def test_resumed_trial_counts_the_time_before_its_interruption(parent, small_ray):
@@ -23,7 +27,7 @@ def test_resumed_trial_counts_the_time_before_its_interruption(parent, small_ray
         assert writer.flush(30)
     with TrialStore(replace(parent, resumed=True), make_config) as store:
         sampler = make_sampler({"x": Dimension(integers=(1, 3))})
-        trials = TrialLifecycle(sampler, store, objective=Objective())
+        trials = TrialLifecycle(sampler, store, objective=Objective(), heartbeats=HEARTBEATS)
         searcher = SweepSearcher(sampler, store, trials, cluster=small_ray, num_trials=1)
         assert searcher.suggest("again") is not None
         trials.ended("again", UntrainableError("worker 0 failed: the loss is infinite"))
@@ -36,7 +40,7 @@ def test_searcher_starts_one_trial_more_than_the_cluster_has_capacity_for(parent
     monkeypatch.setattr("tuning.searcher.capacity_for", lambda cluster: capacity[0])
     with TrialStore(parent, make_config) as store:
         sampler = make_sampler({"x": Dimension(integers=(1, 100))})
-        trials = TrialLifecycle(sampler, store, objective=Objective())
+        trials = TrialLifecycle(sampler, store, objective=Objective(), heartbeats=HEARTBEATS)
         searcher = SweepSearcher(sampler, store, trials, cluster=ClusterConfig(), num_trials=50)
         names = (str(number) for number in count())
 

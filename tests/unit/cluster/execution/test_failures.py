@@ -16,8 +16,8 @@ FULL_DISK = OSError(28, "No space left on device")
 
 
 def message_of(failures, **settings):
-    """Error message that ends a run after these failures of a worker group."""
-    policy = FailurePolicy(ClusterConfig(**settings), "s3://bucket/runs")
+    """Return the error message of a run after these failures."""
+    policy = FailurePolicy(ClusterConfig(storage_path="s3://bucket/runs", **settings))
     with pytest.raises(RunError) as raised:
         policy.after_exception(None, failures)
     return str(raised.value)
@@ -65,7 +65,7 @@ def test_message_of_a_full_disk_names_the_setting():
 
 
 def test_run_with_progress_survives_repeated_node_losses(caplog):
-    policy = FailurePolicy(ClusterConfig(max_consecutive_failures=2), "runs")
+    policy = FailurePolicy(ClusterConfig(max_consecutive_failures=2))
     for _ in range(5):
         policy.after_exception(None, {0: LOST})
         policy.after_exception(None, {0: DISCONNECTED})
@@ -80,14 +80,14 @@ def test_run_with_progress_survives_repeated_node_losses(caplog):
 
 
 def test_preempted_node_does_not_count_as_a_failure():
-    policy = FailurePolicy(ClusterConfig(max_consecutive_failures=0), "runs")
+    policy = FailurePolicy(ClusterConfig(max_consecutive_failures=0))
     preempted = RayActorError(error_msg="a node was preempted", preempted=True)
     for failure in (preempted, WorkerHealthCheckFailedError("it does not answer", preempted)):
         policy.after_exception(None, {0: DISCONNECTED, 1: failure})
 
 
 def test_recurring_errors_are_distinguished_from_failures_of_the_cluster():
-    policy = FailurePolicy(ClusterConfig(max_consecutive_failures=0), "runs")
+    policy = FailurePolicy(ClusterConfig(max_consecutive_failures=0))
     for failure, kind in (
         (ValueError("wrong"), UntrainableError),
         (torch.OutOfMemoryError("CUDA out of memory"), UntrainableError),

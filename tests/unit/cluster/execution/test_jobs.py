@@ -6,49 +6,47 @@ import zipfile
 
 import pytest
 import requests
-from ray._private.runtime_env.packaging import create_package
 from ray.job_submission import JobStatus
 
 from cluster.execution import jobs
 from cluster.execution.jobs import JobError, check_public, follow
+from cluster.execution.ray_internals import pack_code
 from tests.unit.test_project import ROOT
 
 TIMEOUT_SECONDS = 1.5
 
 
 @pytest.fixture
-def log_chunks(monkeypatch) -> list[int]:
-    """Lengths of a job's log chunks, one each second; then the cluster is unreachable."""
-    chunks = []
+def answers(monkeypatch) -> list[JobStatus | None]:
+    """Responses to status queries, last one first; then the cluster is unreachable.
+
+    None is an error of the connection. The log is streamed for longer than the timeout.
+    """
+    answers: list[JobStatus | None] = []
 
     async def stream(client, job_id, known, write) -> int:
-        await asyncio.sleep(1.0 if chunks else 0.0)
-        return chunks.pop() if chunks else 0
+        await asyncio.sleep(TIMEOUT_SECONDS + 0.5)
+        return 5
 
     def status(client, job_id):
+        if answers and (answer := answers.pop()) is not None:
+            return answer
         raise requests.ConnectionError("unreachable")
 
     monkeypatch.setattr(jobs, "RETRY_TIMEOUT_SECONDS", TIMEOUT_SECONDS)
     monkeypatch.setattr(jobs, "_stream", stream)
     monkeypatch.setattr(jobs, "_status", status)
-    return chunks
+    return answers
 
 
-def test_timeout_starts_at_the_last_log_line_of_a_job(log_chunks, monkeypatch):
-    log_chunks += [5, 5, 5]  # for longer than the timeout
-    queries = []
-
-    def status(client, job_id):
-        queries.append(job_id)
-        if len(queries) < 4:
-            raise requests.ConnectionError("unreachable")
-        return JobStatus.SUCCEEDED
-
-    monkeypatch.setattr(jobs, "_status", status)
+def test_timeout_starts_at_the_last_log_line_of_a_job(answers):
+    answers += [JobStatus.SUCCEEDED, None, JobStatus.RUNNING, None, JobStatus.RUNNING, None]
     assert follow(None, "job", print) is JobStatus.SUCCEEDED  # pyright: ignore[reportArgumentType]
 
 
-def test_following_a_job_fails_after_the_timeout_of_an_unreachable_cluster(log_chunks):
+@pytest.mark.parametrize("before", [[], [JobStatus.RUNNING]])
+def test_following_a_job_fails_after_the_timeout_of_an_unreachable_cluster(answers, before):
+    answers += before
     with pytest.raises(JobError, match=r"has not answered for 2 seconds .*--follow job"):
         follow(None, "job", print)  # pyright: ignore[reportArgumentType]
 
@@ -99,7 +97,7 @@ def test_code_package_excludes_files_with_secrets(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("zq-planted")
     package = tmp_path.with_suffix(".zip")
-    create_package(str(tmp_path), package, include_gitignore=True)
+    pack_code(tmp_path, package)
     with zipfile.ZipFile(package) as content:
         files = {name for name in content.namelist() if not name.endswith("/")}
     assert files == {".gitignore", ".rayignore", "pipelines/train.py"}

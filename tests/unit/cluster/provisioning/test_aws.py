@@ -7,14 +7,14 @@ from pathlib import Path
 
 import yaml
 from packaging.specifiers import SpecifierSet
-from ray.autoscaler._private.util import prepare_config, validate_config
 
+from cluster.execution.ray_internals import validate_cluster_file
 from tests.unit.cluster.provisioning.definitions import groups_of, kuberay
 from tests.unit.test_project import PROJECT, ROOT, pinned_versions
 
 
 def test_cluster_file_is_accepted_by_ray(aws):
-    validate_config(prepare_config(aws))
+    validate_cluster_file(aws)
 
 
 def test_all_nodes_use_the_same_image_with_the_pinned_ray_version(aws):

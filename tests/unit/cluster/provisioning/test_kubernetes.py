@@ -1,4 +1,4 @@
-"""Consistency of the KubeRay files with the cluster file and the schemas of Kubernetes."""
+"""KubeRay files: consistency with the cluster file and Kubernetes' schemas."""
 
 import copy
 import re

@@ -1,4 +1,4 @@
-"""Reachability and version of the MLflow server, and the texts of its failures."""
+"""Reachability and version of the MLflow server, and its error messages."""
 
 import socket
 import time
@@ -7,7 +7,8 @@ import mlflow
 import pytest
 
 from cluster.errors import TrackingError
-from cluster.tracking.client import check_version, first_line
+from cluster.tracking.client import check_version
+from cluster.tracking.failures import first_line
 from tests.support.tracking import begin
 
 pytestmark = pytest.mark.usefixtures("client")

@@ -1,4 +1,4 @@
-"""Private APIs of MLflow: named here when an upgrade has removed one."""
+"""Private APIs of MLflow that an upgrade may remove."""
 
 import importlib
 
@@ -12,8 +12,11 @@ from cluster.tracking import mlflow_internals
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("mlflow.system_metrics.system_metrics_monitor", "SystemMetricsMonitor.collect_metrics"),
-        ("mlflow.system_metrics.system_metrics_monitor", "SystemMetricsMonitor.aggregate_metrics"),
+        ("mlflow.store.tracking.sqlalchemy_store", "SqlAlchemyStore"),
+        ("mlflow.system_metrics.metrics.cpu_monitor", "CPUMonitor.collect_metrics"),
+        ("mlflow.system_metrics.metrics.disk_monitor", "DiskMonitor.aggregate_metrics"),
+        ("mlflow.system_metrics.metrics.network_monitor", "NetworkMonitor.clear_metrics"),
+        ("mlflow.system_metrics.metrics.gpu_monitor", "GPUMonitor.collect_metrics"),
         ("mlflow.utils.credentials", "get_default_host_creds"),
         ("mlflow.utils.credentials", "read_mlflow_creds"),
         ("mlflow.utils.rest_utils", "http_request"),
@@ -39,5 +42,25 @@ def test_tags_are_those_of_mlflow():
 
 
 def test_system_metrics_of_this_machine_are_measured():
-    metrics = mlflow_internals.SystemMetrics("run", "sqlite://").collect()
+    metrics = mlflow_internals.SystemMetrics().collect()
     assert 0 < metrics["system_memory_usage_percentage"] < 100
+    assert "network_receive_megabytes" in metrics
+
+
+@pytest.mark.parametrize("name", ["net_io_counters", "cpu_percent", "virtual_memory", "disk_usage"])
+@pytest.mark.parametrize("result", [None, OSError("not permitted")])
+@pytest.mark.parametrize("is_from_start", [True, False])
+def test_missing_metric_leaves_the_others(name, result, is_from_start, monkeypatch):
+    def measure(*_, **__):
+        if result is None:
+            return  # as in some containers
+        raise result
+
+    machine = mlflow_internals.SystemMetrics()
+    complete = machine.collect()
+    monkeypatch.setattr(f"psutil.{name}", measure)
+    if is_from_start:
+        machine = mlflow_internals.SystemMetrics()
+    found = machine.collect()
+    assert 0 < len(found) < len(complete)
+    assert None not in found.values()

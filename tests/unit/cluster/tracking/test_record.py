@@ -1,4 +1,4 @@
-"""Metrics and checkpoints of a run: each one logged once, also after an outage."""
+"""Metrics and checkpoints of a run: logged once, also after an outage."""
 
 import json
 import time

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -62,7 +64,8 @@ def test_unfinished_name_resumes_its_run_and_storage(client, error, state):
 
 
 def test_changed_settings_of_an_unfinished_name_are_rejected_with_the_difference(client):
-    with pytest.raises(RuntimeError), begin() as first:
+    with pytest.raises(RuntimeError), begin() as first:  # noqa: PT012
+        first.log_history([{"epoch": 1.0}])
         raise RuntimeError
     changed = {**SETTINGS, "train.optim.lr": "0.3", "data.augment.flip": "true"}
     with pytest.raises(TrackingError) as refusal, begin(settings=changed):
@@ -79,9 +82,72 @@ def test_changed_settings_of_an_unfinished_name_are_rejected_with_the_difference
     check_can_start("another", settings=changed)
 
 
+def report_epoch(record: TrackedRun) -> None:
+    record.log_history([{"epoch": 1.0}])
+
+
+def report_checkpoint(record: TrackedRun) -> None:
+    record.log_checkpoint({"epoch": 0.0, "step": 3.0}, "/runs/x", keep=2)
+
+
+def report_trial(record: TrackedRun) -> None:
+    open_trial(record, 1)
+
+
+def report_machine(record: TrackedRun) -> None:
+    record.client.log_metric(record.run_id, "system/cpu_utilization_percentage", 5.0)
+
+
+@pytest.mark.parametrize("report", [report_epoch, report_checkpoint, report_trial])
+def test_attempt_with_results_binds_its_name(client, report):
+    with pytest.raises(RuntimeError), begin() as first:  # noqa: PT012
+        report(first)
+        raise RuntimeError
+    with pytest.raises(TrackingError, match="settings have changed"):
+        begin(settings={**SETTINGS, "train.optim.lr": "0.3"}).__enter__()
+
+
+@pytest.mark.parametrize("report", [lambda _: None, report_machine])
+def test_attempt_without_results_leaves_its_name_free(client, report):
+    with pytest.raises(RuntimeError), begin() as first:  # noqa: PT012
+        report(first)
+        raise RuntimeError
+    changed = {**SETTINGS, "train.optim.lr": "0.3"}
+    check_can_start("digits", settings=changed)
+    with begin(settings=changed) as second:
+        pass
+    assert (second.attempt, second.resumed) == (2, False)
+    assert client.get_run(second.run_id).data.params == changed
+    assert status(client, first) == "FAILED"
+
+
+def test_deleted_run_is_named_with_the_command_that_restores_it(client, caplog):
+    with pytest.raises(RuntimeError), begin() as first:
+        raise RuntimeError
+    client.delete_run(first.run_id)
+    with caplog.at_level("WARNING"), begin() as second:
+        assert not second.resumed
+    assert f"mlflow runs restore --run-id {first.run_id}" in caplog.text
+
+
+def test_deleted_experiment_is_rejected_with_the_command_that_restores_it(client, monkeypatch):
+    with begin():
+        pass
+    experiment_id = client.get_experiment_by_name("ranet").experiment_id
+    client.delete_experiment(experiment_id)
+    restore = f"mlflow experiments restore --experiment-id {experiment_id}"
+    with pytest.raises(TrackingError, match=restore):
+        check_can_start("digits", settings=SETTINGS)
+    with pytest.raises(TrackingError, match=restore):
+        begin().__enter__()
+    subprocess.run([sys.executable, "-m", *restore.split()], check=True, timeout=120)
+    with begin():
+        pass
+
+
 @contextmanager
 def killed_before_settings_are_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the driver die after the first of the two calls that open a run."""
+    """Let the driver die between the two calls that open a run."""
 
     def die(*_: object, **__: object) -> None:
         raise SystemExit
@@ -133,7 +199,7 @@ def test_second_of_two_simultaneous_drivers_is_rejected(client, monkeypatch, is_
     barrier, here, look = Barrier(2), local(), runs.find_last_attempt
 
     def look_together(*arguments):
-        """Look for the last attempt, the first time when the other thread does so too."""
+        """Search for the last attempt at the same time as another thread."""
         found = look(*arguments)
         if not hasattr(here, "has_looked"):
             here.has_looked = True

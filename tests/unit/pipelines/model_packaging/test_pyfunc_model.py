@@ -1,5 +1,6 @@
 """Registered model: predictions within a budget, lazy evaluation, dependencies, errors."""
 
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import torch
 from mlflow import MlflowClient, MlflowException
 from mlflow.pyfunc import PyFuncModel
 
+import ranet
 from cluster.tracking import registry
 from pipelines.evaluation.budgets import evaluate_outputs
 from pipelines.model_packaging.package import RegisteredVersion, register_model
@@ -109,7 +111,7 @@ def test_budget_defaults_to_all_mult_adds(model: PyFuncModel, test_images: np.nd
     assert model.predict(test_images, params={"budget_fraction": None}).equals(whole)
 
 
-@pytest.mark.parametrize("count", [0, 1, 300])
+@pytest.mark.parametrize("count", [1, 300])
 def test_batch_of_any_size_gives_the_same_predictions(
     model: PyFuncModel, test_images: np.ndarray, count: int
 ):
@@ -141,6 +143,15 @@ def test_impossible_budget_is_rejected_with_the_smallest_valid_one(
             1.0,
             "dtype of input float32 does not match expected dtype uint8",
         ),
+        (IMAGES[:0], 1.0, "contains no images"),
+        (IMAGES[0], 1.0, "add the batch axis"),
+        (IMAGES.astype(np.int64), 1.0, "dtype of input int64 does not match"),
+        ((IMAGES / 255).astype(object), 1.0, "values of type float; send pixels as integers"),
+        (IMAGES.astype(float).astype(object), 1.0, "values of type float; send pixels as integers"),
+        ((IMAGES > 9).astype(object), 1.0, "values of type bool"),
+        (IMAGES.astype(object) + 1, 1.0, "pixels must be from 0 to 255, got values from 1 to 256"),
+        (IMAGES.astype(object) - 1, 1.0, "pixels must be from 0 to 255, got values from -1"),
+        (np.array([[1], [1, 2]], dtype=object), 1.0, r"Shape of input \(2,\) does not match"),
         (IMAGES, "half", "Can not safely convert .* for value `half`"),
     ],
 )
@@ -149,6 +160,38 @@ def test_invalid_inputs_are_rejected(
 ):
     with pytest.raises(MlflowException, match=message):
         model.predict(images, params={"budget_fraction": budget})
+
+
+def test_numbers_of_a_request_give_the_same_predictions(model: PyFuncModel):
+    expected = model.predict(IMAGES)
+    assert model.predict(IMAGES.astype(object)).equals(expected)
+
+
+def test_versions_of_a_model_run_their_own_code_in_one_process(
+    client: MlflowClient, version: RegisteredVersion, mlflow_folder: Path, monkeypatch, tmp_path
+):
+    """The second version is logged from a copy of the code with other confidences."""
+    copy = tmp_path / "ranet"
+    shutil.copytree(Path(ranet.__file__).parent, copy)
+    cascade = copy / "inference" / "cascade.py"
+    cascade.write_text(f"{cascade.read_text()}\nMARK = 'second'\n")
+    network = trained_network()
+    run = replace(RUN, registry=replace(RUN.registry, model_name="second"))
+    with monkeypatch.context() as patch:
+        patch.setattr(ranet, "__file__", str(copy / "__init__.py"))
+        weights = network.model.state_dict()
+        register_model(run, weights, network.evaluation, INFO, create_run(client, mlflow_folder))
+    first, second = (
+        registry.load(uri)
+        for uri in (f"models:/{version.name}/{version.version}", "models:/second/1")
+    )
+    modules = []
+    for each in (first, second, first):
+        each.predict(IMAGES)
+        code = type(each.unwrap_python_model().model).__module__.partition(".")[0]
+        modules.append(sys.modules[f"{code}.inference.cascade"])
+    assert [hasattr(module, "MARK") for module in modules] == [False, True, False]
+    assert not hasattr(sys.modules["ranet.inference.cascade"], "MARK")
 
 
 def test_model_loads_without_ray_ffcv_and_pipelines(
@@ -171,8 +214,9 @@ import numpy as np
 model = mlflow.pyfunc.load_model(sys.argv[1])
 predictions = model.predict(np.zeros((2, 3, 16, 16), np.uint8), params={"budget_fraction": 0.5})
 assert list(predictions) == ["label", "class_name", "confidence", "exit", "mult_adds"]
-import ranet
-assert "/code/" in ranet.__file__, ranet.__file__
+assert "ranet" not in sys.modules
+[code] = {name.partition(".")[0] for name in sys.modules if name.startswith("ranet_")}
+assert "/code/" in sys.modules[code].__file__
 """
     done = subprocess.run(
         [sys.executable, "-c", script, f"models:/{version.name}/{version.version}"],

@@ -10,13 +10,14 @@ from ranet.evaluation.exit_outputs import (
     collect_exit_outputs,
     select_ensemble,
 )
+from ranet.evaluation.forward import ForwardPass
 from tests.support.tiny import Digits, TwoExits, normalize
 
 
 def test_exit_outputs_match_a_direct_forward_pass():
     model, digits = TwoExits(), Digits(0, 45, 10)
     model.train()
-    answers = collect_exit_outputs(model, digits, normalize=normalize, device=torch.device("cpu"))
+    answers = collect_exit_outputs(ForwardPass(model, normalize), digits)
     scores = answers.single
     with torch.inference_mode():
         probabilities = model.eval()(normalize(digits.images)).softmax(dim=-1)
@@ -30,7 +31,7 @@ def test_exit_outputs_match_a_direct_forward_pass():
 
 def test_ensemble_outputs_use_the_mean_of_all_logits_so_far():
     model, digits = TwoExits(), Digits(0, 45, 10)
-    answers = collect_exit_outputs(model, digits, normalize=normalize, device=torch.device("cpu"))
+    answers = collect_exit_outputs(ForwardPass(model, normalize), digits)
     with torch.inference_mode():
         first, second = model.eval()(normalize(digits.images))
     both = ((first + second) / 2).softmax(dim=-1)
@@ -59,11 +60,9 @@ def test_ensemble_is_selected_only_if_clearly_better_on_validation():
 
 
 def test_exit_outputs_in_bfloat16_are_close_to_float32():
-    model, digits, device = TwoExits(), Digits(0, 45, 10), torch.device("cpu")
-    exact = collect_exit_outputs(model, digits, normalize=normalize, device=device).single
-    rounded = collect_exit_outputs(
-        model, digits, normalize=normalize, device=device, precision="bfloat16"
-    ).single
+    model, digits = TwoExits(), Digits(0, 45, 10)
+    exact = collect_exit_outputs(ForwardPass(model, normalize), digits).single
+    rounded = collect_exit_outputs(ForwardPass(model, normalize, "bfloat16"), digits).single
     assert rounded.confidences.dtype == torch.float32
     assert not torch.equal(rounded.confidences, exact.confidences)
     torch.testing.assert_close(rounded.confidences, exact.confidences, atol=0.02, rtol=0)

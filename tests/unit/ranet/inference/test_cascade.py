@@ -1,4 +1,4 @@
-"""Cascade: same predictions as a full pass, and nothing computed after an exit."""
+"""Cascade: predictions of a full pass, without computation after an exit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

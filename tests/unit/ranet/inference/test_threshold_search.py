@@ -1,4 +1,4 @@
-"""Threshold search: exact budgets, and better accuracy than simple rules on fitting images."""
+"""Threshold search: exact budgets, and higher accuracy than simple rules."""
 
 import itertools
 import math
@@ -27,7 +27,7 @@ def exact_mean_cost(confidences: Tensor, costs: list[float], thresholds: Tensor)
 
 
 def make_outputs(num_images: int, skills: list[float], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Confidences and correctness of exits with these skills on images of varying difficulty."""
+    """Confidences and correctness of exits with these accuracies."""
     generator = torch.Generator().manual_seed(seed)
     difficulty = torch.randn(num_images, generator=generator)
     noise = torch.randn(len(skills), num_images, generator=generator)

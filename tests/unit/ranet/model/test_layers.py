@@ -1,4 +1,4 @@
-"""Batch norm with ReLU: the same results and gradients as torch's own operations."""
+"""Batch norm with ReLU: results and gradients of torch's own operations."""
 
 import pytest
 import torch

@@ -6,9 +6,10 @@ import pytest
 from torch import nn
 
 from ranet.config import EmaConfig
+from ranet.evaluation.forward import ForwardPass
 from ranet.training.ema import ExponentialMovingAverage
 from ranet.training.validation import evaluate
-from tests.support.digit_training import CPU, QUICK, train
+from tests.support.digit_training import QUICK, train
 from tests.support.tiny import Digits, Recorder, TwoExits, assert_same, normalize
 
 
@@ -36,7 +37,7 @@ def test_ema_decay_increases_with_the_step_up_to_the_configured_decay():
 
 
 def keep_of_zero() -> float:
-    """Remaining share of the first running mean, which is 0 (the first weight is 1)."""
+    """Return the remaining share of the first running mean, which is 0."""
     return 0.1 * 2 / 11 * 0.2 * 0.2
 
 
@@ -48,10 +49,10 @@ def test_ema_weights_are_evaluated_and_kept_as_best():
     train(QUICK, TwoExits(normed=False), recorder=plain)
     last, best = recorder.snapshots[-1], recorder.snapshots[-1]["best"]
     assert_same(last["model"], plain.snapshots[-1]["model"])  # the training itself is the same
-    assert_same(best["model"], recorder.snapshots[best["epoch"] - 1]["average"])
+    assert_same(best["model"], recorder.snapshots[best["epoch"] - 1]["ema"])
     model = TwoExits(normed=False)
-    model.load_state_dict(last["average"])
-    scores = evaluate(QUICK, model, Digits(1000, 1080, 32), normalize=normalize, device=CPU)
+    model.load_state_dict(last["ema"])
+    scores = evaluate(ForwardPass(model, normalize), Digits(1000, 1080, 32))
     assert scores.items() <= recorder.metrics[-1].items()
     assert scores["val/loss"] != plain.metrics[-1]["val/loss"]
-    assert plain.snapshots[-1]["average"] is None
+    assert plain.snapshots[-1]["ema"] is None

@@ -40,7 +40,7 @@ def test_momentum_accumulates_previous_gradients(nesterov, second):
 
 
 def steps(model, optimizer, values):
-    """Train on scalar losses: the sum of the weights times each of `values`."""
+    """Train on losses that are sums of the weights times a value."""
     guard = FiniteGuard(optimizer)
     for value in values:
         optimizer.zero_grad()

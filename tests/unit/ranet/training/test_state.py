@@ -34,7 +34,7 @@ def test_resumed_run_reaches_the_weights_of_an_uninterrupted_run(make_model, pre
 
 
 class Dropping(TwoExits):
-    """Draw random numbers in the forward pass."""
+    """Use random numbers in the forward pass."""
 
     def forward(self, images):
         return nn.functional.dropout(super().forward(images), 0.3, self.training)

@@ -1,4 +1,4 @@
-"""Batches of a prepared split: images, order, and refused arguments."""
+"""Batches of a prepared split: images, order and invalid arguments."""
 
 from pathlib import Path
 

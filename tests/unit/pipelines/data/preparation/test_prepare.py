@@ -47,7 +47,13 @@ def test_missing_split_is_not_written_from_a_changed_source(config):
         prepare(config, 32)
 
 
-@pytest.mark.parametrize("content", [encoded(pixels(0), "JPEG")[:200], b"a text file"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(encoded(pixels(0), "JPEG")[:200], id="truncated"),
+        pytest.param(b"a text file", id="text"),
+    ],
+)
 def test_unreadable_image_is_named_in_error_and_no_file_remains(tmp_path, content):
     root = image_folder(tmp_path / "tree")
     broken = root / "train" / "dog" / "broken.jpg"

@@ -1,0 +1,1 @@
+"""Parts of `benchmarks.gpu`; they need torch and numpy only."""
