@@ -20,7 +20,7 @@ from cluster.tracking import runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data.config import prepared_path
-from pipelines.data.format.metadata import DatasetInfo, read_info, with_normalization
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.data.summary import describe, summary_of
 from pipelines.run import Run, config_text, flatten, identity
 
@@ -30,15 +30,11 @@ logger = logging.getLogger(__name__)
 def resolve(run: Run) -> Run:
     """Return the run as workers on other nodes need it.
 
-    Folders are absolute and checked to be writable; mean and std of the images are inserted
-    where unset. The identity of a run is taken before.
+    Folders are absolute and checked to be writable. The identity of a run is taken before.
     """
-    data = replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size))
-    if data.mean is None or data.std is None:
-        data = with_normalization(data, read_info(data, run.model.image_size))
     return replace(
         run,
-        data=data,
+        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
         cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
 
