@@ -138,7 +138,7 @@ def test_class_index_is_compared_by_its_names(tree, tmp_path):
 def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tree, map_function):
     bad = {
         "train/cat/a.jpg": lambda path: path.write_text("text"),
-        "train/dog/b.jpg": lambda path: path.symlink_to("/nowhere"),
+        "train/dog/b.jpg": lambda path: path.symlink_to("gone/x.jpg"),
         "val/dog/c.jpg": os.mkfifo,
         "val/owl/d.jpg": lambda path: path.write_bytes(encoded(pixels(0, 40, 50))),
     }
