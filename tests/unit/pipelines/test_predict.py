@@ -2,8 +2,6 @@
 
 import os
 
-import pytest
-
 from pipelines.predict import read_images
 from tests.support.image_files import encoded, pixels
 
@@ -24,8 +22,8 @@ def test_unreadable_files_do_not_prevent_answers_for_the_others(tmp_path):
     assert [error.removeprefix(f"{tmp_path}/") for error in errors] == [
         "large.png has 32 x 33 pixels, more than max_pixels, 1,024; shrink it, or raise max_pixels "
         "if the memory suffices",
-        "text.png is not a readable image: unknown format; the accepted ones are AVIF, BMP, GIF, JPEG, "
-        "PNG, PPM, TIFF, WEBP",
+        "text.png is not a readable image: unknown format; the accepted ones are AVIF, BMP, GIF, "
+        "JPEG, PNG, PPM, TIFF, WEBP",
         "link.png is a broken link to gone/x.png",
         "folder.png is a folder, not an image file",
         "pipe.png is a named pipe, not an image file",
