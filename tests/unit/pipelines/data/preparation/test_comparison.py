@@ -253,3 +253,13 @@ def test_repaired_image_is_read_again_after_a_failed_preparation(tree):
     info = prepare(config, 32, parallel_map=one_after_the_other)
     assert not any(info.skipped.values())
     assert not list(Path(config.prepared_dir).glob("shards-*"))
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_configured_statistics_of_other_images_are_reported(tree, caplog, name):
+    config = settings_for(tree)
+    ours = getattr(prepare(config, 32), name)
+    prepare(with_settings(config, **{name: tuple(value + 0.05 for value in ours)}), 32)
+    assert not caplog.records
+    prepare(with_settings(config, **{name: tuple(value + 0.2 for value in ours)}), 32)
+    assert f"but {list(ours)} over the training images; set it to null" in caplog.text
