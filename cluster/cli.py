@@ -155,7 +155,7 @@ class CommandLine(ArgumentParser):
         file, others = split_config_option(arguments)
         content = {} if file is None else self._read_config_file(file)
         # Options override the file, wherever the file stands among them.
-        ordered = [*([] if file is None else [f"--config={file}"]), *others]
+        ordered = [*([] if file is None else [f"--config={file}"]), *self._without_nulls(others)]
         try:
             options = self.parse_args(ordered)
             _unset_or_reject_nulls(self.settings_type, options)
@@ -176,6 +176,19 @@ class CommandLine(ArgumentParser):
         for name in self._option_names():
             settings.pop(name, None)
         return super().dump(settings, **{**kwargs, "skip_validation": True})
+
+    def _without_nulls(self, arguments: Sequence[str]) -> list[str]:
+        """Write null as an empty list for settings that are lists, which jsonargparse requires."""
+        assert self.settings_type is not None
+        lists = {f"--{name}" for name, entry in _leaves(self.settings_type) if entry.default == ()}
+        written = list(arguments)
+        for position, argument in enumerate(written):
+            option, equals, value = argument.partition("=")
+            if option in lists and equals and value == "null":
+                written[position] = f"{option}=[]"
+            elif option in lists and not equals and written[position + 1 :][:1] == ["null"]:
+                written[position + 1] = "[]"
+        return written
 
     def _option_names(self) -> dict[str, str]:
         """Return the command-line spelling of options and positionals, by name."""

@@ -3,8 +3,11 @@
 import hashlib
 import json
 import re
+import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -112,21 +115,22 @@ def _log_model(
             params=mlflow_run.data.params,
         )
         # Not mlflow.pyfunc.log_model, which would open the run and end it too early.
-        Model.log(
-            artifact_path=None,
-            flavor=mlflow.pyfunc,
-            run_id=run_id,
-            model_id=model.model_id,
-            python_model=str(model_file),
-            artifacts={"settings": str(settings_file), "tensors": str(tensors_file)},
-            code_paths=[str(code)],
-            signature=_signature(),
-            pip_requirements=[
-                # Without the local version, such as +cu130, which package indexes do not list.
-                f"{name}=={version(name).partition('+')[0]}"
-                for name in ("mlflow", "numpy", "pandas", "torch")
-            ],
-        )
+        with _importable(code):
+            Model.log(
+                artifact_path=None,
+                flavor=mlflow.pyfunc,
+                run_id=run_id,
+                model_id=model.model_id,
+                python_model=str(model_file),
+                artifacts={"settings": str(settings_file), "tensors": str(tensors_file)},
+                code_paths=[str(code)],
+                signature=_signature(),
+                pip_requirements=[
+                    # Without the local version, such as +cu130, which package indexes do not list.
+                    f"{name}=={version(name).partition('+')[0]}"
+                    for name in ("mlflow", "numpy", "pandas", "torch")
+                ],
+            )
     return model.model_id
 
 
@@ -156,6 +160,19 @@ def _copy_code(folder: Path) -> tuple[Path, Path]:
         )
         path.write_text(renamed, encoding="utf-8")
     return folder / name, folder / model_file.name
+
+
+@contextmanager
+def _importable(package: Path) -> Iterator[None]:
+    """Make a package importable while MLflow checks the model file, and forget it afterwards."""
+    sys.path.insert(0, str(package.parent))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(package.parent))
+        for name in [name for name in sys.modules if name.partition(".")[0] == package.name]:
+            if Path(sys.modules[name].__file__ or "").is_relative_to(package):
+                del sys.modules[name]
 
 
 def _signature() -> ModelSignature:

@@ -100,11 +100,10 @@ def _check_test_images(source: Source) -> None:
         return
     known = {_content_key(train, index) for index in similar}
     if all(_content_key(test, index) in known for index in sample):
-        first = printable(test.name(sample[0]))
         raise ValueError(
-            f"the test images are training images: {first} and {len(sample) - 1} other images that "
-            "were compared have the same bytes as training images; put other images into the test "
-            "set"
+            f"the test images are training images: {printable(test.name(sample[0]))} and "
+            f"{len(sample) - 1} other images that were compared have the same bytes as training "
+            "images; put other images into the test set"
         )
 
 
