@@ -99,7 +99,7 @@ def with_settings(config: DataConfig, **settings) -> DataConfig:
 
 
 def dataset_info(**fields) -> DatasetInfo:
-    """Return a summary of prepared images of which only the given fields matter."""
+    """Return a summary of images with some given fields."""
     source = SourceRecord(
         folder="", sha256="", stamps_sha256="", num_train=0, num_test=0, files_seen=0,
         files_skipped={},

@@ -1,4 +1,4 @@
-"""Class folders as users have them: which files are images, and how the others are counted."""
+"""Images and skipped files in class folders as users have them."""
 
 import os
 import unicodedata
