@@ -1,4 +1,4 @@
-"""Measure the preparation of many small files: time, and memory of driver and tasks.
+"""Measure time and memory of the preparation of many small files.
 
     python -m benchmarks.many_files [--images 100000] [--classes 1000] [--folder FOLDER]
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def write_tree(root: Path, num_images: int, num_classes: int) -> None:
-    """Write JPEGs, a tenth of them in val; each has bytes of its own."""
+    """Write different JPEGs, a tenth of them in val."""
     logging.getLogger("PIL").setLevel(logging.WARNING)
     generator = np.random.default_rng(0)
     templates = []
@@ -87,7 +87,7 @@ def write_tree(root: Path, num_images: int, num_classes: int) -> None:
 
 
 def watched(call: Callable[[], _Result]) -> tuple[float, int, int, int]:
-    """Return seconds, peak memory of this process and of tasks, and the number of tasks."""
+    """Return seconds, peak memory of driver and tasks, number of tasks."""
     peak = [0, 0, 0]
     ended = Event()
 
@@ -112,7 +112,7 @@ def watched(call: Callable[[], _Result]) -> tuple[float, int, int, int]:
 
 
 def task_memory(process: psutil.Process) -> int:
-    """Return the resident memory of a process that runs tasks; 0 for another process."""
+    """Return the resident memory of a task; 0 for another process."""
     try:
         is_task = " ".join(process.cmdline()).startswith("ray::write_shard")
         return process.memory_info().rss if is_task else 0

@@ -20,7 +20,7 @@ from cluster.tracking import runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data.config import prepared_path
-from pipelines.data.format.metadata import DatasetInfo, read_info, with_normalization
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.data.summary import describe, summary_of
 from pipelines.run import Run, config_text, flatten, identity
 
@@ -30,28 +30,24 @@ logger = logging.getLogger(__name__)
 def resolve(run: Run) -> Run:
     """Return the run as workers on other nodes need it.
 
-    Folders are absolute; mean and std of the images are inserted
-    where unset. The identity of a run is taken before.
+    Folders are absolute and checked to be writable. The identity of a run is taken before.
     """
-    data = replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size))
-    if data.mean is None or data.std is None:
-        data = with_normalization(data, read_info(data, run.model.image_size))
     return replace(
         run,
-        data=data,
+        data=replace(run.data, prepared_dir=prepared_path(run.data, run.model.image_size)),
         cluster=replace(run.cluster, storage_path=resolve_storage(run.cluster.storage_path)),
     )
 
 
 def on_this_machine(run: Run) -> Run:
-    """Return the run with the workers that fit this machine.
+    """Return the run with the workers that fit this machine, unless it uses a cluster.
 
     Raises:
         RunError: the machine has too few GPUs, or its environment does not suit Ray or the caches.
     """
     check_ray_settings()
     cluster = fit_to_machine(run.cluster)
-    if not os.environ.get("RAY_ADDRESS"):
+    if "RAY_ADDRESS" not in os.environ:
         for finding in check_caches(cluster, stages_images=is_uri(run.data.prepared_dir)):
             raise RunError(finding.text)
     if text := describe_reduction(run.cluster, cluster):
@@ -86,7 +82,7 @@ def track(
 
 
 def _has_lost_checkpoints(run: Run, name: str) -> bool:
-    """Return whether an unfinished attempt has lost its checkpoints."""
+    """Return whether the checkpoints of an unfinished attempt were deleted, and log it."""
     storage = runs.storage_to_resume(name)
     if storage is None or has_checkpoints(run.cluster.storage_path, storage):
         return False

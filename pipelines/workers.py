@@ -19,6 +19,7 @@ from cluster.execution.reporter import RayReporter
 from cluster.storage.cache import Cache
 from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint, load_newest
 from pipelines.data.config import SPLITS, Split, normalization
+from pipelines.data.format.metadata import read_info, with_normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.loading.staging import staged_data
 from pipelines.run import Run
@@ -159,12 +160,15 @@ def exit_outputs_in(files: Mapping[str, Any]) -> dict[str, SplitOutputs]:
 
 @contextmanager
 def _with_local_data(run: Run) -> Iterator[Run]:
-    """Yield the run with its images on this node's disk."""
+    """Yield the run with local images, and their mean and std."""
     cache = Cache(Path(run.cluster.cache_dir).expanduser(), run.cluster.cache_max_bytes)
     with staged_data(run.data, cache) as data:
         # One decoding thread per CPU of this worker, not per CPU of the node.
         threads = data.decode_threads or run.cluster.cpus_per_worker
-        yield replace(run, data=replace(data, decode_threads=threads))
+        data = replace(data, decode_threads=threads)
+        if data.mean is None or data.std is None:
+            data = with_normalization(data, read_info(data, run.model.image_size))
+        yield replace(run, data=data)
 
 
 def _set_up(run: Run) -> torch.device:

@@ -145,7 +145,7 @@ class DataConfig:
 
 
 def normalization(config: DataConfig) -> tuple[Channels, Channels]:
-    """Return mean and standard deviation of a resolved run."""
+    """Return mean and standard deviation, which are set or were inserted."""
     assert config.mean is not None
     assert config.std is not None
     return config.mean, config.std

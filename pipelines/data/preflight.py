@@ -117,7 +117,7 @@ def _check_source(
 def _expect(
     config: DataConfig, model: ModelConfig, batch_size: int, findings: list[Finding], text: str
 ) -> ImagesReport:
-    """Report the published number of images of a source that is not read now."""
+    """Report the published number of images, if there is one."""
     spec = SOURCES[config.source]
     expected = spec.expected_size(config, model.num_classes, model.image_size)
     if expected is None:

@@ -87,7 +87,7 @@ def test_detached_job_can_be_followed_and_a_stopped_job_is_no_success(cluster, f
 
 
 def tokens_in_logs_of_head(cluster) -> list[str]:
-    """Return the findings of Ray's token in its own logs, which other users can read."""
+    """Return the lines of Ray's logs that contain its token."""
     logs = files(Path(cluster.scratch) / "head", Path(cluster.folder) / "logs")
     return findings([cluster.ray_token], logs, ("dashboard.log", "dashboard_JobHead.log"))
 

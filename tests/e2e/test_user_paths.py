@@ -1,4 +1,4 @@
-"""Relative paths of a user, and the command that corrects a wrong one."""
+"""Relative paths of a user, and corrected commands."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,7 @@ def photo_tree(root: Path, classes=("cat", "dog", "owl"), train=12, val=4) -> Pa
 
 
 def photo_arguments(root: Path, *arguments: str) -> list[str]:
-    """Return a command line that trains on `photo_tree` with settings that fit it."""
+    """Return a command line that trains on `photo_tree`."""
     return [
         "--config", str(PROJECT / "configs" / "digits.yaml"), "--data.source=imagefolder",
         f"--data.source_dir={root}", f"--data.prepared_dir={root.with_name('prepared')}",
@@ -99,7 +99,7 @@ def with_settings(config: DataConfig, **settings) -> DataConfig:
 
 
 def dataset_info(**fields) -> DatasetInfo:
-    """Return a summary of prepared images of which only the given fields matter."""
+    """Return a summary of images with some given fields."""
     source = SourceRecord(
         folder="", sha256="", stamps_sha256="", num_train=0, num_test=0, files_seen=0,
         files_skipped={},

@@ -50,6 +50,9 @@ from pipelines.data.sources.factory import open_source
 
 logger = logging.getLogger(__name__)
 
+SIMILAR_STATISTICS = 0.1
+"""Max difference of a configured mean or std, from 0 to 1, that is not reported."""
+
 
 class ParallelMap(Protocol):
     """Parallel map: yields the numbered results of a function."""
@@ -104,7 +107,19 @@ def prepare(
         ).run()
     info = read_info(config, image_size)
     check(facts_of_files(info))
+    _report_other_statistics(config, info)
     return info
+
+
+def _report_other_statistics(config: DataConfig, info: DatasetInfo) -> None:
+    """Log that the configured mean or std is that of other images."""
+    for name, ours in (("mean", info.mean), ("std", info.std)):
+        given = getattr(config, name)
+        if given is not None and np.abs(np.subtract(given, ours)).max() > SIMILAR_STATISTICS:
+            logger.warning(
+                "data.%s is %s, but %s over the training images; set it to null to use that",
+                name, list(given), list(ours),
+            )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

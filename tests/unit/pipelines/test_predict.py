@@ -2,8 +2,6 @@
 
 import os
 
-import pytest
-
 from pipelines.predict import read_images
 from tests.support.image_files import encoded, pixels
 
@@ -13,7 +11,7 @@ def test_unreadable_files_do_not_prevent_answers_for_the_others(tmp_path):
         (tmp_path / name).write_bytes(encoded(pixels(0), "PNG"))
     (tmp_path / "large.png").write_bytes(encoded(pixels(0, 33, 32)))
     (tmp_path / "text.png").write_text("text")
-    (tmp_path / "link.png").symlink_to("/nowhere")
+    (tmp_path / "link.png").symlink_to("gone/x.png")
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     names = ("a", "large", "text", "link", "folder", "pipe", "missing")
@@ -24,13 +22,13 @@ def test_unreadable_files_do_not_prevent_answers_for_the_others(tmp_path):
     assert [error.removeprefix(f"{tmp_path}/") for error in errors] == [
         "large.png has 32 x 33 pixels, more than max_pixels, 1,024; shrink it, or raise max_pixels "
         "if the memory suffices",
-        pytest.approx(errors[1].removeprefix(f"{tmp_path}/")),
-        "link.png is a broken link to /nowhere",
+        "text.png is not a readable image: unknown format; the accepted ones are AVIF, BMP, GIF, "
+        "JPEG, PNG, PPM, TIFF, WEBP",
+        "link.png is a broken link to gone/x.png",
         "folder.png is a folder, not an image file",
         "pipe.png is a named pipe, not an image file",
         "missing.png: no such file",
     ]
-    assert "text.png is not a readable image: unknown format" in errors[1]
 
 
 def test_file_with_a_name_in_latin_1_is_read(tmp_path):

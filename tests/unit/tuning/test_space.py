@@ -3,6 +3,7 @@
 import pytest
 
 from cluster.cli import parse_settings
+from cluster.paths import with_absolute_paths
 from pipelines.run import Run, flatten
 from tests.support.sweeps import BASE, COSTS
 from tuning.config import RejectedError
@@ -10,7 +11,8 @@ from tuning.space import as_arguments, expand_model, expand_weights
 
 
 def test_settings_survive_a_round_trip_through_the_command_line():
-    assert parse_settings(Run, as_arguments(flatten(BASE))) == BASE
+    parsed = parse_settings(Run, as_arguments(flatten(BASE)))
+    assert parsed == with_absolute_paths(BASE)
 
 
 def test_scale_factors_align_with_the_scales_at_the_highest_resolution():

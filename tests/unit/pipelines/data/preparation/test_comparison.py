@@ -138,7 +138,7 @@ def test_class_index_is_compared_by_its_names(tree, tmp_path):
 def test_all_unreadable_images_are_named_at_once_and_can_be_skipped(tree, map_function):
     bad = {
         "train/cat/a.jpg": lambda path: path.write_text("text"),
-        "train/dog/b.jpg": lambda path: path.symlink_to("/nowhere"),
+        "train/dog/b.jpg": lambda path: path.symlink_to("gone/x.jpg"),
         "val/dog/c.jpg": os.mkfifo,
         "val/owl/d.jpg": lambda path: path.write_bytes(encoded(pixels(0, 40, 50))),
     }
@@ -253,3 +253,13 @@ def test_repaired_image_is_read_again_after_a_failed_preparation(tree):
     info = prepare(config, 32, parallel_map=one_after_the_other)
     assert not any(info.skipped.values())
     assert not list(Path(config.prepared_dir).glob("shards-*"))
+
+
+@pytest.mark.parametrize("name", ["mean", "std"])
+def test_configured_statistics_of_other_images_are_reported(tree, caplog, name):
+    config = settings_for(tree)
+    ours = getattr(prepare(config, 32), name)
+    prepare(with_settings(config, **{name: tuple(value + 0.05 for value in ours)}), 32)
+    assert not caplog.records
+    prepare(with_settings(config, **{name: tuple(value + 0.2 for value in ours)}), 32)
+    assert f"but {list(ours)} over the training images; set it to null" in caplog.text

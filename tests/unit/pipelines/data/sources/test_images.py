@@ -69,7 +69,7 @@ def pgm(values, maximum) -> bytes:
 
 
 def tiff(data: bytes, width: int, bits: int, sample_format: int = 1) -> bytes:
-    """Build a file of one row of grey values, as microscopes and cameras write them."""
+    """Build a file of one row of grey values."""
     tags = {
         256: (4, width), 257: (4, 1), 258: (3, bits), 259: (3, 1), 262: (3, 1), 273: (4, 0),
         277: (3, 1), 278: (4, 1), 279: (4, len(data)), 339: (3, sample_format),
