@@ -40,14 +40,14 @@ def resolve(run: Run) -> Run:
 
 
 def on_this_machine(run: Run) -> Run:
-    """Return the run with the workers that fit this machine, unless it uses a cluster.
+    """Return the run with the workers that fit this machine.
 
     Raises:
         RunError: the machine has too few GPUs, or its environment does not suit Ray or the caches.
     """
     check_ray_settings()
     cluster = fit_to_machine(run.cluster)
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         for finding in check_caches(cluster, stages_images=is_uri(run.data.prepared_dir)):
             raise RunError(finding.text)
     if text := describe_reduction(run.cluster, cluster):
@@ -82,7 +82,7 @@ def track(
 
 
 def _has_lost_checkpoints(run: Run, name: str) -> bool:
-    """Return whether the checkpoints of an unfinished attempt were deleted, and log it."""
+    """Return whether an unfinished attempt has lost its checkpoints."""
     storage = runs.storage_to_resume(name)
     if storage is None or has_checkpoints(run.cluster.storage_path, storage):
         return False
