@@ -48,7 +48,7 @@ def check_capacity(cluster: ClusterConfig) -> None:
             once, otherwise after `cluster.start_timeout_seconds`.
     """
     deadline = time.monotonic() + cluster.start_timeout_seconds
-    may_grow = "RAY_ADDRESS" in os.environ
+    may_grow = bool(os.environ.get("RAY_ADDRESS"))
     if capacity_for(cluster):
         return
     if may_grow:
