@@ -13,6 +13,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from cluster.cli import script_command
 from cluster.errors import RanetError
 from cluster.execution.ray_internals import pack_code, request_headers
 from cluster.retry import Retry
@@ -146,7 +147,7 @@ def follow(client: JobSubmissionClient, job_id: str, write: Callable[[str], obje
                 raise JobError(
                     f"the cluster has not answered for {RETRY_TIMEOUT_SECONDS:.0f} seconds "
                     f"({type(error).__name__}); the job continues if the head node is alive; "
-                    f"to follow it again: python pipelines/submit.py --follow {job_id}"
+                    f"to follow it again: {script_command('submit.py')} --follow {job_id}"
                 ) from error
             continue
         if status is None:
