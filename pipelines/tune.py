@@ -34,7 +34,7 @@ from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data.format.metadata import DatasetInfo
 from pipelines.run import EvaluationConfig, Run, identity
-from pipelines.start import on_this_machine, resolve
+from pipelines.start import log_images, on_this_machine, resolve
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
@@ -66,7 +66,7 @@ def main() -> None:
             info = prepare_images(
                 replace(run, evaluation=EvaluationConfig(budget_fractions=(1.0,)))
             )
-            run_trials(sweep, run, sampler, reference_curve_for(classes_in(info)), new_attempt)
+            run_trials(sweep, run, sampler, info, new_attempt)
 
 
 def command_line() -> CommandLine:
@@ -150,7 +150,7 @@ def classes_in(info: DatasetInfo) -> tuple[str, ...]:
 
 
 def run_trials(
-    sweep: Sweep, run: Run, sampler: Sampler[Run], published: str, new_attempt: bool = False
+    sweep: Sweep, run: Run, sampler: Sampler[Run], info: DatasetInfo, new_attempt: bool = False
 ) -> None:
     """Run the trials of a sweep, then write its report.
 
@@ -158,7 +158,7 @@ def run_trials(
         sweep: the sweep.
         run: the run that all trials start from; its images are prepared.
         sampler: sampler of the candidates.
-        published: data set whose published RANet curve is plotted as well; empty: none.
+        info: summary of the prepared images, whose published RANet curve is plotted as well.
         new_attempt: abandon an unfinished attempt and start from scratch.
 
     Raises:
@@ -174,6 +174,7 @@ def run_trials(
         config_text=yaml.safe_dump(_settings_of(sweep), sort_keys=False),
         new_attempt=new_attempt,
     ) as record:
+        log_images(record, info)
         with TrialStore(record, trial_config) as store:
             summary = search(
                 sampler,
@@ -187,6 +188,7 @@ def run_trials(
                     num_epochs=run.train.epochs,
                 ),
             )
+        published = reference_curve_for(classes_in(info))
         results = results_of(sweep, cluster, store, summary.rejected, published)
         report(results, sweep, run, record)
         if summary.lost:

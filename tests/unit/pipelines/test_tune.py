@@ -4,13 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
+from mlflow import MlflowClient, artifacts
 
 from cluster.cli import parse_settings
 from cluster.errors import UntrainableError
 from cluster.tracking import runs
 from cluster.tracking.record import MetricWriter
 from pipelines import tune
+from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
 from ranet import ModelConfig, mult_adds
 from ranet.protocols import Snapshot
@@ -88,11 +89,17 @@ def test_sweep_with_an_untrainable_trial_finds_the_front(
         objective=Objective(metrics=("accuracy", "mult_adds")),
     )  # fmt: skip
     run = replace(BASE, model=SMALL, cluster=small_ray, train=replace(BASE.train, epochs=1))
-    tune.run_trials(sweep, run, tune.make_sampler(sweep, run), "")
+    data = replace(run.data, source="digits", prepared_dir=str(tmp_path / "digits"))
+    info = prepare(data, run.model.image_size)
+    tune.run_trials(sweep, run, tune.make_sampler(sweep, run), info)
 
     parent = runs.last_attempt("known")
     assert parent is not None
     assert parent.info.status == "FINISHED"
+    folder = artifacts.download_artifacts(
+        run_id=parent.info.run_id, artifact_path="images", tracking_uri=database
+    )
+    assert "digits" in Path(folder, "summary.txt").read_text()
     results, left = read_trials(database, parent.info.run_id)
     by_growth = {each.params["model.growth_rate"]: each for each in results}
     assert {growth: each.state for growth, each in by_growth.items()} == {
