@@ -19,9 +19,10 @@ train: setup ## train, evaluate and register a network on the built-in digits
 sweep: setup ## search for the best small network for three budgets on the built-in digits
 	.venv/bin/python pipelines/tune.py --config configs/sweeps/digits.yaml
 
-test: setup ## all tests, WORKERS=2 in parallel; those of servers that cannot be installed are skipped
+test: setup ## all tests, end-to-end tests one after the other; those of servers that cannot be installed are skipped
 	-@cluster/provisioning/packages.sh iproute2 util-linux postgresql prometheus
-	.venv/bin/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	.venv/bin/python -m pytest -n $(WORKERS) --dist loadfile tests/unit tests/reference tests/distributed
+	.venv/bin/python -m pytest tests/e2e
 
 check: lint types arch ## format, lint, types and import directions
 

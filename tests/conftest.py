@@ -11,11 +11,8 @@ import torch
 from cluster.local import processes
 from cluster.local.s3_server import S3Server
 from tests.support import sqlite
-from tests.support.distribution import pytest_collection_modifyitems, pytest_runtest_setup
 from tests.support.s3 import s3_server
 from tests.support.training import WORKER_NICENESS
-
-__all__ = ["pytest_collection_modifyitems", "pytest_runtest_setup"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,10 +23,7 @@ from pipelines.model_packaging.package import RegisteredVersion
 from tests.support.paths import PROJECT
 from tests.support.registered import COSTS, register_tiny, trained_network
 
-pytestmark = [
-    pytest.mark.e2e,
-    pytest.mark.xdist_group("scoring server"),  # one server and one registered model for all
-]
+pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
