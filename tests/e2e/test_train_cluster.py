@@ -28,6 +28,7 @@ def head(tmp_path, ray_folder):
              "--object-store-memory=100000000", "--disable-usage-stats"],
             stdout=log, stderr=log, start_new_session=True, env=environment,
         )  # fmt: skip
+    environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
     environment["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{dashboard}"
     yield environment
     kill_marked("RAY_TMPDIR", ray_folder)
@@ -62,10 +63,8 @@ def test_submitted_job_trains_on_the_cluster_and_leaves_nothing_in_its_folder(he
     )
     refused = submit(head, *arguments, MLFLOW_TRACKING_URI=uri)
     assert refused.returncode != 0
-    assert (
-        "error: cluster.storage_path is outputs/runs: the working folder of a submitted job"
-        in refused.stdout
-    )
+    assert "error: cluster.storage_path is " in refused.stdout
+    assert "/outputs/runs: the working folder of a submitted job is deleted" in refused.stdout
     storage = f"--cluster.storage_path={tmp_path}/runs"
     done = submit(head, *arguments, storage, MLFLOW_TRACKING_URI=uri)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,10 +74,19 @@ def test_submitted_job_trains_on_the_cluster_and_leaves_nothing_in_its_folder(he
     assert len(list(tmp_path.glob("runs/small-1-*/checkpoint_*/snapshot.pt"))) == 2
 
 
-def test_run_larger_than_the_cluster_waits_and_then_fails(tmp_path):
+def test_gpus_that_this_machine_does_not_have_are_an_error_before_the_run_is_opened(tmp_path):
+    with training(tmp_path, "--cluster.device=gpu", "--cluster.num_workers=2") as process:
+        assert process.wait(120) == 1, process.output()
+    last = process.output().splitlines()[-1]
+    assert last.startswith("error: cluster.device is gpu for 2 workers, but this machine has 0")
+    assert not runs(client(tmp_path))
+
+
+def test_run_larger_than_the_cluster_waits_and_then_fails(head, tmp_path):
     with training(
         tmp_path, "--cluster.device=gpu", "--cluster.num_workers=2",
         "--cluster.start_timeout_seconds=3",
+        RAY_ADDRESS=head["RAY_ADDRESS"], RAY_AUTH_MODE="disabled",
     ) as process:  # fmt: skip
         assert process.wait(120) == 1, process.output()
     last = process.output().splitlines()[-1]
