@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from cluster.local.network import free_ports
 from cluster.local.processes import kill_marked
@@ -82,7 +84,20 @@ def test_gpus_that_this_machine_does_not_have_are_an_error_before_the_run_is_ope
     assert not runs(client(tmp_path))
 
 
+def wait_for_dashboard(head):
+    """Wait for the dashboard of the head, which starts last."""
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            requests.get(f"{head['RAY_API_SERVER_ADDRESS']}/api/version", timeout=5)
+            return
+        except requests.RequestException:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
+
+
 def test_run_larger_than_the_cluster_waits_and_then_fails(head, tmp_path):
+    wait_for_dashboard(head)
     with training(
         tmp_path, "--cluster.device=gpu", "--cluster.num_workers=2",
         "--cluster.start_timeout_seconds=3",
