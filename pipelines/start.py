@@ -39,17 +39,26 @@ def resolve(run: Run) -> Run:
     )
 
 
+def check_machine(run: Run) -> None:
+    """Check environment variables and folders of this machine.
+
+    Raises:
+        RunError: Ray could not connect or start, or a cache cannot be written.
+    """
+    check_ray_settings()
+    if not os.environ.get("RAY_ADDRESS"):
+        for finding in check_caches(run.cluster, stages_images=is_uri(run.data.prepared_dir)):
+            raise RunError(finding.text)
+
+
 def on_this_machine(run: Run) -> Run:
     """Return the run with the workers that fit this machine.
 
     Raises:
         RunError: the machine has too few GPUs, or its environment does not suit Ray or the caches.
     """
-    check_ray_settings()
+    check_machine(run)
     cluster = fit_to_machine(run.cluster)
-    if not os.environ.get("RAY_ADDRESS"):
-        for finding in check_caches(cluster, stages_images=is_uri(run.data.prepared_dir)):
-            raise RunError(finding.text)
     if text := describe_reduction(run.cluster, cluster):
         logger.warning("%s", text)
     return replace(run, cluster=cluster)

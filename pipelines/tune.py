@@ -34,7 +34,7 @@ from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
 from pipelines.data.format.metadata import DatasetInfo
 from pipelines.run import EvaluationConfig, Run, identity
-from pipelines.start import log_images, on_this_machine, resolve
+from pipelines.start import check_machine, log_images, resolve
 from pipelines.sweep_candidates import best_config, check_candidate, check_space, trial_config
 from pipelines.train import prepare_images, train_trial
 from tuning.config import Sweep
@@ -84,7 +84,8 @@ def common_run(sweep: Sweep) -> Run:
     """Read the run that all trials start from, and resolve it."""
     run = parse_settings(Run, ["--config", sweep.base_config, *as_arguments(sweep.overrides)])
     check_space(sweep, run)
-    return resolve(on_this_machine(run))
+    check_machine(run)  # trials keep their workers; `check_capacity` rejects too many
+    return resolve(run)
 
 
 def make_sampler(sweep: Sweep, run: Run) -> Sampler[Run]:
