@@ -25,6 +25,7 @@ from torch import Tensor
 
 from benchmarks.network import describe_machine
 from benchmarks.plain import PlainRANet
+from benchmarks.reference import random_network
 from benchmarks.trained import TrainOutput
 from ranet import (
     PRESETS,
@@ -35,7 +36,6 @@ from ranet import (
     mult_adds,
     official_state_dict,
 )
-from ranet.model.layers import NormRelu
 
 BATCHES = {"digits": [1, 16, 64, 256], "cifar": [1, 16, 64, 256], "imagenet": [1, 16, 64, 256]}
 PRESET = {"cifar": "cifar_script", "imagenet": "imagenet_readme"}
@@ -55,20 +55,6 @@ def trained_case(config: Path, snapshot: Path, num_images: int) -> Case:
     trained = TrainOutput.load(config, snapshot)
     images, _ = trained.images("test", num_images)
     return Case(trained.model, images)
-
-
-def random_case(preset: str, num_images: int) -> Case:
-    """Random network whose batch norms have statistics of random images."""
-    torch.manual_seed(0)
-    config = PRESETS[preset]
-    model = RANet(config)
-    images = torch.randn(num_images, 3, config.image_size, config.image_size)
-    for module in model.modules():
-        if isinstance(module, NormRelu):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(images[:16])
-    return Case(model.eval(), images)
 
 
 @torch.inference_mode()
@@ -226,7 +212,7 @@ def main() -> None:
         if name == "digits":
             case = trained_case(arguments.config, arguments.weights, num_images)
         else:
-            case = random_case(PRESET[name], num_images)
+            case = Case(*random_network(PRESETS[PRESET[name]], num_images))
         if arguments.parts:
             print_parts(name, case, arguments.parts, arguments.rounds)
         else:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,9 +14,9 @@ from torch import Tensor, nn
 
 from benchmarks.cuda.items import Item
 from benchmarks.plain import PlainRANet
+from benchmarks.reference import conformance_images, conformance_weights, random_network
 from ranet import Cascade, ModelConfig, RANet, model_from_official, official_state_dict
 from ranet.config import EmaConfig, OptimConfig, TrainConfig
-from ranet.model.layers import NormRelu
 from ranet.training.loop import take_step
 from ranet.training.optim import FiniteGuard
 from ranet.training.state import TrainState
@@ -50,53 +49,26 @@ def correctness_items(
 
 
 @contextmanager
-def exact_float32() -> Iterator[None]:
-    """Compute without TF32."""
+def tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in float32 products and convolutions."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
     try:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
-def random_network(config: ModelConfig, num_images: int = 16) -> tuple[RANet, Tensor]:
-    """Create a network whose batch norms have statistics of random images."""
-    torch.manual_seed(0)
-    model = RANet(config)
-    images = torch.randn(num_images, 3, config.image_size, config.image_size)
-    for module in model.modules():
-        if isinstance(module, NormRelu):
-            module.momentum = 1.0
-    with torch.no_grad():
-        model.train()(images)
-    return model.eval(), images
-
-
 def _conformance(file: Path, device: torch.device) -> dict[str, Any]:
-    """Compare with the authors' network; see the tests' `test_conformance.py`."""
+    """Compare with the authors' network."""
     reference = json.loads(file.read_text())
-    state = {}
-    for name, shape in reference["shapes"].items():
-        layer, _, entry = name.rpartition(".")
-        rng = np.random.default_rng(zlib.crc32(name.encode()))
-        is_norm = f"{layer}.running_var" in reference["shapes"]
-        if entry == "num_batches_tracked":
-            state[name] = torch.tensor(0)
-            continue
-        if entry == "running_var" or (entry == "weight" and is_norm):
-            value = 0.5 + rng.random(shape)
-        elif entry in ("running_mean", "bias"):
-            value = 0.1 * rng.standard_normal(shape)
-        else:
-            value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
-        state[name] = torch.from_numpy(value.astype(np.float32))
+    state = conformance_weights(reference["shapes"])
     size = reference["input"][-1]
     model = model_from_official(reference["config"], reference["num_classes"], size, state).eval()
-    images = np.random.default_rng(0).standard_normal(reference["input"]).astype(np.float32)
+    images = conformance_images(reference["input"]).to(device)
     expected = torch.from_numpy(np.load(file.with_suffix(".npz"))["logits"])
-    with exact_float32(), torch.inference_mode():
-        logits = model.to(device)(torch.from_numpy(images).to(device))
+    with tf32(allowed=False), torch.inference_mode():
+        logits = model.to(device)(images)
     return _within(logits, expected, 5e-5)
 
 
@@ -109,7 +81,7 @@ def _within(values: Tensor, expected: Tensor, bound: float, scale: float = 1.0) 
 def _inference_form(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     model, images = random_network(config)
     expected = model(images)
-    with exact_float32():
+    with tf32(allowed=False):
         logits = copy.deepcopy(model).to(device).optimized()(images.to(device))
     return _within(logits, expected, FLOAT32_BOUND)
 
@@ -127,7 +99,7 @@ def _cascade(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     """Compare the cascade with the exits chosen from a full pass."""
     model, images = random_network(config, 64)
     fused, images = model.to(device).optimized(), images.to(device)
-    with exact_float32():
+    with tf32(allowed=False):
         probabilities = fused(images).softmax(dim=-1)
         confidences = probabilities.amax(dim=-1)
         thresholds = confidences.median(dim=1).values
@@ -160,7 +132,7 @@ def _training_step(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     gradients = []
     for each in (torch.device("cpu"), device):
         training, images, labels = _training_state(config, each)
-        with exact_float32():
+        with tf32(allowed=False):
             take_step(training, FiniteGuard(training.optimizer), images, labels, 10)
         gradients.append(_gradients(training.model))
     error = ((gradients[1] - gradients[0]).norm() / gradients[0].norm()).item()
@@ -173,7 +145,7 @@ def _plain_form(config: ModelConfig, device: torch.device) -> dict[str, Any]:
     plain = PlainRANet(config)
     plain.load_state_dict(official_state_dict(model))
     images = images.to(device)
-    with exact_float32():
+    with tf32(allowed=False):
         ours, theirs = (each.to(device).train()(images) for each in (model, plain))
     return _within(ours.detach(), theirs.detach(), 10 * FLOAT32_BOUND)
 

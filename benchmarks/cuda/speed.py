@@ -13,9 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from benchmarks.cuda.correctness import random_network
+from benchmarks.cuda.correctness import tf32
 from benchmarks.cuda.items import Item
 from benchmarks.plain import PlainRANet
+from benchmarks.reference import random_network
 from ranet import Cascade, ModelConfig, RANet, fit_thresholds, mult_adds
 from ranet.training.losses import exit_loss
 
@@ -138,7 +139,7 @@ def _compare(
     values: dict[str, Any] = {}
     steps: dict[str, Callable[[], object]] = {}
     is_cuda = device.type == "cuda"
-    with _tf32():
+    with tf32(allowed=True):
         for contender in contenders:
             steps[contender.name] = make_step(config, work, batch, contender, device)
             if is_cuda:
@@ -158,17 +159,6 @@ def _compare(
         if name != PLAIN.name:
             values[f"{name} ratio"] = statistics.median(ratios)
     return values
-
-
-class _tf32:  # noqa: N801 - used like a function
-    """Context that allows TF32 in float32 products and convolutions."""
-
-    def __enter__(self) -> None:
-        self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-
-    def __exit__(self, *_: object) -> None:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
 
 
 @torch.inference_mode()

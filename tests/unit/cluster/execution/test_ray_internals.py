@@ -1,4 +1,4 @@
-"""Private APIs of Ray: named here when an upgrade has removed one."""
+"""Private APIs of Ray that an upgrade may remove."""
 
 import importlib
 import inspect
@@ -7,6 +7,7 @@ import pytest
 import ray
 
 from cluster.execution.ray_internals import keep_credentials_out_of_trials
+from tests.support.private_apis import require_attribute, require_module
 
 INTERNALS = "cluster/execution/ray_internals.py"
 
@@ -63,13 +64,7 @@ INTERNALS = "cluster/execution/ray_internals.py"
 )
 def test_private_api_of_ray_exists(module: str, name: str, user: str):
     problem = f"Ray {ray.__version__} has no {module}.{name}: replace it in {user}"
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError:
-        pytest.fail(problem)
-    for part in name.split("."):
-        assert hasattr(found, part), problem
-        found = getattr(found, part)
+    require_attribute(module, name, problem)
 
 
 @pytest.mark.parametrize(
@@ -112,11 +107,7 @@ def test_private_api_of_ray_exists(module: str, name: str, user: str):
 )
 def test_attribute_or_variable_that_ray_sets_or_reads_exists(module: str, text: str, user: str):
     problem = f"Ray {ray.__version__} has no `{text}` in {module}: replace it in {user}"
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError:
-        pytest.fail(problem)
-    assert text in inspect.getsource(found), problem
+    assert text in inspect.getsource(require_module(module, problem)), problem
 
 
 def test_trials_inherit_variables_of_ray_but_no_credentials():

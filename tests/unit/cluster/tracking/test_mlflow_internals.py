@@ -1,12 +1,11 @@
 """Private APIs of MLflow that an upgrade may remove."""
 
-import importlib
-
 import mlflow
 import pytest
 from mlflow.utils import mlflow_tags
 
 from cluster.tracking import mlflow_internals
+from tests.support.private_apis import require_attribute
 
 
 @pytest.mark.parametrize(
@@ -27,13 +26,7 @@ def test_private_api_of_mlflow_exists(module: str, name: str):
         f"MLflow {mlflow.__version__} has no {module}.{name}: "
         "replace it in cluster/tracking/mlflow_internals.py"
     )
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError:
-        pytest.fail(problem)
-    for part in name.split("."):
-        assert hasattr(found, part), problem
-        found = getattr(found, part)
+    require_attribute(module, name, problem)
 
 
 def test_tags_are_those_of_mlflow():
