@@ -72,19 +72,19 @@ def test_killed_writer_leaves_no_file_that_is_accepted(config, start):
         """
         import sys, time
         from pipelines.data.preparation.prepare import prepare
-        from pipelines.data.sources.base import FileImages
+        from pipelines.data.format.encoding import Encoder
         from tests.support.image_files import folder_config
         from pathlib import Path
 
-        read = FileImages.content
+        encode = Encoder.encode
 
         def slow(self, index):
-            if self.name(index).endswith("dog/005.png"):
+            if self.images.name(index).endswith("dog/005.png"):
                 print("nearly done", flush=True)
                 time.sleep(600)
-            return read(self, index)
+            return encode(self, index)
 
-        FileImages.content = slow
+        Encoder.encode = slow
         prepare(folder_config(Path(sys.argv[1]), validation_share=0.01), 32)
         """,
         config.source_dir,
