@@ -24,6 +24,8 @@ FAILURES = (
 )
 """Exceptions of MLflow, its database and its artifact store."""
 
+_HIDDEN_CAUSE = "Failed to download artifacts from path"
+"""MLflow's message, with status 404, for any failed download, also if its server does not answer."""
 _DELETED = re.compile(r"The (run|experiment) (\w+) must be in the 'active' state")
 _RESTORE = {
     "run": "mlflow runs restore --run-id",
@@ -60,6 +62,8 @@ def explained(uri: str) -> Iterator[None]:
 
 def is_permanent(error: Exception) -> bool:
     """Return whether a retry cannot help: MLflow rejects the call."""
+    if _HIDDEN_CAUSE in str(error):
+        return False
     status = http_status(error)
     rejected = status is not None and 400 <= status < 500 and status not in (408, 429)
     return rejected or isinstance(error, PermissionError)
@@ -79,6 +83,8 @@ def explain(error: Exception) -> str:
             "its database does not accept writes; read the server's log, and free space on the "
             "disk of the database where that is full"
         )
+    if _HIDDEN_CAUSE in whole:
+        return f"{text} Check that its server and the storage of its artifacts answer"
     for sign, remedy in _DATABASE_REMEDIES.items():
         if sign in whole:
             return f"{text}; {remedy}"

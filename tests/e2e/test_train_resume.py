@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipelines.data.config import normalization
+from pipelines.data.format.metadata import with_normalization
 from pipelines.data.loading.loader import Worker, open_batches
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import read_run
@@ -43,7 +44,7 @@ def trained_in_one_process(tmp_path_factory):
     config = folder / "config.yaml"
     config.write_text(CONFIG)
     run = read_run(["--config", str(config), SMALL_BATCHES, f"--data.prepared_dir={folder}/digits"])
-    prepare(run.data, run.model.image_size)
+    data = with_normalization(run.data, prepare(run.data, run.model.image_size))
     torch.manual_seed(run.train.seed)
     device = torch.device("cpu")
     train, val = (
@@ -53,7 +54,7 @@ def trained_in_one_process(tmp_path_factory):
         )
         for split in ("train", "val")
     )  # fmt: skip
-    training = TrainState(run.train, RANet(run.model), Normalize(*normalization(run.data)))
+    training = TrainState(run.train, RANet(run.model), Normalize(*normalization(data)))
     return fit(training, train, val, LogReporter())
 
 

@@ -41,6 +41,11 @@ def rest(code: str, message: str) -> RestException:
         (rest("TEMPORARILY_UNAVAILABLE", "busy"), False, "busy"),
         (rest("RESOURCE_DOES_NOT_EXIST", "Run with id=x not found"), True, "correct the name"),
         (
+            rest("RESOURCE_DOES_NOT_EXIST", "Failed to download artifacts from path 'x', please"),
+            False,
+            "the storage of its artifacts answer",
+        ),
+        (
             rest("INVALID_PARAMETER_VALUE", "The run abc1 must be in the 'active' state."),
             True,
             "mlflow runs restore --run-id abc1",
