@@ -25,7 +25,7 @@ FAILURES = (
 """Exceptions of MLflow, its database and its artifact store."""
 
 _HIDDEN_CAUSE = "Failed to download artifacts from path"
-"""MLflow's message, with status 404, for any failed download, also if its server does not answer."""
+"""MLflow's message, with status 404, for any failed download, whatever its cause."""
 _DELETED = re.compile(r"The (run|experiment) (\w+) must be in the 'active' state")
 _RESTORE = {
     "run": "mlflow runs restore --run-id",
