@@ -32,6 +32,8 @@ class Capacity:
     """Workers that fit."""
     suffices: bool
     """The run needs no rented machines: it fits, or does not use GPUs."""
+    cluster: ClusterConfig
+    """Resources that the run requests there, reduced to those of this machine."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ def _current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity]:
         f"workers{remark}"
     )
     suffices = num_workers >= cluster.min_workers or not gpus
-    return [Finding("cluster", text)], Capacity(name, resources, gpus, num_workers, suffices)
+    return [Finding("cluster", text)], Capacity(
+        name, resources, gpus, num_workers, suffices, cluster
+    )
 
 
 def allocate(
