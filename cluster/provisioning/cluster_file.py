@@ -44,6 +44,10 @@ class ClusterSpec:
     """Cluster spec: node types and maximum number of workers."""
 
     path: Path
+    name: str
+    """Name of the cluster, which Ray gives to its machines as a tag."""
+    region: str
+    """AWS region."""
     head: NodeType
     workers: tuple[NodeType, ...]
     max_workers: int
@@ -118,7 +122,12 @@ def read_cluster_spec(path: Path = CLUSTER_FILE) -> ClusterSpec:
         }
         workers = tuple(group for name, group in groups.items() if name != head)
         spec = ClusterSpec(
-            path=path, head=groups[head], workers=workers, max_workers=content["max_workers"]
+            path=path,
+            name=content["cluster_name"],
+            region=content["provider"]["region"],
+            head=groups[head],
+            workers=workers,
+            max_workers=content["max_workers"],
         )
         _check_by_ray(path, content)
         return spec

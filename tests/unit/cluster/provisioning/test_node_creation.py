@@ -4,31 +4,12 @@ import copy
 from typing import Any
 
 import boto3
-import pytest
-from moto import mock_aws
-from ray.autoscaler._private.aws import utils
 from ray.autoscaler._private.aws.config import bootstrap_aws
 from ray.autoscaler._private.aws.node_provider import AWSNodeProvider
 from ray.autoscaler._private.util import prepare_config
 
-REGION = "us-west-2"
 ZONE = "us-west-2a"
 OPEN = "0.0.0.0/0"
-
-
-@pytest.fixture
-def ec2(monkeypatch, tmp_path):
-    """EC2 resource of an empty account with a second public VPC."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
-    monkeypatch.setenv("HOME", str(tmp_path))  # for the SSH key that Ray creates
-    for cached in (utils.resource_cache, utils.client_cache):
-        cached.cache_clear()
-    with mock_aws():
-        yield boto3.resource("ec2", REGION)
-    for cached in (utils.resource_cache, utils.client_cache):
-        cached.cache_clear()
 
 
 def public_subnet(ec2, block):
