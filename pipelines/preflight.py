@@ -103,7 +103,7 @@ def _network(model: RANet, costs: tuple[int, ...]) -> Finding:
 def estimate_time(
     run: Run, num_images: int, cost: int, allocation: Allocation
 ) -> Iterable[Finding]:
-    """Estimate steps, hours and dollars.
+    """Estimate steps, hours and GPU-hours.
 
     Args:
         run: The run.
@@ -136,13 +136,13 @@ def estimate_time(
     yield Finding("images/s", text)
     yield Finding("time", f"{assumption}{hours:,.2f} h, without validation and start-up")
     if allocation.spec:
-        price = allocation.spec.dollars_per_hour(
+        machines = allocation.spec.num_nodes(
             run.cluster, gpus=allocation.gpus, num_workers=num_workers
         )
         yield Finding(
-            "price",
-            f"${price:.2f} per hour with {num_workers} workers and the head; {assumption}"
-            f"${price * hours:,.2f} (prices from cluster/provisioning/instance_types.py)",
+            "GPU-hours",
+            f"{assumption}{hours * num_workers * allocation.gpus:,.2f} on {num_workers} workers; "
+            f"{machines} machines and the head, each {hours:,.2f} h",
         )
 
 
