@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ranet.inference.ensemble import ExitEnsemble
+from ranet.config import ExitEnsemble
 from ranet.model.network import RANet
 
 
