@@ -33,6 +33,8 @@ class Capacity:
     """Workers that fit."""
     suffices: bool
     """The run needs no rented machines: it fits, or does not use GPUs."""
+    cluster: ClusterConfig
+    """Resources that the run requests there, reduced to those of this machine."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,7 @@ def _current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity]:
     if address and cluster.device == "auto" and not gpus:
         text = "cpu, as the cluster has too few GPUs now; cluster.device=gpu starts GPU nodes"
         findings.append(Finding("device", text))
-    return findings, Capacity(name, resources, gpus, num_workers, suffices)
+    return findings, Capacity(name, resources, gpus, num_workers, suffices, cluster)
 
 
 def allocate(

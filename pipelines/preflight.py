@@ -18,7 +18,6 @@ from cluster.preflight import (
     check_storage,
     check_tracking,
     current_capacity,
-    fit_to_machine,
 )
 from cluster.storage.s3 import is_uri
 from pipelines.data.preflight import check_images
@@ -69,8 +68,8 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
         model = RANet(run.model)
     capacity_findings, capacity = current_capacity(run.cluster)
     is_here = capacity is not None and capacity.suffices
-    if is_here:
-        run = replace(run, cluster=fit_to_machine(run.cluster))
+    if capacity is not None:
+        run = replace(run, cluster=capacity.cluster)
     images = check_images(run.data, run.model, run.train.batch_size, is_here=is_here)
     stages_images = is_uri(run.data.prepared_dir)
     uses_this_machine = is_here and not os.environ.get("RAY_ADDRESS")
