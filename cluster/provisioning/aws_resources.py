@@ -1,4 +1,4 @@
-"""List or delete the machines, disks and IP addresses of the cluster in AWS.
+"""List or delete machines, disks and IP addresses of the cluster.
 
     python -m cluster.provisioning.aws_resources list
     python -m cluster.provisioning.aws_resources delete

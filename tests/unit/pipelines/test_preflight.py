@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 
 import pytest
 import torch
 import yaml
 
 from cluster.cli import parse_settings
+from cluster.provisioning.preconditions import PRECONDITIONS
 from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run
@@ -65,7 +67,9 @@ def test_run_on_rented_gpus_has_gpu_hours_and_unknown_rates_are_named(at_home, t
     assert lines["GPU-hours"] == (
         "at 100 images/s per worker: 0.03 on 8 workers; 2 machines and the head, each 0.00 h"
     )
-    assert "$" not in str(report)  # no prices: they have no dated source here
+    checks = [text for name, text in report.lines if name == "check first"]
+    assert checks == [str(each) for each in PRECONDITIONS]
+    assert not re.search(r"\$\d", str(report))  # no prices: they have no dated source here
 
 
 def test_all_missing_requirements_are_reported_at_once(at_home, tmp_path, monkeypatch):

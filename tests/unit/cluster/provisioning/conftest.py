@@ -1,4 +1,4 @@
-"""Cluster file of the project, and an AWS account in which to start it."""
+"""Cluster file of the project, and an AWS account for it."""
 
 import boto3
 import pytest
@@ -16,7 +16,7 @@ def aws():
 
 @pytest.fixture
 def ec2(monkeypatch, tmp_path):
-    """EC2 resource of an account with nothing but a default VPC, by moto."""
+    """EC2 of an account with nothing but a default VPC, by moto."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-2")

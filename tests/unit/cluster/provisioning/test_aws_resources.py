@@ -1,4 +1,4 @@
-"""Machines, disks and IP addresses that a cluster left behind, in moto's EC2."""
+"""Machines, disks and IP addresses that a cluster left in EC2."""
 
 import boto3
 import pytest
@@ -35,7 +35,9 @@ def leftovers(ec2, monkeypatch):
         )["AllocationId"]
 
     other = [{"Key": "ray-cluster-name", "Value": "other"}]
-    start(other), volume(other), address(other), address()
+    for create in (start, volume, address):
+        create(other)
+    address()
     ended = start(TAGS)
     ended.terminate()
     machine = start(TAGS)
