@@ -1,4 +1,4 @@
-"""Evaluate a registered model: every exit, and thresholds refitted for each budget.
+"""Evaluate a trained network: every exit, and thresholds refitted for each budget.
 
     python pipelines/evaluate.py models:/ranet-digits@champion --config configs/digits.yaml
 
@@ -8,7 +8,6 @@ weights and its normalization. The results are logged to a separate MLflow run.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,34 +16,35 @@ from cluster.execution.connection import connected
 from cluster.execution.trainer import launch
 from cluster.storage.checkpoints import load_checkpoint
 from cluster.storage.filesystem import resolve_storage
-from cluster.tracking import client, registry
+from cluster.tracking import client
 from pipelines.data.preparation.prepare import prepare
 from pipelines.data.summary import describe
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
+from pipelines.model_packaging.load import MODEL_HELP, load_saved
 from pipelines.run import Run
 from pipelines.start import on_this_machine, resolve, track
 from pipelines.workers import EvaluateTask, evaluate_worker, exit_outputs_in
-from ranet import ModelConfig, mult_adds
+from ranet import ModelMetadata, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs
 
 
 def main() -> None:
     """Load the model, evaluate it, and print and log the results."""
     options = command_line().read()
-    model_uri, run = options.model_uri, options.settings
+    trained_model, run = options.trained_model, options.settings
     configure_logging()
     with main_guard():
         client.check_reachable()
         run = on_this_machine(run)
         resolve_storage(run.cluster.storage_path)
-        classifier = registry.load(model_uri).unwrap_python_model()
-        run = with_model(run, classifier)
+        saved = load_saved(trained_model)
+        run = with_model(run, saved.metadata)
         name = f"{run.name}-evaluation"
-        extra = {"evaluated": model_uri}
+        extra = {"evaluated": trained_model}
         with track(run, name=name, extra=extra, new_attempt=True) as record:
-            outputs = evaluate_weights(resolve(run), classifier.weights, record.storage_name)
+            outputs = evaluate_weights(resolve(run), saved.weights, record.storage_name)
             evaluation = evaluate_outputs(
                 mult_adds(run.model),
                 outputs["val"],
@@ -55,7 +55,7 @@ def main() -> None:
                 evaluation,
                 record.run_id,
                 folder=Path("outputs") / "evaluation" / record.storage_name,
-                title=f"{model_uri} on {run.name}",
+                title=f"{trained_model} on {run.name}",
             )
         print(f"\n{format_tables(evaluation)}\n\n{curve_line(plot)}")
         print(f"MLflow run  {record.run_id} ({name}, attempt {record.attempt})")
@@ -64,41 +64,40 @@ def main() -> None:
 def command_line() -> CommandLine:
     """Declare the model beside the settings of a run."""
     parser = CommandLine(
-        __doc__, Run, usage="%(prog)s MODEL_URI [--config FILE] [--section.field=value ...]"
+        __doc__, Run, usage="%(prog)s TRAINED_MODEL [--config FILE] [--section.field=value ...]"
     )
-    parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
+    parser.add_argument("trained_model", metavar="TRAINED_MODEL", help=MODEL_HELP)
     return parser
 
 
-def with_model(run: Run, classifier: Any) -> Run:
+def with_model(run: Run, metadata: ModelMetadata) -> Run:
     """Prepare the images and insert the model's network and normalization.
 
     Raises:
         ValueError: The images differ from the images that the model was trained with.
     """
-    settings = classifier.settings
-    model = ModelConfig(**settings["model"])
+    model = metadata.model
     check_budgets(mult_adds(model), run.evaluation.budget_fractions)
     info = prepare(run.data, model.image_size)
     print(describe(info))
-    if list(info.class_names) != settings["class_names"]:
+    if tuple(info.class_names) != metadata.class_names:
         raise ValueError(
             f"data.source {run.data.source} has the classes {list(info.class_names)}, but the "
-            "model "
-            f"was trained on classes {settings['class_names']}; evaluate it on images of its "
-            "classes"
+            f"model was trained on classes {list(metadata.class_names)}; evaluate it on images of "
+            "its classes"
         )
-    if info.sha256["val"] != settings["validation_sha256"]:
+    trained_on = metadata.data.sha256["val"]
+    if info.sha256["val"] != trained_on:
         raise ValueError(
             f"the validation images of {info.folder} (SHA-256 {info.sha256['val'][:12]}) are not "
             f"the images that were held out when the model was trained "
-            f"({settings['validation_sha256'][:12]}): the model may have been trained on them, "
+            f"({trained_on[:12]}): the model may have been trained on them, "
             "which would bias its thresholds; evaluate it on the images prepared for its training"
         )
     data = replace(
         run.data,
-        mean=tuple(settings["mean"]),
-        std=tuple(settings["std"]),
+        mean=metadata.preprocessing.mean,
+        std=metadata.preprocessing.std,
     )
     return replace(run, model=model, data=data)
 

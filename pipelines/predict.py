@@ -1,38 +1,56 @@
-"""Classify image files with a registered model within a compute budget.
+"""Classify image files with a trained network within a compute budget.
 
 Files that cannot be read are listed after the answers for the others; the exit status is then 1.
 
-python pipelines/predict.py models:/ranet-digits@champion IMAGE... --budget-fraction 0.5
+    python pipelines/predict.py models:/ranet-digits@champion IMAGE... --budget-fraction 0.5
+    python pipelines/predict.py FOLDER_OF_NETWORK FOLDER_OF_IMAGES --csv predictions.csv
 """
 
+import csv
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from mlflow import MlflowException
+import torch
 from PIL import Image
 
 from cluster.cli import CommandLine, configure_logging, main_guard
-from cluster.tracking import registry
 from pipelines.data.config import MAX_PIXELS
 from pipelines.data.loading.augmentation import evaluation_boxes
 from pipelines.data.sources.files import printable, read_image_file
 from pipelines.data.sources.images import UnreadableImageError, decode_image
+from pipelines.data.sources.scan import images_below
+from pipelines.model_packaging.load import MODEL_HELP, load_classifier
+from ranet.inference.classifier import BudgetedClassifier
+from ranet.model.metadata import Preprocessing
+
+_CHUNK_FILES = 256
+"""Images that are read and classified together, so that a large folder fits into memory."""
+_COLUMNS: tuple[str, ...] = ("file", "label", "class_name", "confidence", "exit", "mult_adds")
 
 
 def main() -> None:
-    """Load the model, classify the images, and print a table."""
+    """Load the network, classify the images, and print or write a table."""
     options = command_line().read()
     configure_logging()
-    with main_guard():
-        model = registry.load(options.model_uri)
-        size = model.unwrap_python_model().settings["model"]["image_size"]
-        images, errors = read_images(options.images, size, options.max_pixels)
-        if images:
-            answers = classify(model, np.stack(list(images.values())), options.budget_fraction)
-            print(format_table(list(images), answers))
+    with main_guard("interrupted"):
+        classifier = load_classifier(options.trained_model)
+        classifier.metadata.thresholds(options.budget_fraction)  # rejects an impossible budget
+        files, errors = image_files(options.images)
+        rows: list[dict[str, Any]] = []
+        preprocessing = classifier.metadata.preprocessing
+        for first in range(0, len(files), _CHUNK_FILES):
+            chunk = files[first : first + _CHUNK_FILES]
+            images, unreadable = read_images(chunk, preprocessing, options.max_pixels)
+            rows += classify(classifier, images, options.budget_fraction)
+            errors += unreadable
+        if options.csv:
+            write_csv(options.csv, rows)
+            print(f"{len(rows):,} predictions in {options.csv}")
+        elif rows:
+            print(format_table(rows))
         for error in errors:
             sys.stderr.write(f"error: {error}\n")
         sys.exit(bool(errors))
@@ -41,13 +59,18 @@ def main() -> None:
 def command_line() -> CommandLine:
     """Declare the arguments of the script."""
     parser = CommandLine(__doc__)
-    parser.add_argument("model_uri", help="URI of a model in MLflow, such as models:/NAME@champion")
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image file")
+    parser.add_argument("trained_model", metavar="TRAINED_MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image file, or folder of image files"
+    )
     parser.add_argument(
         "--budget-fraction",
         type=float,
         default=1.0,
         help="mean mult-adds per image, as a fraction of the last exit's mult-adds",
+    )
+    parser.add_argument(
+        "--csv", default="", metavar="FILE", help="write a CSV file; empty: print a table"
     )
     parser.add_argument(
         "--max-pixels",
@@ -58,27 +81,41 @@ def command_line() -> CommandLine:
     return parser
 
 
+def image_files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Replace folders by their images; return an error per empty folder."""
+    files: list[str] = []
+    errors: list[str] = []
+    for path in paths:
+        found = images_below(path) if Path(path).is_dir() else [path]
+        files += found
+        if not found:
+            errors.append(f"{printable(path)} contains no image files")
+    return files, errors
+
+
 def read_images(
-    paths: Sequence[str], size: int, max_pixels: int
+    paths: Sequence[str], preprocessing: Preprocessing, max_pixels: int
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return images by path, and one sentence per unreadable file."""
     images: dict[str, np.ndarray] = {}
     errors: list[str] = []
     for path in paths:
         try:
-            images[path] = read_image(path, size, max_pixels)
+            images[path] = read_image(path, preprocessing, max_pixels)
         except (UnreadableImageError, OSError) as error:
             errors.append(str(error))
     return images, errors
 
 
-def read_image(path: str, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image file as evaluation does: (3, size, size), uint8.
+def read_image(path: str, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read an image file as evaluation does: (3, height, width), uint8.
 
-    An image of exactly that size is used unchanged; otherwise its central square is resized.
+    An image of exactly the network's size is used unchanged; otherwise its central square is
+    resized.
     """
+    size = preprocessing.image_size
     pixels = decode_image(read_image_file(path), printable(path), max_pixels).pixels
-    box = evaluation_boxes(size, np.array([pixels.shape[:2]]))[0]
+    box = evaluation_boxes(size, np.array([pixels.shape[:2]]), preprocessing.crop_share)[0]
     top, left, side = (int(value) for value in box[:3])
     square = pixels[top : top + side, left : left + side]
     resampling = Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
@@ -86,25 +123,43 @@ def read_image(path: str, size: int, max_pixels: int = MAX_PIXELS) -> np.ndarray
     return np.asarray(resized).transpose(2, 0, 1)
 
 
-def classify(model: Any, images: np.ndarray, budget_fraction: float) -> pd.DataFrame:
-    """Return label, class name, confidence, exit and mult-adds of each image."""
-    try:
-        return model.predict(images, params={"budget_fraction": budget_fraction})
-    except MlflowException as error:
-        raise ValueError(error.message) from error
+def classify(
+    classifier: BudgetedClassifier, images: dict[str, np.ndarray], budget_fraction: float
+) -> list[dict[str, Any]]:
+    """Return one row per image: `_COLUMNS` by name."""
+    if not images:
+        return []
+    batch = torch.from_numpy(np.stack(list(images.values())))
+    found = classifier.classify(batch, budget_fraction)
+    labels = found.labels.tolist()
+    columns = (
+        [printable(path) for path in images],
+        labels,
+        [classifier.metadata.class_names[label] for label in labels],
+        found.confidences.tolist(),
+        found.exits.tolist(),
+        found.mult_adds.tolist(),
+    )
+    return [dict(zip(_COLUMNS, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def format_table(files: Sequence[str], predictions: pd.DataFrame) -> str:
+def write_csv(path: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows to a CSV file with a header."""
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def format_table(rows: Sequence[dict[str, Any]]) -> str:
     """Format the predictions as a table, one row per file."""
-    names = [printable(file) for file in files]
-    width = max(len("file"), *(len(name) for name in names))
-    label_width = max(len("label"), *(len(name) for name in predictions["class_name"]))
+    width = max(len("file"), *(len(row["file"]) for row in rows))
+    label_width = max(len("label"), *(len(row["class_name"]) for row in rows))
     lines = [f"{'file':{width}}  {'label':{label_width}}  confidence  exit   mult-adds"]
-    columns = (predictions[name] for name in ("class_name", "confidence", "exit", "mult_adds"))
     lines += [
-        f"{name:{width}}  {label:{label_width}}  {confidence:10.4f}  {number:4d}  "
-        f"{cost / 1e6:8.2f} M"
-        for name, label, confidence, number, cost in zip(names, *columns, strict=True)
+        f"{row['file']:{width}}  {row['class_name']:{label_width}}  {row['confidence']:10.4f}  "
+        f"{row['exit']:4d}  {row['mult_adds'] / 1e6:8.2f} M"
+        for row in rows
     ]
     return "\n".join(lines)
 

@@ -7,6 +7,10 @@ from typing import Literal
 from ranet.architecture import make_network_spec
 from ranet.checks import check_choices, check_range
 
+ExitEnsemble = Literal["none", "mean_logits"]
+"""none: an exit predicts from its own logits; mean_logits: from the mean of the logits of this exit
+and all earlier exits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

@@ -1,19 +1,26 @@
 """MLflow model registry: versions of a model, and their promotion to champion."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import mlflow
 from mlflow import MlflowClient, MlflowException
+from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import get_model_info
 from mlflow.pyfunc import PyFuncModel
 
 from cluster.errors import TrackingError
 from cluster.tracking.client import find_experiment, make_client, tracking_uri
 from cluster.tracking.database import sqlite_file
 from cluster.tracking.failures import FAILURES, explain, first_line, masked
+
+_Value = TypeVar("_Value")
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +65,40 @@ def load(model_uri: str) -> PyFuncModel:
     Raises:
         TrackingError: MLflow has no such model, or cannot be used.
     """
+    return _fetch(model_uri, mlflow.pyfunc.load_model)
+
+
+def download(model_uri: str, folder: str) -> Path:
+    """Download the files of a model, without executing its code.
+
+    Args:
+        model_uri: URI of the model, such as `models:/NAME@champion`.
+        folder: local folder for the files.
+
+    Raises:
+        TrackingError: MLflow has no such model, or cannot be used.
+    """
+    return Path(_fetch(model_uri, partial(download_artifacts, dst_path=folder)))
+
+
+def add_files(model_uri: str, folder: Path, artifact_path: str) -> None:
+    """Store the files of a folder with a registered model.
+
+    Args:
+        model_uri: URI of the model, such as `models:/NAME@champion`.
+        folder: local folder.
+        artifact_path: folder among the files of the model; existing files are replaced.
+
+    Raises:
+        TrackingError: MLflow has no such model, or cannot be used.
+    """
+    model_id = _fetch(model_uri, get_model_info).model_id
+    with client_to(f"store files with {model_uri}") as client:
+        client.log_model_artifacts(model_id, str(folder), artifact_path)
+
+
+def _fetch(model_uri: str, fetch: Callable[[str], _Value]) -> _Value:
+    """Fetch a model from MLflow, and explain failures."""
     uri = tracking_uri()
     if (file := sqlite_file(uri)) is not None and not file.exists():  # a query would create it
         raise TrackingError(
@@ -67,7 +108,7 @@ def load(model_uri: str) -> PyFuncModel:
     with client_to(f"load {model_uri}") as client:
         find_experiment(client, uri)  # a moved database has no artifacts
         try:
-            return mlflow.pyfunc.load_model(model_uri)
+            return fetch(model_uri)
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise

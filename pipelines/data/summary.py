@@ -1,6 +1,6 @@
 """Summary of prepared images: files, classes, splits, duplicates, mean and deviation."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from pipelines.data.format.metadata import DatasetInfo, SourceRecord
@@ -47,6 +47,20 @@ def summary_of(info: DatasetInfo) -> dict[str, Any]:
             for split, counts in info.samples_per_class.items()
         },
     }
+
+
+def info_from_summary(summary: dict[str, Any]) -> DatasetInfo:
+    """Make prepared images' description from the result of `summary_of`, read from JSON.
+
+    Raises:
+        ValueError: an entry is missing.
+    """
+    try:
+        values: dict[str, Any] = {field.name: summary[field.name] for field in fields(DatasetInfo)}
+        values["source"] = SourceRecord(**summary["source"])
+        return DatasetInfo(**values)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the summary of the images has another format ({error!r})") from error
 
 
 def _range(bounds: tuple[int, int]) -> str:

@@ -6,44 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ranet.config import ExitEnsemble
 from ranet.evaluation.exit_outputs import (
     ExitOutputs,
     SplitOutputs,
     anytime_accuracy,
     select_ensemble,
 )
-from ranet.inference.ensemble import ExitEnsemble
 from ranet.inference.threshold_search import fit_budgets
 from ranet.inference.thresholds import score_budget
+from ranet.model.metadata import BudgetAccuracy, ExitAccuracy
 
 _MIN_BUDGETS = 40
-
-
-@dataclass(frozen=True)
-class ExitAccuracy:
-    """Anytime prediction: accuracy of one exit on all images, in percent."""
-
-    mult_adds: int
-    val_top1: float
-    val_top5: float
-    test_top1: float
-    test_top5: float
-
-
-@dataclass(frozen=True)
-class BudgetAccuracy:
-    """Budgeted batch classification: thresholds and accuracy (percent) of one budget."""
-
-    budget_fraction: float
-    """Mean mult-adds per image, as a fraction of the last exit's mult-adds."""
-    thresholds: tuple[float, ...]
-    """Confidence thresholds by exit, fitted on the validation images."""
-    val_top1: float
-    test_top1: float
-    test_mult_adds: float
-    """Mean mult-adds of the test images."""
-    exit_shares: tuple[float, ...]
-    """Percentage of the test images that leave at each exit."""
 
 
 @dataclass(frozen=True)

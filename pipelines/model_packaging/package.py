@@ -1,29 +1,28 @@
 """Log a trained network as an MLflow model and register it."""
 
 import hashlib
-import json
 import re
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import mlflow
 import numpy as np
-import torch
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 from torch import Tensor
 
 import ranet
 from cluster.tracking import registry
-from pipelines.data.config import normalization
-from pipelines.data.format.metadata import DatasetInfo, with_normalization
+from pipelines.data.format.metadata import DatasetInfo
 from pipelines.evaluation.budgets import Evaluation
+from pipelines.model_packaging.card import write_network
+from pipelines.model_packaging.contents import make_saved_model
 from pipelines.run import Run
 
 _METRIC_NAME = "mean validation top-1 over the budgets"
@@ -83,31 +82,17 @@ def _log_model(
     data_info: DatasetInfo,
     run_id: str,
 ) -> str:
-    mean, std = normalization(with_normalization(run.data, data_info))
-    settings = {
-        "model": asdict(run.model),
-        "mean": mean,
-        "std": std,
-        "class_names": data_info.class_names,
-        "validation_sha256": data_info.sha256["val"],
-        "budget_fractions": [row.budget_fraction for row in evaluation.curve],
-        "exit_ensemble": evaluation.exit_ensemble,
-    }
-    tensors = {
-        "model": state_dict,
-        "thresholds": torch.tensor([row.thresholds for row in evaluation.curve]),
-    }
     with (
         tempfile.TemporaryDirectory() as folder,
         warnings.catch_warnings(),
         registry.client_to("log the model") as client,
     ):
         warnings.filterwarnings("ignore", "[^A]*An input example was not provided", UserWarning)
-        settings_file, tensors_file = Path(folder, "settings.json"), Path(folder, "tensors.pt")
-        settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
-        torch.save(tensors, tensors_file)
-        code, model_file = _copy_code(Path(folder))
         mlflow_run = client.get_run(run_id)
+        network = Path(folder, "network")
+        tags = mlflow_run.data.tags
+        write_network(network, make_saved_model(run, state_dict, evaluation, data_info, tags))
+        code, model_file = _copy_code(Path(folder))
         model = client.create_logged_model(
             mlflow_run.info.experiment_id,
             "ranet",
@@ -122,7 +107,7 @@ def _log_model(
                 run_id=run_id,
                 model_id=model.model_id,
                 python_model=str(model_file),
-                artifacts={"settings": str(settings_file), "tensors": str(tensors_file)},
+                artifacts={"network": str(network)},
                 code_paths=[str(code)],
                 signature=_signature(),
                 pip_requirements=[

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ranet.config import ExitEnsemble
 from ranet.distributed import gather
 from ranet.evaluation.accuracy import exit_hits
 from ranet.evaluation.cross_fit import cross_fit
 from ranet.evaluation.forward import ForwardPass
-from ranet.inference.ensemble import ExitEnsemble, mean_logits
+from ranet.inference.ensemble import mean_logits
 from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
 from ranet.inference.thresholds import assign_exits
 from ranet.protocols import Batches

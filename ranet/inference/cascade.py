@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from ranet.architecture import make_network_spec
-from ranet.config import ModelConfig
-from ranet.inference.ensemble import ExitEnsemble
+from ranet.config import ExitEnsemble, ModelConfig
 from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
 from ranet.model.network import CPU_CHUNK_IMAGES, FusedRANet, RANet
 

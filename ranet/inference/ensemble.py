@@ -1,13 +1,7 @@
 """Ensemble of exits: the mean logits of all exits so far."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor
-
-ExitEnsemble = Literal["none", "mean_logits"]
-"""none: an exit predicts from its own logits; mean_logits: from the mean of the logits of this exit
-and all earlier exits."""
 
 
 def mean_logits(logits: Tensor) -> Tensor:

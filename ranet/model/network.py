@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Collection, Generator
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -14,6 +15,8 @@ from ranet.model.exit import Exit
 from ranet.model.feature_buffer import FeatureBuffer
 from ranet.model.fused import FusedStemStep, FusedSubNetwork
 from ranet.model.layers import ConvNormRelu
+from ranet.model.metadata import ModelMetadata
+from ranet.model.saved import SavedModel, find_model, read_model
 from ranet.model.stem import LargeStemStep, Stem, make_step
 from ranet.torch_internals import convert
 
@@ -142,6 +145,8 @@ class RANet(Network):
 
     batches_tracked: Tensor
     """Training batches seen by each batch norm, in the order of the authors' network."""
+    metadata: ModelMetadata | None = None
+    """Preprocessing, class names, thresholds and accuracy of a trained network that was loaded."""
 
     def __init__(self, config: ModelConfig) -> None:
         spec = make_network_spec(config)
@@ -152,6 +157,37 @@ class RANet(Network):
         )
         super().__init__(config, Stem(make_step(step) for step in spec.stem), subnetworks)
         self.register_buffer("batches_tracked", torch.zeros(spec.num_norms, dtype=torch.int64))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> "RANet":
+        """Load a trained network in evaluation mode, with its `metadata`.
+
+        Args:
+            name: one of `pretrained_names()`, or the folder of a network.
+
+        Raises:
+            FileNotFoundError: there is no such network; the message lists the names.
+            ValueError: the files of the network are damaged.
+        """
+        return cls.from_saved(read_model(find_model(name)))
+
+    @classmethod
+    def from_saved(cls, saved: SavedModel) -> "RANet":
+        """Create a trained network in evaluation mode, with its `metadata`.
+
+        Raises:
+            ValueError: the weights do not fit the network.
+        """
+        model = cls(saved.metadata.model)
+        try:
+            model.load_state_dict(saved.weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"the weights of {saved.metadata.name} do not fit its settings: {reason:.200}"
+            ) from error
+        model.metadata = saved.metadata
+        return model.eval()
 
     def predictions(
         self, images: Tensor, skip: Collection[int] = ()

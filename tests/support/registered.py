@@ -47,6 +47,7 @@ INFO = dataset_info(
     class_names=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     num_samples={"train": 1000, "val": 300, "test": 300},
     sha256={"train": "1" * 64, "val": "2" * 64, "test": "3" * 64},
+    content_sha256={"train": "4" * 64, "val": "5" * 64, "test": "6" * 64},
 )
 
 

@@ -77,14 +77,16 @@ def training_boxes(
     return np.column_stack([boxes, mirrored]).astype(np.int64)
 
 
-def evaluation_boxes(image_size: int, sizes: np.ndarray) -> np.ndarray:
+def evaluation_boxes(
+    image_size: int, sizes: np.ndarray, share: float = EVALUATED_SHARE
+) -> np.ndarray:
     """Return evaluation crops: whole images of the right size, or central squares.
 
-    The square has 7/8 of the shorter side, as after resizing to 256 and cropping 224.
+    The side of a square is a share of the shorter side.
     """
     heights, widths = sizes[:, 0], sizes[:, 1]
     fits = (heights == image_size) & (widths == image_size)
-    side = np.round(np.minimum(heights, widths) * EVALUATED_SHARE)
+    side = np.round(np.minimum(heights, widths) * share)
     side = np.where(fits, image_size, np.maximum(side, 1))
     top, left = (heights - side) // 2, (widths - side) // 2
     return np.stack([top, left, side, side, np.zeros_like(top)], axis=1).astype(np.int64)

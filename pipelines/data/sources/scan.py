@@ -76,6 +76,17 @@ def scan_folder(folder: str) -> Scan:
     return _sort_entries(folder, _walk(folder))
 
 
+def images_below(folder: str) -> list[str]:
+    """Return the paths of all images below a local folder, sorted."""
+    return sorted(
+        f"{folder.rstrip('/')}/{entry.path}"
+        for entry in _walk(folder)
+        if _suffix(entry.path) in IMAGE_SUFFIXES
+        and _reason_to_skip(entry.path) in ("", BESIDE)
+        and not entry.path.endswith("/")
+    )
+
+
 def _walk(folder: str) -> Iterator[Entry]:
     """Walk a folder and the folders that links lead to."""
     top = os.stat(folder)  # noqa: PTH116 - os is faster for a million files

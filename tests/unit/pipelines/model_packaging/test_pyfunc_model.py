@@ -76,7 +76,7 @@ def test_loaded_model_uses_the_ensemble_it_was_registered_with(
 def test_model_uses_the_largest_of_at_least_40_budgets_within_the_request(
     model: PyFuncModel, test_images: np.ndarray
 ):
-    budgets = model.unwrap_python_model().settings["budget_fractions"]
+    budgets = [row.budget_fraction for row in model.unwrap_python_model().classifier.metadata.curve]
     assert len(budgets) >= 40
     assert budgets[0] == SMALLEST
     assert budgets[-1] == 1
@@ -89,7 +89,7 @@ def test_model_uses_the_largest_of_at_least_40_budgets_within_the_request(
 
 
 def test_smallest_budget_runs_only_the_first_exit(model: PyFuncModel, test_images: np.ndarray):
-    network = model.unwrap_python_model().model
+    network = model.unwrap_python_model().classifier.network
     ran: list[str] = []
     hooks = [
         module.register_forward_hook(lambda *_, name=name: ran.append(name))
@@ -188,7 +188,7 @@ def test_versions_of_a_model_run_their_own_code_in_one_process(
     modules = []
     for each in (first, second, first):
         each.predict(IMAGES)
-        code = type(each.unwrap_python_model().model).__module__.partition(".")[0]
+        code = type(each.unwrap_python_model().classifier.network).__module__.partition(".")[0]
         modules.append(sys.modules[f"{code}.inference.cascade"])
     assert [hasattr(module, "MARK") for module in modules] == [False, True, False]
     assert not hasattr(sys.modules["ranet.inference.cascade"], "MARK")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from benchmarks.plain import PlainRANet
 from ranet import PRESETS, Cascade, ModelConfig, RANet, official_state_dict
-from ranet.inference.ensemble import ExitEnsemble
+from ranet.config import ExitEnsemble
 from tests.support.networks import configs, randomised
 
 SMALL = ModelConfig(stem_channels=4, growth_rate=4, layers_per_block=2, num_classes=5)
