@@ -4,8 +4,9 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from pipelines.model_export.onnx_writer import to_onnx
-from pipelines.model_export.source import ExportSource
-from ranet import mult_adds
 from ranet.inference.stages import IMAGES, LOGITS, Stage, make_stages, stage_mult_adds
+from ranet.model.metadata import ModelMetadata
+from ranet.model.network import RANet
 from ranet.model.preprocessing import Normalize
+from ranet.model.saved import SavedModel
 
 Format: TypeAlias = Literal["onnx", "openvino", "torch"]
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -47,34 +48,49 @@ class ExportOptions:
             )
 
 
-def write_export(source: ExportSource, options: ExportOptions, folder: Path) -> None:
-    """Write the export of a network to a folder, which is created if missing.
+def write_export(saved: SavedModel, options: ExportOptions, folder: Path) -> None:
+    """Write the export of a trained network to a folder, which is created if missing.
 
     Args:
-        source: the network.
+        saved: the network.
         options: format and precision.
         folder: folder of the export.
 
     Raises:
         FileExistsError: the folder contains files.
-        ModuleNotFoundError: the packages of the extra `export` are not installed.
     """
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} contains files; delete them, or name another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    stages = make_stages(source.model, Normalize(source.mean, source.std))
-    examples = _examples(stages, source.model.config.image_size)
+    metadata = saved.metadata
+    normalize = Normalize(metadata.preprocessing.mean, metadata.preprocessing.std)
+    stages = make_stages(RANet.from_saved(saved), normalize)
+    examples = _examples(stages, metadata.preprocessing.image_size)
     rows = [
         _write_stage(stages, number, examples, options.format, folder)
         for number in range(1, len(stages) + 1)
     ]
-    costs = stage_mult_adds(source.model.config)
+    costs = stage_mult_adds(metadata.model)
     for row, (blocks, exit_) in zip(rows, costs, strict=True):
         row |= {"mult_adds": blocks, "exit_mult_adds": exit_}
     if options.format != "torch":
         shutil.copyfile(RUNNER, folder / RUNNER.name)
     # The manifest is last: a folder without one is incomplete.
-    _write_manifest(_manifest(source, options, rows, examples), folder)
+    _write_manifest(_manifest(metadata, options, rows, examples), folder)
+
+
+def check_packages(options: ExportOptions) -> None:
+    """Check that the packages of a format are installed.
+
+    Raises:
+        ValueError: names the missing package and the command that installs it.
+    """
+    needed = {"onnx": ("onnx",), "openvino": ("onnx", "openvino"), "torch": ()}
+    for name in needed[options.format]:
+        if find_spec(name) is None:
+            raise ValueError(
+                f"--format {options.format} needs the package {name}: pip install '.[export]'"
+            )
 
 
 def _examples(stages: list[Stage], image_size: int) -> dict[str, Tensor]:
@@ -112,16 +128,18 @@ def _write_stage(
 
 
 def _write_onnx(program: ExportedProgram, stage: Stage, file: Path) -> None:
+    from pipelines.model_export.onnx_writer import to_onnx  # torch programs do not need onnx
+
     file.write_bytes(to_onnx(program, stage.inputs, stage.outputs).SerializeToString())
 
 
 def _write_openvino(program: ExportedProgram, stage: Stage, file: Path) -> None:
     import openvino  # only this format needs it
 
-    model = openvino.Core().read_model(
-        to_onnx(program, stage.inputs, stage.outputs).SerializeToString()
-    )
-    openvino.save_model(model, file, compress_to_fp16=False)
+    onnx_file = file.with_suffix(".onnx")
+    _write_onnx(program, stage, onnx_file)
+    openvino.save_model(openvino.Core().read_model(onnx_file), file, compress_to_fp16=False)
+    onnx_file.unlink()
 
 
 def _write_torch(program: ExportedProgram, stage: Stage, file: Path) -> None:
@@ -136,12 +154,11 @@ _WRITERS: dict[Format, Callable[[ExportedProgram, Stage, Path], None]] = {
 
 
 def _manifest(
-    source: ExportSource,
+    metadata: ModelMetadata,
     options: ExportOptions,
     stages: list[dict[str, Any]],
     examples: dict[str, Tensor],
 ) -> dict[str, Any]:
-    costs = mult_adds(source.model.config)
     hint = "bf16" if options.precision == "bf16" else "f32"
     return {
         "format": options.format,
@@ -149,19 +166,16 @@ def _manifest(
         # Without a hint OpenVINO computes in bfloat16 where the processor has it.
         "openvino_settings": {"INFERENCE_PRECISION_HINT": hint},
         "versions": _versions(),
-        "class_names": source.class_names,
-        "preprocessing": {
-            "image_size": source.model.config.image_size,
-            "crop_share": source.crop_share,
-            "mean": source.mean,
-            "std": source.std,
-        },
-        "exit_ensemble": source.exit_ensemble,
-        "min_budget_fraction": costs[0] / costs[-1],
+        "name": metadata.name,
+        "licence": metadata.licence,
+        "class_names": metadata.class_names,
+        "preprocessing": asdict(metadata.preprocessing),
+        "exit_ensemble": metadata.exit_ensemble,
+        "min_budget_fraction": metadata.min_budget_fraction,
         "budgets": [
-            # JSON has no infinity; float("inf") reads the string.
-            {"budget_fraction": fraction, "thresholds": [str(value) for value in thresholds]}
-            for fraction, thresholds in source.budgets
+            # JSON has no infinity; the string "inf" can be read as a number.
+            {"budget_fraction": row.budget_fraction, "thresholds": list(map(str, row.thresholds))}
+            for row in metadata.curve
         ],
         "stages": stages,
         "tensors": {

@@ -75,8 +75,10 @@ class OnnxWriter:
                 self._name_outputs(node, output_names)
 
     def _buffer(self, name: str) -> np.ndarray:
-        values = self.program.state_dict
-        return (values[name] if name in values else self.program.constants[name]).numpy()
+        stored = self.program.state_dict.get(name)
+        value = self.program.constants[name] if stored is None else stored
+        assert isinstance(value, torch.Tensor)
+        return value.numpy()
 
     def _translate_call(self, node: Node) -> None:
         if node.target is operator.getitem:

@@ -211,7 +211,7 @@ def resize(features: Tensor, size: int, new_size: int) -> Tensor:
     """Resize square features bilinearly with aligned corners.
 
     The output size is a constant in the graph. Engines that compute it from a scale factor in
-    float32 round it down in some cases, for example from 7 to 26 pixels.
+    float32 round it down in some cases: 9 pixels become 16 instead of 17.
     """
     if size == new_size:
         return features
@@ -220,6 +220,9 @@ def resize(features: Tensor, size: int, new_size: int) -> Tensor:
 
 class GraphExit(nn.Module):
     """Exit with folded norms."""
+
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, exit_: Exit) -> None:
         super().__init__()
