@@ -83,7 +83,7 @@ class DeviceBatches:
 
     @contextmanager
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-        """Open the batches of an epoch from a step on, as `Batches` defines."""
+        """Open an epoch's batches from a step on, like `Batches`."""
         batches = self._in_order() if self.seed is None else self._augmented(epoch)
         for _ in range(first_step):
             next(batches)

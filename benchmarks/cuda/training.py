@@ -62,7 +62,7 @@ class Setting:
 
 
 def training_items(config: ModelConfig, setting: Setting) -> Iterator[Item]:
-    """Yield one training by each recipe; a training resumes from its last state."""
+    """Yield one training by each recipe; trainings resume."""
     for name, recipe in RECIPES.items():
         measure = partial(_train, config, recipe, name, setting)
         yield Item("training", f"{name}, {setting.epochs} epochs", measure)
@@ -73,7 +73,10 @@ class DeadlineError(Exception):
 
 
 class StateFiles:
-    """State of a training in files of limited size; interrupted writes do no harm."""
+    """State of a training in files of limited size.
+
+    An interrupted write leaves the previous state intact.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -160,7 +163,7 @@ class FileReporter:
 def _train(
     config: ModelConfig, recipe: TrainConfig, name: str, setting: Setting
 ) -> dict[str, Any] | None:
-    """Train until the last epoch or the deadline; return accuracies at the end."""
+    """Train until the last epoch, or None at the deadline."""
     recipe = replace(recipe, epochs=setting.epochs, optim=_shortened(recipe, setting.epochs))
     folder = "".join(letter if letter.isalnum() else "-" for letter in name)
     files = StateFiles(setting.out / f"{folder}-{setting.epochs}")
@@ -197,7 +200,7 @@ def _shortened(recipe: TrainConfig, epochs: int) -> OptimConfig:
 
 
 def _figures(evaluation: Evaluation) -> dict[str, float]:
-    """Return test top-1 in percent, and the difference to the paper where known."""
+    """Return test top-1 in percent, and differences to the paper."""
     values: dict[str, float] = {}
     has_paper = len(evaluation.exits) == len(PAPER_EXITS)
     for number, row in enumerate(evaluation.exits, start=1):
