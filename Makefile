@@ -44,6 +44,8 @@ format: setup ## format the code and mend what the linter can
 	.venv/bin/ruff check --fix .
 
 ui: setup ## runs, curves and models of this folder in the browser
+	@test -e mlflow.db || { echo "error: $(CURDIR) has no mlflow.db, as no run was logged here;" \
+		"train a network first: make train" >&2; exit 1; }
 	@! (: </dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || \
 		{ echo "error: port $(PORT) is in use; choose another: make ui PORT=5001" >&2; exit 1; }
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui --port $(PORT)

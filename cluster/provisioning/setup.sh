@@ -50,5 +50,5 @@ fi
 echo "Making .venv with $python"
 rm -rf .venv
 "$python" -m venv .venv
-cluster/provisioning/requirements.sh .venv/bin/python --editable '.[train,dev]'
+cluster/provisioning/requirements.sh .venv/bin/python --editable '.[train,export,dev]'
 echo "$inputs" >"$stamp"

@@ -12,6 +12,7 @@ import mlflow
 from mlflow import MlflowClient, MlflowException
 from mlflow.artifacts import download_artifacts
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.models import get_model_info
 from mlflow.pyfunc import PyFuncModel
 
 from cluster.errors import TrackingError
@@ -78,6 +79,22 @@ def download(model_uri: str, folder: str) -> Path:
         TrackingError: MLflow has no such model, or cannot be used.
     """
     return Path(_fetch(model_uri, partial(download_artifacts, dst_path=folder)))
+
+
+def add_files(model_uri: str, folder: Path, artifact_path: str) -> None:
+    """Store the files of a folder with a registered model.
+
+    Args:
+        model_uri: URI of the model, such as `models:/NAME@champion`.
+        folder: local folder.
+        artifact_path: folder among the files of the model; existing files are replaced.
+
+    Raises:
+        TrackingError: MLflow has no such model, or cannot be used.
+    """
+    model_id = _fetch(model_uri, get_model_info).model_id
+    with client_to(f"store files with {model_uri}") as client:
+        client.log_model_artifacts(model_id, str(folder), artifact_path)
 
 
 def _fetch(model_uri: str, fetch: Callable[[str], _Value]) -> _Value:

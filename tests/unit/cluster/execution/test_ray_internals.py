@@ -38,7 +38,7 @@ INTERNALS = "cluster/execution/ray_internals.py"
         (
             "ray.train.v2._internal.execution.callback",
             "ControllerCallback.before_controller_execute_resize_decision",
-            "cluster/execution/supervision.py",
+            "cluster/execution/node/gpu_driver.py and cluster/execution/supervision.py",
         ),
         (
             "ray.train.v2._internal.execution.controller",

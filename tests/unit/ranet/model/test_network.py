@@ -12,22 +12,9 @@ from hypothesis import strategies as st
 from benchmarks.plain import PlainRANet
 from ranet import PRESETS, Cascade, ModelConfig, RANet, official_state_dict
 from ranet.config import ExitEnsemble
-from ranet.model.layers import NormRelu
+from tests.support.networks import configs, randomised
 
 SMALL = ModelConfig(stem_channels=4, growth_rate=4, layers_per_block=2, num_classes=5)
-
-
-def randomised(config: ModelConfig, seed: int = 0) -> RANet:
-    """Create a float64 network whose batch norms have statistics of one batch."""
-    torch.manual_seed(seed)
-    model = RANet(config).double()
-    norms = [module for module in model.modules() if isinstance(module, NormRelu)]
-    for norm in norms:
-        norm.momentum = 1.0
-    model.train()(torch.randn(8, 3, config.image_size, config.image_size, dtype=torch.float64))
-    for norm in norms:
-        del norm.momentum
-    return model
 
 
 def plain_twin(model: RANet) -> PlainRANet:
@@ -36,31 +23,7 @@ def plain_twin(model: RANet) -> PlainRANet:
     return plain
 
 
-@st.composite
-def configs(draw: st.DrawFn) -> ModelConfig:
-    scales = draw(st.sampled_from([(1,), (1, 2), (1, 3), (1, 2, 2), (1, 2, 3), (1, 2, 3, 3)]))
-    factors = st.tuples(*[st.integers(1, 3) for _ in scales])
-    # Sizes, also odd ones, that give every exit a feature map of 5 to 12 pixels.
-    halvings = len(set(scales)) - 1
-    low = draw(st.integers(6, 9))
-    return ModelConfig(
-        scales=scales,
-        growth_factors=draw(factors),
-        bottleneck_factors=draw(factors),
-        stem_channels=draw(st.integers(2, 6)),
-        growth_rate=draw(st.integers(4, 6)),
-        layers_per_block=draw(st.integers(2, 3)),
-        layer_mode=draw(st.sampled_from(["even", "linear"])),
-        num_blocks=draw(st.integers(1, 2)),
-        extra_blocks=draw(st.integers(1, 2)),
-        compress_factor=draw(st.sampled_from([0.25, 0.4, 0.5])),
-        exit_channels=draw(st.sampled_from([None, 6])),
-        image_size=low * 2**halvings - draw(st.integers(0, 1)),
-        num_classes=3,
-    )
-
-
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(configs(), st.integers(1, 40), st.sampled_from(["none", "mean_logits"]), st.floats(0, 1))
 def test_all_forms_give_equal_outputs_in_float32(
     config: ModelConfig, batch: int, ensemble: ExitEnsemble, share: float
@@ -115,7 +78,7 @@ def test_inference_form_supports_empty_batches_and_type_conversion():
     torch.testing.assert_close(optimized.double()(images), exact, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(configs())
 def test_network_equals_the_plain_network_in_outputs_and_gradients(config: ModelConfig):
     model = randomised(config)
