@@ -45,6 +45,12 @@ def test_dependency_pins_satisfy_their_requirements():
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
+def test_trained_networks_are_in_the_wheel_and_not_in_jobs():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "pretrained/*/*" in tools["setuptools"]["package-data"]["ranet"]
+    assert "/ranet/pretrained/" in (ROOT / ".rayignore").read_text().splitlines()
+
+
 def test_base_installation_requires_only_torch():
     assert PROJECT["dependencies"] == ["torch"]
 

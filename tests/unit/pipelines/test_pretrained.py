@@ -22,11 +22,8 @@ Encoded = tuple[bytes, int]
 
 
 def cifar10(shared_data: Path) -> list[Encoded]:
-    table = parquet.read_table(shared_data / "cifar10-test.parquet").to_pylist()
-    return [
-        (row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"], row["label"])
-        for row in table
-    ]
+    table = parquet.read_table(shared_data / "cifar10-test.parquet").to_pydict()
+    return list(zip(table["image"], table["label"], strict=True))
 
 
 def imagenette(shared_data: Path) -> list[Encoded]:
