@@ -62,10 +62,11 @@ class OnnxWriter:
     def translate(self, input_names: list[str], output_names: list[str]) -> None:
         """Translate all nodes of the program."""
         free_names = iter(input_names)
-        buffers = self.program.graph_signature.inputs_to_buffers
+        signature = self.program.graph_signature
+        weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node.name in buffers:
-                self.names[node] = self.add_constant(node.name, self._buffer(buffers[node.name]))
+            if node.op == "placeholder" and node.name in weights:
+                self.names[node] = self.add_constant(node.name, self._weight(weights[node.name]))
             elif node.op == "placeholder":
                 self.names[node] = next(free_names)
                 self.inputs.append(_describe(node, self.names[node]))
@@ -74,11 +75,11 @@ class OnnxWriter:
             elif node.op == "output":
                 self._name_outputs(node, output_names)
 
-    def _buffer(self, name: str) -> np.ndarray:
+    def _weight(self, name: str) -> np.ndarray:
         stored = self.program.state_dict.get(name)
         value = self.program.constants[name] if stored is None else stored
         assert isinstance(value, torch.Tensor)
-        return value.numpy()
+        return value.detach().numpy()
 
     def _translate_call(self, node: Node) -> None:
         if node.target is operator.getitem:
