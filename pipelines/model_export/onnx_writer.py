@@ -58,12 +58,14 @@ class OnnxWriter:
         self.outputs: list[Any] = []
         self.initializers: list[TensorProto] = []
         self.names: dict[Node, str] = {}
+        self.output_names: dict[Node, str] = {}
 
     def translate(self, input_names: list[str], output_names: list[str]) -> None:
         """Translate all nodes of the program."""
         free_names = iter(input_names)
         signature = self.program.graph_signature
         weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.output_names = _output_names(self.program, output_names)
         for node in self.program.graph.nodes:
             if node.op == "placeholder" and node.name in weights:
                 self.names[node] = self.add_constant(node.name, self._weight(weights[node.name]))
@@ -93,7 +95,7 @@ class OnnxWriter:
                 f"the exported program contains {node.target}, which the ONNX writer does not "
                 "translate; add it to pipelines/model_export/onnx_writer.py"
             )
-        self.names[node] = node.name
+        self.names[node] = self.output_names.get(node, node.name)
         self.nodes += _WRITERS[node.target](self, node)
 
     def _name_outputs(self, node: Node, output_names: list[str]) -> None:
@@ -101,8 +103,8 @@ class OnnxWriter:
         assert isinstance(results, tuple | list)
         for result, name in zip(results, output_names, strict=True):
             assert isinstance(result, Node)
-            # An engine removes the copy; renaming the producer would need a second pass.
-            self.nodes.append(helper.make_node("Identity", [self.name(result)], [name]))
+            if self.name(result) != name:
+                self.nodes.append(helper.make_node("Identity", [self.name(result)], [name]))
             self.outputs.append(_describe(result, name))
 
     def name(self, node: Any) -> str:
@@ -117,6 +119,19 @@ class OnnxWriter:
     def single(self, kind: str, node: Node, inputs: Iterable[str], **attributes: Any) -> NodeProto:
         """Create the ONNX node of a call with one result."""
         return helper.make_node(kind, list(inputs), [self.names[node]], **attributes)
+
+
+def _output_names(program: ExportedProgram, names: list[str]) -> dict[Node, str]:
+    """Return the name of each output by the call that computes it.
+
+    An output under its own name needs no Identity, which engines carry out as a copy.
+    """
+    results: Any = program.graph.output_node().args[0]
+    return {
+        result: name
+        for result, name in zip(results, names, strict=True)
+        if result.op == "call_function" and result.target is not operator.getitem
+    }
 
 
 def _describe(node: Node, name: str) -> Any:
