@@ -209,7 +209,7 @@ def run_trials(
 
 
 def warn_of_lost_checkpoints(store: TrialStore[Run], storage_path: str) -> None:
-    """Log a warning for each unfinished trial that cannot resume where it ended."""
+    """Warn of unfinished trials that have lost their checkpoints."""
     for trial in store.unfinished:
         folder = trial.run.data.tags.get(runs.STORAGE_TAG, "")
         if "epoch" in trial.run.data.metrics and not has_checkpoints(storage_path, folder):
