@@ -1,13 +1,16 @@
-"""Measure everything that needs a GPU, with torch and numpy alone.
+"""Measure everything that needs a GPU, with torch, numpy, pyarrow and Pillow.
 
     python -m benchmarks.gpu --out outputs/gpu                       # resumes where it stopped
     python -m benchmarks.gpu --out outputs/gpu --only correctness speed
+    python -m benchmarks.gpu --out outputs/gpu --only training --cifar FOLDER --epochs 300
     python -m benchmarks.gpu --out outputs/gpu --device cpu --tiny   # check the script itself
 
 The parts run in this order: correctness (against the CPU and the conformance files), speed (against
-the plain form on the same card), cascade, profile. Results are saved after every measurement in
-OUT/results.json; a second invocation measures what is still missing. The table is printed at
-the end and saved as OUT/results.md.
+the plain form on the same card), cascade, profile, training (CIFAR-10 with the paper's network, by
+our recipe and by the paper's; only with --cifar). Results are saved after every measurement in
+OUT/results.json; a second invocation measures what is still missing, and a training resumes from
+the state in OUT/training, whose files have at most 16 MB. The table is printed at the end and saved
+as OUT/results.md.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -22,9 +26,10 @@ import torch
 from benchmarks.cuda.correctness import correctness_items
 from benchmarks.cuda.items import Item, Results
 from benchmarks.cuda.speed import speed_items
+from benchmarks.cuda.training import Setting, training_items
 from ranet import PRESETS, ModelConfig
 
-PARTS = ("correctness", "speed", "cascade", "profile")
+PARTS = ("correctness", "speed", "cascade", "profile", "training")
 NETWORKS = {
     "cifar": PRESETS["cifar_script"],
     "imagenet C 32": PRESETS["imagenet_readme"],
@@ -74,10 +79,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/gpu"), help="folder of results")
-    parser.add_argument("--minutes", type=float, default=9, help="no measurement starts later")
+    parser.add_argument(
+        "--minutes", type=float, default=9, help="no measurement starts later; trainings stop"
+    )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--conformance", type=Path, help="folder of the conformance files")
+    parser.add_argument(
+        "--cifar", type=Path, help="folder of cifar10-train.parquet and cifar10-test.parquet"
+    )
+    parser.add_argument("--epochs", type=int, default=300, help="epochs of each training")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tiny", action="store_true", help="a tiny network, to check the script")
     arguments = parser.parse_args()
@@ -85,12 +96,23 @@ def main() -> None:
         parser.error("no GPU is available to torch; use --device cpu --tiny to check the script")
     if arguments.conformance and not arguments.conformance.is_dir():
         parser.error(f"--conformance {arguments.conformance} is no folder")
+    if arguments.cifar and not (arguments.cifar / "cifar10-train.parquet").is_file():
+        parser.error(f"--cifar {arguments.cifar} has no cifar10-train.parquet")
     deadline = time.monotonic() + 60 * arguments.minutes
     device = torch.device(arguments.device)
     networks, batches = ({"tiny": TINY}, {"tiny": (4,)}) if arguments.tiny else (NETWORKS, BATCHES)
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.out / "results.json")
     items = make_items(networks, batches, device, arguments.conformance, arguments.rounds)
+    if arguments.cifar:
+        setting = Setting(
+            cifar=arguments.cifar,
+            out=arguments.out / "training",
+            epochs=arguments.epochs,
+            deadline=deadline,
+            device=device,
+        )
+        items = chain(items, training_items(next(iter(networks.values())), setting))
     is_done = results.run((item for item in items if item.part in arguments.only), deadline)
     table = f"{describe(device)}\n\n{results.table()}\n"
     (arguments.out / "results.md").write_text(table)

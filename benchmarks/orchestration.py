@@ -193,7 +193,7 @@ def start_of(ray: Path, submitted: float, opened: float, first_step: float) -> d
 def bare(folder: Path, config: str, settings: Sequence[str], run: Run) -> dict[str, Any]:
     """Train by torchrun."""
     log = folder / "log.txt"
-    # What cluster.execution.environment.worker_environment gives to our workers.
+    # What cluster.execution.node.environment.worker_environment gives to our workers.
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": str(run.cluster.cpus_per_worker),

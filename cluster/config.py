@@ -37,6 +37,9 @@ class ClusterConfig:
     start_timeout_seconds: float = 900.0
     """Timeout for a run without workers, at its start or after a failure, in seconds; the run fails
     afterwards."""
+    max_hours: float = 0.0
+    """Limit on the hours of an invocation or trial, from the request of its workers; training then
+    stops with a checkpoint, and the same command resumes the run. 0: no limit."""
     elastic_check_seconds: float = 60.0
     """Interval between checks for capacity for more workers, in seconds. All workers restart from
     the last checkpoint when workers are added."""
@@ -68,6 +71,7 @@ class ClusterConfig:
             "cluster",
             cpus_per_worker=(1, None),
             cache_max_bytes=(0, None),
+            max_hours=(0, None),
             keep_checkpoints=(1, None),
             max_consecutive_failures=(0, None),
         )

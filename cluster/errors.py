@@ -19,6 +19,10 @@ class UntrainableError(RunError):
     """
 
 
+class TimeLimitError(RunError):
+    """Run that was stopped with a checkpoint after `cluster.max_hours`."""
+
+
 class TrackingError(RanetError):
     """Failure of MLflow, or rejected run; the message contains the remedy.
 

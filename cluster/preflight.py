@@ -15,6 +15,7 @@ from cluster.execution.connection import connected
 from cluster.execution.resources import wants_gpu
 from cluster.findings import Finding, check, missing
 from cluster.provisioning.cluster_file import CLUSTER_FILE, ClusterSpec, read_cluster_spec
+from cluster.provisioning.preconditions import precondition_findings
 from cluster.storage.filesystem import resolve_storage
 from cluster.tracking import client, runs
 
@@ -32,6 +33,8 @@ class Capacity:
     """Workers that fit."""
     suffices: bool
     """The run needs no rented machines: it fits, or does not use GPUs."""
+    cluster: ClusterConfig
+    """Resources that the run requests there, reduced to those of this machine."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,11 @@ def _current_capacity(cluster: ClusterConfig) -> tuple[list[Finding], Capacity]:
         f"workers{remark}"
     )
     suffices = num_workers >= cluster.min_workers or not gpus
-    return [Finding("cluster", text)], Capacity(name, resources, gpus, num_workers, suffices)
+    findings = [Finding("cluster", text)]
+    if address and cluster.device == "auto" and not gpus:
+        text = "cpu, as the cluster has too few GPUs now; cluster.device=gpu starts GPU nodes"
+        findings.append(Finding("device", text))
+    return findings, Capacity(name, resources, gpus, num_workers, suffices, cluster)
 
 
 def allocate(
@@ -173,6 +180,7 @@ def allocate(
         f"{node.machine_name} ({'spot' if node.is_spot else 'on demand'})" for node in nodes
     ))  # fmt: skip
     findings.append(Finding("to rent", f"{machines or 'nothing'}, by {CLUSTER_FILE}"))
+    findings += precondition_findings()
     device = nodes[0].machine.accelerator if nodes else "unknown"
     return findings, Allocation(capacity.gpus, device, len(nodes), spec)
 

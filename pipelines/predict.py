@@ -108,13 +108,18 @@ def read_images(
 
 
 def read_image(path: str, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image file as evaluation does: (3, height, width), uint8.
+    """Read an image file for the network: (3, size, size), uint8."""
+    content = read_image_file(path)
+    return preprocess(decode_image(content, printable(path), max_pixels).pixels, preprocessing)
 
-    An image of exactly the network's size is used unchanged; otherwise its central square is
-    resized.
+
+def preprocess(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Crop and resize an image (height, width, 3), uint8.
+
+    Returns:
+        Image of the network's size (3, size, size), uint8.
     """
     size = preprocessing.image_size
-    pixels = decode_image(read_image_file(path), printable(path), max_pixels).pixels
     box = evaluation_boxes(size, np.array([pixels.shape[:2]]), preprocessing.crop_share)[0]
     top, left, side = (int(value) for value in box[:3])
     square = pixels[top : top + side, left : left + side]

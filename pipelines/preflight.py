@@ -18,7 +18,6 @@ from cluster.preflight import (
     check_storage,
     check_tracking,
     current_capacity,
-    fit_to_machine,
 )
 from cluster.storage.s3 import is_uri
 from pipelines.data.preflight import check_images
@@ -69,8 +68,8 @@ def preflight(run: Run, *, new_attempt: bool = False) -> PreflightReport:
         model = RANet(run.model)
     capacity_findings, capacity = current_capacity(run.cluster)
     is_here = capacity is not None and capacity.suffices
-    if is_here:
-        run = replace(run, cluster=fit_to_machine(run.cluster))
+    if capacity is not None:
+        run = replace(run, cluster=capacity.cluster)
     images = check_images(run.data, run.model, run.train.batch_size, is_here=is_here)
     stages_images = is_uri(run.data.prepared_dir)
     uses_this_machine = is_here and not os.environ.get("RAY_ADDRESS")
@@ -104,7 +103,7 @@ def _network(model: RANet, costs: tuple[int, ...]) -> Finding:
 def estimate_time(
     run: Run, num_images: int, cost: int, allocation: Allocation
 ) -> Iterable[Finding]:
-    """Estimate steps, hours and dollars.
+    """Estimate steps, hours and GPU-hours.
 
     Args:
         run: The run.
@@ -137,13 +136,13 @@ def estimate_time(
     yield Finding("images/s", text)
     yield Finding("time", f"{assumption}{hours:,.2f} h, without validation and start-up")
     if allocation.spec:
-        price = allocation.spec.dollars_per_hour(
+        machines = allocation.spec.num_nodes(
             run.cluster, gpus=allocation.gpus, num_workers=num_workers
         )
         yield Finding(
-            "price",
-            f"${price:.2f} per hour with {num_workers} workers and the head; {assumption}"
-            f"${price * hours:,.2f} (prices from cluster/provisioning/instance_types.py)",
+            "GPU-hours",
+            f"{assumption}{hours * num_workers * allocation.gpus:,.2f} on {num_workers} workers; "
+            f"{machines} machines and the head, each {hours:,.2f} h",
         )
 
 

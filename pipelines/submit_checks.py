@@ -1,7 +1,10 @@
 """Checks of a command before its job is sent."""
 
 import difflib
+import itertools
 import shlex
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -13,6 +16,8 @@ from ray._private.runtime_env.packaging import create_package
 from cluster.execution.jobs import JobError
 
 _OPTIONS_WITH_VALUE = ("-W", "-X", "--check-hash-based-pycs")
+_USAGE_ERROR = 2
+"""Exit status of a script whose arguments are wrong."""
 _CONFIG_FILES = ("base_config", "class_index")
 """Settings of config files that name a file which travels with the code."""
 
@@ -32,21 +37,22 @@ def check_address(address: str) -> None:
 
 
 def check_command(command: Sequence[str], folder: Path) -> None:
-    """Check that the files that a command names are sent.
+    """Check that the files that a command names are sent, and that its settings are valid.
 
     Args:
         command: words of the job's command.
         folder: folder whose code is sent.
 
     Raises:
-        JobError: the command is one quoted word, or a file is missing or not sent.
+        JobError: the command is one quoted word, a file is missing or not sent, or a setting or
+            option is wrong.
     """
     if len(command) == 1 and len(shlex.split(command[0])) > 1:
         raise JobError(
             f"the command is one word, {command[0]!r}; write it without quotes: -- {command[0]}"
         )
     sent = sent_files(folder)
-    script = _script(command)
+    script, arguments = _script(command)
     if script is not None:
         _check_script(script, folder, sent)
     for file in _named_files(command, folder):
@@ -56,6 +62,8 @@ def check_command(command: Sequence[str], folder: Path) -> None:
                 f"{file} is not sent: .gitignore or .rayignore excludes it; copy it to a folder "
                 "that is sent, such as configs/, and name the copy"
             )
+    if script is not None:
+        _check_arguments(script, arguments, folder)
 
 
 def sent_files(folder: Path) -> frozenset[str]:
@@ -67,27 +75,28 @@ def sent_files(folder: Path) -> frozenset[str]:
             return frozenset(content.namelist())
 
 
-def _script(command: Sequence[str]) -> str | None:
-    """Return the script of a command, None without one."""
-    program = Path(command[0]).name
+def _script(command: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return the script of a command, None without one, and the script's arguments."""
+    program, arguments = Path(command[0]).name, list(command[1:])
     if not program.startswith("python"):
         is_path = "/" in command[0] or program.endswith((".py", ".sh"))
-        return command[0] if is_path and not Path(command[0]).is_absolute() else None
+        is_here = is_path and not Path(command[0]).is_absolute()
+        return command[0] if is_here else None, arguments
     if "/" in command[0] and not Path(command[0]).is_absolute():
-        return command[0]  # an interpreter of this folder
-    words = iter(command[1:])
-    for word in words:
+        return command[0], arguments  # an interpreter of this folder
+    while arguments:
+        word = arguments.pop(0)
         if word == "-m":
-            module = next(words, "")
-            first = module.partition(".")[0]
-            return f"{module.replace('.', '/')}.py" if first in ("pipelines", "cluster") else None
+            module = arguments.pop(0) if arguments else ""
+            is_ours = module.partition(".")[0] in ("pipelines", "cluster")
+            return f"{module.replace('.', '/')}.py" if is_ours else None, arguments
         if word.startswith("-c"):
-            return None
+            return None, arguments
         if not word.startswith("-"):
-            return word
+            return word, arguments
         if word in _OPTIONS_WITH_VALUE:
-            next(words, None)
-    return None
+            del arguments[:1]
+    return None, arguments
 
 
 def _check_script(script: str, folder: Path, sent: frozenset[str]) -> None:
@@ -111,21 +120,58 @@ def _check_script(script: str, folder: Path, sent: frozenset[str]) -> None:
     raise JobError(f"{folder} has no {script}; {hint}")
 
 
+def _check_arguments(script: str, arguments: Sequence[str], folder: Path) -> None:
+    """Parse the arguments of a script that declares its command line.
+
+    A config file outside the folder may exist on the cluster alone; without it, the settings are
+    not known here.
+    """
+    module = str(_relative(script, folder)).removesuffix(".py").replace("/", ".")
+    if module.partition(".")[0] != "pipelines" or _names_foreign_config(arguments):
+        return
+    parse = (
+        f"import {module} as script\n"
+        "if hasattr(script, 'command_line'): script.command_line().read()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", parse, *arguments],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode == _USAGE_ERROR:
+        message = done.stderr.strip().splitlines()[-1].removeprefix("error: ")
+        raise JobError(f"{script}: {message}")
+
+
+def _names_foreign_config(arguments: Sequence[str]) -> bool:
+    for config in _configs(arguments):
+        path = Path(config).expanduser()
+        if path.is_absolute() and not path.is_file():
+            return True
+    return False
+
+
+def _configs(words: Sequence[str]) -> Iterator[str]:
+    """Yield the values of --config."""
+    for word, following in itertools.pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        if option == "--config":
+            yield value if equals else following
+
+
 def _named_files(command: Sequence[str], folder: Path) -> Iterator[str]:
     """Yield the files that a command and its config files may name.
 
     Raises:
         JobError: a config file is missing.
     """
-    for word, following in zip(command, [*command[1:], ""], strict=True):
-        option, equals, value = word.partition("=")
-        if option == "--config":
-            config = value if equals else following
-            path = folder / config
-            if not Path(config).is_absolute() and not config.startswith("~"):
-                if not path.is_file():
-                    raise JobError(f"--config is {config}: {folder} has no such file")
-                yield from _files_in(path, folder)
+    for config in _configs(command):
+        path = folder / Path(config).expanduser()
+        if path.is_relative_to(folder):
+            if not path.is_file():
+                raise JobError(f"--config is {config}: {folder} has no such file")
+            yield from _files_in(path, folder)
+    for word in command:
+        _, equals, value = word.partition("=")
         yield value if equals else word
 
 

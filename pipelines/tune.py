@@ -8,6 +8,7 @@ results are configs for pipelines/train.py.
 """
 
 import json
+import logging
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -29,6 +30,7 @@ from cluster.errors import RunError
 from cluster.execution.connection import connected
 from cluster.execution.resources import check_capacity, wants_gpu
 from cluster.paths import with_portable_paths
+from cluster.storage.checkpoints import has_checkpoints
 from cluster.tracking import client, failures, runs
 from cluster.tracking.provenance import provenance_tags
 from cluster.tracking.record import TrackedRun
@@ -45,6 +47,8 @@ from tuning.sampler import Sampler
 from tuning.search import SearchConfig, search
 from tuning.space import as_arguments, flatten_choices
 from tuning.trial_store import TrialStore, read_trials
+
+logger = logging.getLogger(__name__)
 
 _OBJECTIVE = "sweep.objective"
 
@@ -177,6 +181,7 @@ def run_trials(
     ) as record:
         log_images(record, info)
         with TrialStore(record, trial_config) as store:
+            warn_of_lost_checkpoints(store, cluster.storage_path)
             summary = search(
                 sampler,
                 store,
@@ -200,6 +205,20 @@ def run_trials(
         if not results.ranking:
             raise RunError(
                 f"all {len(store.results)} trials failed, the last one: {store.results[-1].error}"
+            )
+
+
+def warn_of_lost_checkpoints(store: TrialStore[Run], storage_path: str) -> None:
+    """Log a warning for each unfinished trial that cannot resume where it ended."""
+    for trial in store.unfinished:
+        folder = trial.run.data.tags.get(runs.STORAGE_TAG, "")
+        if "epoch" in trial.run.data.metrics and not has_checkpoints(storage_path, folder):
+            logger.warning(
+                "trial %d is unfinished, but its checkpoints %s/%s are gone: it starts from "
+                "scratch",
+                trial.number,
+                storage_path,
+                folder,
             )
 
 

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from cluster.local import processes
 from cluster.local.s3_server import S3Server
 from tests.support import sqlite
 from tests.support.s3 import s3_server
 from tests.support.training import WORKER_NICENESS
+
+# Tests run on busy machines: the time that an example takes says nothing about the test.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session", autouse=True)

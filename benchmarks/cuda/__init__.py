@@ -1,1 +1,1 @@
-"""Parts of `benchmarks.gpu`; they need torch and numpy only."""
+"""Parts of `benchmarks.gpu`; they need torch, numpy, pyarrow and Pillow only."""

@@ -17,7 +17,8 @@ class Item:
 
     part: str
     name: str
-    measure: Callable[[], dict[str, Any]]
+    measure: Callable[[], dict[str, Any] | None]
+    """Function that measures; None: interrupted at the deadline, to be resumed."""
 
     @property
     def key(self) -> str:
@@ -55,6 +56,8 @@ class Results:
             except Exception as error:  # the other items are still worth their time
                 traceback.print_exc()
                 values = {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+            if values is None:
+                return False
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             self.save(item.key, {**values, "seconds": round(time.monotonic() - started, 1)})

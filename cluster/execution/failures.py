@@ -11,7 +11,7 @@ from ray.train import Checkpoint, UserCallback
 from torch.distributed import DistError
 
 from cluster.config import ClusterConfig
-from cluster.errors import RunError, UntrainableError
+from cluster.errors import RunError, TimeLimitError, UntrainableError
 from cluster.execution.preemption import is_preemption
 from ranet.training.optim import NonFiniteLoss
 
@@ -46,6 +46,10 @@ class FailurePolicy(UserCallback):
         # A preempted node is not a failure; Ray may report the same preemption several times.
         if any(is_preemption(failure) for failure in worker_exceptions.values()):
             return
+        # All workers stop at the same step, after a checkpoint.
+        for failure in worker_exceptions.values():
+            if isinstance(failure, TimeLimitError):
+                raise failure
         # Report the root cause only: the other workers failed because of it.
         rank, cause = first_cause(worker_exceptions)
         description = {
@@ -90,7 +94,7 @@ def distance_from_root_cause(failure: Exception) -> int:
     if type(failure).__module__.startswith("ray."):
         return 1
     if isinstance(failure, DistError):
-        return 2
+        return 0 if is_out_of_memory(failure) else 2
     # Gloo raises a plain RuntimeError.
     text = str(failure).lower()
     return 2 * (type(failure) is RuntimeError and ("connection" in text or "gloo" in text))
@@ -107,11 +111,13 @@ def _is_full_disk(cause: Exception) -> bool:
 def is_out_of_memory(cause: Exception) -> bool:
     """Return whether an allocation failed on the GPU or CPU.
 
-    For failed CPU allocations torch raises a plain RuntimeError.
+    For failed allocations on the CPU, in cuDNN, cuBLAS and NCCL torch raises RuntimeErrors.
     """
-    return isinstance(cause, MemoryError | torch.OutOfMemoryError) or (
-        type(cause) is RuntimeError and "can't allocate memory" in str(cause)
-    )
+    if isinstance(cause, MemoryError | torch.OutOfMemoryError):
+        return True
+    text = str(cause)
+    signs = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(cause, RuntimeError) and any(sign in text for sign in signs)
 
 
 def describe_failure(cause: Exception, storage: str) -> str:

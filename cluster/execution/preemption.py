@@ -1,6 +1,7 @@
-"""Preemption of nodes: checks for notices, and the stop of the workers."""
+"""Preemption of nodes and the time limit: checks, and the workers' stop."""
 
 import logging
+import math
 import os
 import time
 
@@ -8,6 +9,8 @@ import ray.train
 from ray.exceptions import RayActorError
 from ray.train.collective import broadcast_from_rank_zero
 
+from cluster.errors import TimeLimitError
+from cluster.execution.node.environment import DEADLINE
 from cluster.execution.ray_internals import health_check_cause
 from ranet.protocols import Snapshot
 
@@ -18,10 +21,10 @@ PREEMPTION_CHECK_SECONDS = 5.0
 
 
 class PreemptionNotices:
-    """Notices that a node of the workers is about to be preempted.
+    """Notices of a preemption, and of the end of `cluster.max_hours`.
 
-    A worker that knows of a preemption writes a checkpoint and stops: Ray restarts all workers on
-    the remaining nodes, and no step repeats.
+    The workers write a checkpoint and stop. After a preemption Ray restarts all workers on the
+    remaining nodes, and no step repeats; after the time limit the run ends.
     """
 
     def __init__(self) -> None:
@@ -30,32 +33,43 @@ class PreemptionNotices:
         self._last_check = time.monotonic()
         self._steps_since_check, self._steps_between_checks = 0, 1
         self._is_preempted = False
+        self._deadline = float(os.environ.get(DEADLINE, "inf"))
+        self._is_over_limit = False
 
     def check(self) -> bool:
-        """Return whether a node is about to be preempted.
+        """Return whether the workers must stop after a checkpoint.
 
         A barrier now and then: all workers must call the method after every step.
         """
         self._steps_since_check += 1
-        if not self._is_preemptible or self._steps_since_check < self._steps_between_checks:
+        may_stop = self._is_preemptible or self._deadline < math.inf
+        if not may_stop or self._steps_since_check < self._steps_between_checks:
             return False
-        self._is_preempted = ray.train.get_preemption_info() is not None
+        if self._is_preemptible:
+            self._is_preempted = ray.train.get_preemption_info() is not None
         now = time.monotonic()
         steps_per_second = self._steps_since_check / max(now - self._last_check, 1e-3)
-        # The clock of rank 0 decides for all workers, so that they check at the same step.
-        self._steps_between_checks = broadcast_from_rank_zero(
-            max(1, round(PREEMPTION_CHECK_SECONDS * steps_per_second))
-        )
+        # The clock of rank 0 decides for all workers, so that they check and stop at the same step.
+        self._steps_between_checks, self._is_over_limit = broadcast_from_rank_zero((
+            max(1, round(PREEMPTION_CHECK_SECONDS * steps_per_second)),
+            time.time() > self._deadline,
+        ))  # fmt: skip
         self._last_check, self._steps_since_check = now, 0
-        return self._is_preempted
+        return self._is_preempted or self._is_over_limit
 
     def stop_if_preempted(self, snapshot: Snapshot) -> None:
-        """Stop this worker if a node is about to be preempted.
+        """Stop this worker if a notice was found.
 
         Raises:
+            TimeLimitError: `cluster.max_hours` is over, which ends the run.
             RayActorError: a node is about to be preempted. Ray handles the error like the loss of
                 the node, and FailurePolicy does not count it as a failure.
         """
+        if self._is_over_limit:
+            raise TimeLimitError(
+                f"cluster.max_hours is over: stopped after {snapshot['epoch']} epochs and "
+                f"{snapshot['step']} steps, with a checkpoint; start the run again to resume"
+            )
         if not self._is_preempted:
             return
         if ray.train.get_context().get_world_rank() == 0:

@@ -66,9 +66,8 @@ def no_workers_message(cluster: ClusterConfig) -> str:
     """Return the error message for workers that did not start in time."""
     return (
         f"{_workers(cluster)} did not start within cluster.start_timeout_seconds = "
-        f"{cluster.start_timeout_seconds:g}: {_cluster_resources()}; request fewer resources or "
-        "add "
-        "nodes, and start the run again"
+        f"{cluster.start_timeout_seconds:g}: {_cluster_resources(cluster)}; "
+        "request fewer resources or add nodes, and start the run again"
     )
 
 
@@ -76,8 +75,8 @@ def no_capacity_message(cluster: ClusterConfig) -> str:
     """Return the error message for a cluster that is too small."""
     return (
         f"cluster.num_workers requests {_workers(cluster)}, which exceeds the capacity: "
-        f"{_cluster_resources()} on {sum(node['Alive'] for node in ray.nodes())} nodes; request "
-        "fewer resources or add nodes"
+        f"{_cluster_resources(cluster)} on {sum(node['Alive'] for node in ray.nodes())} nodes; "
+        "request fewer resources or add nodes"
     )
 
 
@@ -86,6 +85,11 @@ def _workers(cluster: ClusterConfig) -> str:
     return f"{cluster.min_workers} workers with {cluster.cpus_per_worker} CPUs{gpu} each"
 
 
-def _cluster_resources() -> str:
+def _cluster_resources(cluster: ClusterConfig) -> str:
     resources = ray.cluster_resources()
-    return f"the cluster has {resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+    gpus = resources.get("GPU", 0)
+    hint = (
+        "" if gpus or not wants_gpu(cluster)
+        else " (Kubernetes has GPUs only while NVIDIA's device plugin runs)"
+    )  # fmt: skip
+    return f"the cluster has {resources.get('CPU', 0):g} CPUs and {gpus:g} GPUs{hint}"

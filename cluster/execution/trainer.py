@@ -21,10 +21,12 @@ from ray.train.torch import TorchTrainer
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
-from cluster.execution.environment import worker_environment
 from cluster.execution.failures import FailurePolicy, describe_failure
 from cluster.execution.heartbeat import Heartbeats
-from cluster.execution.ray_internals import set_callbacks
+from cluster.execution.node.environment import worker_environment
+from cluster.execution.node.gpu_driver import DriverCheck
+from cluster.execution.node.process_group import NodeInterfaceConfig
+from cluster.execution.ray_internals import ControllerCallback, set_callbacks
 from cluster.execution.resources import wants_gpu, worker_resources
 from cluster.execution.supervision import ControllerRegistration, run_supervised
 from cluster.execution.worker import run_worker
@@ -69,16 +71,16 @@ def launch(
     heartbeats = heartbeats or Heartbeats.start()
     trainer = TorchTrainer(
         partial(run_worker, function, task, heartbeats, name),
+        torch_config=NodeInterfaceConfig(),
         scaling_config=_scaling_config(cluster),
         run_config=_run_config(cluster, name),
     )
     # The failure policy is the last callback, because the exception that ends a run must not keep
     # other callbacks from flushing metrics.
-    set_callbacks(
-        trainer,
-        user=[*callbacks, FailurePolicy(cluster)],
-        controller=[ControllerRegistration(heartbeats, name)],
-    )
+    controller: list[ControllerCallback] = [ControllerRegistration(heartbeats, name)]
+    if wants_gpu(cluster):
+        controller.append(DriverCheck())
+    set_callbacks(trainer, user=[*callbacks, FailurePolicy(cluster)], controller=controller)
     # Train, and turn each kind of failure into one sentence for the user.
     try:
         result = run_supervised(trainer.fit, heartbeats, name, cluster)

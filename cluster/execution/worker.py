@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import ray.train
 
+from cluster.errors import RunError
 from cluster.execution.failures import distance_from_root_cause, is_out_of_memory
 from cluster.execution.heartbeat import HEARTBEAT_SECONDS, Heartbeats
 from ranet.training.optim import NonFiniteLoss
@@ -42,7 +43,7 @@ def run_worker(
         function(task)
     except Exception as error:
         # The driver shows every failure in one sentence; only a bug needs its traceback as well.
-        expected = isinstance(error, ValueError | OSError | NonFiniteLoss)
+        expected = isinstance(error, RunError | ValueError | OSError | NonFiniteLoss)
         if distance_from_root_cause(error) == 0 and not expected and not is_out_of_memory(error):
             logger.exception("worker %d failed", context.get_world_rank())
         raise

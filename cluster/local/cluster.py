@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
@@ -49,6 +50,7 @@ from cluster.local.services import (
     ray_worker_command,
     remove_sockets,
     s3_command,
+    with_spot_notices,
     write_s3_users,
 )
 from cluster.storage.files import atomic_write
@@ -180,26 +182,20 @@ class LocalCluster:
     def preempt(self, host: str, seconds: float) -> None:
         """Preempt a host like a spot instance: notice first, then kill.
 
-        The kill follows `seconds` after the notice.
+        The host's metadata service shows the notice; the kill follows after `seconds`.
         """
-        node = self.living_nodes().get(host)
-        if node is None:
+        if host not in self.living_nodes():
             raise ClusterError(f"{host} is not a live Ray node")
-        ray = Path(sys.executable).with_name("ray")
-        answer = subprocess.run(
-            [ray, "drain-node", "--address", f"{self.address('head')}:{self.ports['gcs']}",
-             "--node-id", node, "--reason", "DRAIN_NODE_REASON_PREEMPTION",
-             "--reason-message", "spot instance preempted",
-             "--deadline-remaining-seconds", str(round(seconds))],
-            env=clean_environment() | self.environment,
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        if answer.returncode:
-            raise ClusterError(
-                f"Ray rejected the preemption notice: {answer.stdout}{answer.stderr}"
-            )
+        time_of_loss = datetime.now(UTC) + timedelta(seconds=seconds)
+        notice = {"action": "terminate", "time": f"{time_of_loss:%Y-%m-%dT%H:%M:%SZ}"}
+        with atomic_write(self._notice(host)) as part:
+            part.write_text(json.dumps(notice))
         time.sleep(seconds)
         self.kill(host)
+        self._notice(host).unlink()
+
+    def _notice(self, host: str) -> Path:
+        return Path(self.scratch) / f"{host}-spot-notice.json"
 
     def processes(self, *members: str) -> list[psutil.Process]:
         """Return the live processes of some members."""
@@ -275,7 +271,10 @@ class LocalCluster:
         if member == "head":
             return ray_head_command(address, scratch, self.ports)
         head = f"{self.address('head')}:{self.ports['gcs']}"
-        return ray_worker_command(member, address, scratch, num_cpus=self.cpus_per_host, head=head)
+        return with_spot_notices(
+            ray_worker_command(member, address, scratch, num_cpus=self.cpus_per_host, head=head),
+            address=address, port=self.ports["metadata"], notice=self._notice(member), head=head,
+        )  # fmt: skip
 
     def _wait_for(self, member: str, process: subprocess.Popen[bytes], old: str | None) -> None:
         """Wait until a member is ready.
@@ -384,7 +383,7 @@ def create_cluster(
     folder: Path, num_hosts: int, cpus_per_host: int, isolated: bool
 ) -> LocalCluster:
     """Create a cluster with its network; no member runs yet."""
-    names = (*S3_PORTS, *_USUAL_PORTS, "client")
+    names = (*S3_PORTS, *_USUAL_PORTS, "client", "metadata")
     # Clusters that are created at the same time need different subnets.
     with network_lock() if isolated else contextlib.nullcontext():
         cluster = LocalCluster(

@@ -61,12 +61,16 @@ class Network:
         run_ip("link", "set", self.bridge, "up")
         for k, (member, address) in enumerate(self.addresses.items()):
             space, link = self.namespace(member), f"rn{self.token}-{k}"
+            # Other names on other nodes, as on machines of several types.
+            interface = f"eth-{member}"
             run_ip("netns", "add", space)
-            run_ip("link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", space)
+            run_ip("link", "add", link, "type", "veth", "peer", "name", interface, "netns", space)
             run_ip("link", "set", link, "master", self.bridge, "up")
-            run_ip("-n", space, "address", "add", f"{address}/{network.prefixlen}", "dev", "eth0")
-            for interface in ("lo", "eth0"):
-                run_ip("-n", space, "link", "set", interface, "up")
+            run_ip(
+                "-n", space, "address", "add", f"{address}/{network.prefixlen}", "dev", interface
+            )
+            for each in ("lo", interface):
+                run_ip("-n", space, "link", "set", each, "up")
             # The route leads nowhere, but programs find their own IP address through the route.
             run_ip("-n", space, "route", "add", "default", "via", str(network[1]))
 

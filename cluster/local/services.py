@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cluster.local.metadata_service
+import cluster.provisioning.spot_notice
 from cluster.local.network import ClusterError
 
 BUCKET = "ranet"
@@ -121,4 +123,31 @@ def ray_worker_command(
     return [
         *_ray_command(member, address, scratch),
         f"--num-cpus={num_cpus}", f"--address={head}",
+    ]  # fmt: skip
+
+
+def with_spot_notices(
+    command: list[str], *, address: str, port: int, notice: Path, head: str
+) -> list[str]:
+    """Return the command of a worker node with a spot notice poller.
+
+    Two more processes run on the node: a stand-in for EC2's metadata service, and the poller.
+
+    Args:
+        command: starts the Ray node, and runs until its end.
+        address: IP address of the node.
+        port: port of the metadata service.
+        notice: file that the service serves as the notice while the file exists.
+        head: HOST:PORT of Ray's head node.
+    """
+    return [
+        "bash", "-c",
+        # Separate processes of one shell: the poller finds the Ray node among the processes.
+        '"$1" "$2" "$4" "$5" "$6" & '
+        'AWS_EC2_METADATA_SERVICE_ENDPOINT="http://$4:$5" RAY_ADDRESS=$7 '
+        '"$1" "$3" "$8" & '
+        'shift 8; "$@"; status=$?; kill $(jobs -p) 2>/dev/null; exit $status',
+        "bash", sys.executable, str(cluster.local.metadata_service.__file__),
+        str(cluster.provisioning.spot_notice.__file__), address, str(port), str(notice), head,
+        f"--node-ip-address={address}", *command,
     ]  # fmt: skip

@@ -11,7 +11,7 @@ import yaml
 
 from cluster.config import ClusterConfig
 from cluster.execution.ray_internals import validate_cluster_file
-from cluster.provisioning.instance_types import INSTANCE_TYPES, SPOT_SHARE, InstanceType
+from cluster.provisioning.instance_types import INSTANCE_TYPES, InstanceType
 
 CLUSTER_FILE = Path("ray_cluster.yaml")
 """Cluster file of this project on AWS."""
@@ -30,11 +30,8 @@ class NodeType:
     """Resources that each node declares to Ray."""
     max_workers: int
     """Maximum number of nodes of this type; 0 for the head."""
-
-    @property
-    def dollars_per_hour(self) -> float:
-        """Price of one node."""
-        return self.machine.dollars_per_hour * (SPOT_SHARE if self.is_spot else 1)
+    priority: int
+    """Ray's autoscaler starts nodes of types with a higher priority first."""
 
     def capacity(self, cpus: int, gpus: int) -> int:
         """Return the number of such workers that fit one node."""
@@ -47,14 +44,18 @@ class ClusterSpec:
     """Cluster spec: node types and maximum number of workers."""
 
     path: Path
+    name: str
+    """Name of the cluster, which Ray gives to its machines as a tag."""
+    region: str
+    """AWS region."""
     head: NodeType
     workers: tuple[NodeType, ...]
     max_workers: int
 
     def worker_nodes(self, cluster: ClusterConfig, *, gpus: int) -> Iterator[NodeType]:
-        """Yield the node type of each possible worker, cheapest first."""
+        """Yield the node type of each possible worker, highest priority first."""
         remaining = self.max_workers
-        for group in sorted(self.workers, key=lambda group: group.dollars_per_hour):
+        for group in sorted(self.workers, key=lambda group: -group.priority):
             if (capacity := group.capacity(cluster.cpus_per_worker, gpus)) > 0:
                 num_nodes = min(group.max_workers, remaining)
                 remaining -= num_nodes
@@ -95,15 +96,15 @@ class ClusterSpec:
                 )
         return sentences
 
-    def dollars_per_hour(self, cluster: ClusterConfig, *, gpus: int, num_workers: int) -> float:
-        """Return the price of the head and the nodes of `num_workers` workers."""
-        total, free = self.head.dollars_per_hour, 0
+    def num_nodes(self, cluster: ClusterConfig, *, gpus: int, num_workers: int) -> int:
+        """Return the number of nodes of `num_workers` workers, without the head."""
+        nodes, free = 0, 0
         for group in list(self.worker_nodes(cluster, gpus=gpus))[:num_workers]:
             if free == 0:
                 free = group.capacity(cluster.cpus_per_worker, gpus)
-                total += group.dollars_per_hour
+                nodes += 1
             free -= 1
-        return total
+        return nodes
 
 
 def read_cluster_spec(path: Path = CLUSTER_FILE) -> ClusterSpec:
@@ -121,7 +122,12 @@ def read_cluster_spec(path: Path = CLUSTER_FILE) -> ClusterSpec:
         }
         workers = tuple(group for name, group in groups.items() if name != head)
         spec = ClusterSpec(
-            path=path, head=groups[head], workers=workers, max_workers=content["max_workers"]
+            path=path,
+            name=content["cluster_name"],
+            region=content["provider"]["region"],
+            head=groups[head],
+            workers=workers,
+            max_workers=content["max_workers"],
         )
         _check_by_ray(path, content)
         return spec
@@ -152,7 +158,7 @@ def _node_type(where: str, name: str, node: dict[str, Any]) -> NodeType:
     if machine_name not in INSTANCE_TYPES:
         raise ValueError(
             f"{where}.node_config.InstanceType is {machine_name}, which is unknown; add its "
-            "resources and price to cluster/provisioning/instance_types.py"
+            "resources to cluster/provisioning/instance_types.py"
         )
     machine = INSTANCE_TYPES[machine_name]
     available = {"CPU": machine.cpus, "GPU": machine.gpus}
@@ -179,4 +185,5 @@ def _node_type(where: str, name: str, node: dict[str, Any]) -> NodeType:
         # Ray detects the resources that the file does not declare.
         resources={kind: count for kind, count in available.items() if count} | node["resources"],
         max_workers=node.get("max_workers", 0),
+        priority=node.get("priority", 0),
     )

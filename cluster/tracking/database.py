@@ -29,7 +29,7 @@ _LOCATIONS = {
 def sqlite_file(uri: str) -> Path | None:
     """Return the file of a SQLite URI, None for other URIs."""
     path = uri.partition("?")[0].removeprefix("sqlite:///")
-    return Path(path) if uri.startswith("sqlite:///") else None
+    return Path(path).expanduser() if uri.startswith("sqlite:///") else None
 
 
 def ensure_database(uri: str) -> None:

@@ -43,7 +43,7 @@ class Inspection:
 def inspect_images(images: Images, config: DataConfig) -> Inspection:
     """Decode up to `INSPECTED_IMAGES` images, evenly spaced."""
     total = len(images.labels)
-    indices = range(0, total, -(-total // INSPECTED_IMAGES))
+    indices = range(0, total, max(-(-total // INSPECTED_IMAGES), 1))
 
     def inspect(index: int) -> tuple[int, ...] | str:
         try:

@@ -82,6 +82,9 @@ class DenseLayers(BottleneckUnits):
             The channels of all layers but the last, and the channels of the last layer.
         """
         first, *later = conv1x1(features, self.reduce_weight()).split(self.widths, dim=1)
+        if first.device.type != "cpu":
+            # A GPU's batch norm is slow on some channels of wider pixels: it uses few blocks.
+            first = first.clone()
         newest = self._run_unit(0, first)
         own = newest[:, :0]
         for j, (share, weight) in enumerate(zip(later, self.reduce_own, strict=True), start=1):

@@ -21,7 +21,9 @@ def conv1x1(features: Tensor, weight: Tensor) -> Tensor:
     if unread_channels := features.shape[1] - weight.shape[1]:
         weight = F.pad(weight, (0, 0, 0, 0, 0, unread_channels))
     batch, channels, height, width = features.shape
-    if batch >= 16 or features.device.type != "cpu" or torch.get_num_threads() > 1:
+    # The number of threads would break a compiled graph.
+    is_plain = batch >= 16 or features.device.type != "cpu" or torch.compiler.is_compiling()
+    if is_plain or torch.get_num_threads() > 1:
         return F.conv2d(features, weight)
     # On one CPU thread torch has a slow convolution for fewer than 16 images. A 1x1 convolution
     # may treat every row of pixels as an image; with few rows, a matrix product is faster.
@@ -87,20 +89,31 @@ class _Resize(torch.autograd.Function):
     ) -> tuple[Tensor, None]:
         (gradient,) = gradients
         height, width = ctx.in_size
-        rows = _interpolation(height, gradient.shape[2], gradient.dtype, gradient.device)
-        columns = _interpolation(width, gradient.shape[3], gradient.dtype, gradient.device)
+        # The compiler ignores a cache; its graph computes the matrices on the device.
+        weights = _resize_weights if torch.compiler.is_compiling() else resize_weights
+        rows = weights(height, gradient.shape[2], gradient.dtype, gradient.device)
+        columns = weights(width, gradient.shape[3], gradient.dtype, gradient.device)
         pixels = gradient.permute(0, 2, 3, 1).contiguous()
         with torch.autocast(gradient.device.type, enabled=False):
             pixels = (rows @ pixels.flatten(2)).unflatten(2, pixels.shape[2:])
             return (columns @ pixels).permute(0, 3, 1, 2), None
 
 
-@lru_cache(maxsize=64)
-def _interpolation(in_size: int, out_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Weights of a linear resize, (in_size, out_size)."""
-    unit = torch.eye(in_size, dtype=torch.float64)[None]
-    weights = F.interpolate(unit, size=out_size, mode="linear", align_corners=True)[0]
-    return weights.to(dtype=dtype, device=device)
+def _resize_weights(
+    in_size: int, out_size: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Weights of a linear resize with aligned corners, (in_size, out_size)."""
+    scale = (in_size - 1) / max(1, out_size - 1)
+    positions = torch.arange(out_size, dtype=torch.float64, device=device) * scale
+    lower = positions.floor()
+    share = positions - lower
+    pixels = torch.arange(in_size, dtype=torch.float64, device=device)[:, None]
+    weights = torch.where(pixels == lower, 1 - share, 0.0)
+    return torch.where(pixels == lower + 1, share, weights).to(dtype)
+
+
+resize_weights = lru_cache(maxsize=64)(_resize_weights)
+"""The same weights, computed once per size, type and device."""
 
 
 def has_fast_norm(features: Tensor) -> bool:

@@ -89,10 +89,10 @@ def test_script_reproduces_the_accuracy_of_the_registered_weights(
     assert "are not the images that were held out when the model was trained" in done.stderr
 
 
-def test_missing_model_uri_is_a_usage_error():
+def test_missing_model_is_a_usage_error():
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--name=tiny"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr == "error: model_uri is required; see --help\n"
+    assert done.stderr == "error: trained_model is required; see --help\n"

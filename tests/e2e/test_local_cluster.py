@@ -63,18 +63,18 @@ def test_mlflow_accepts_requests_from_its_own_pages_only(cluster):
 
 
 def test_printed_urls_respond_and_printed_command_parses(cluster):
-    told = describe(cluster).replace("\\\n", "").splitlines()
-    assert [tuple(line.split()) for line in told[1:6]] == [
+    lines = describe(cluster).replace("\\\n", "").splitlines()
+    assert [tuple(line.split()) for line in lines[1:6]] == [
         (name, cluster.address(name)) for name in cluster.members
     ]
-    exports = [line.removeprefix("export ") for line in told if line.startswith("export ")]
+    exports = [line.removeprefix("export ") for line in lines if line.startswith("export ")]
     environment = dict(line.split("=", 1) for line in exports)
     token = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
-    [dashboard] = [line.split()[1] for line in told if line.startswith("dashboard ")]
+    [dashboard] = [line.split()[1] for line in lines if line.startswith("dashboard ")]
     assert dashboard == environment["RAY_API_SERVER_ADDRESS"]
     assert requests.get(f"{dashboard}/api/version", headers=token, timeout=20).ok
     assert requests.get(f"{dashboard}/api/version", timeout=20).status_code == 401
-    [mlflow] = [line.split()[1] for line in told if line.startswith("MLflow ")]
+    [mlflow] = [line.split()[1] for line in lines if line.startswith("MLflow ")]
     assert mlflow == environment["MLFLOW_TRACKING_URI"]
     assert requests.get(f"{mlflow}/health", timeout=20).ok
     s3 = boto3.client(
@@ -85,10 +85,10 @@ def test_printed_urls_respond_and_printed_command_parses(cluster):
     )  # fmt: skip
     s3.head_bucket(Bucket=BUCKET)
     s3.close()
-    [nodes] = [line.partition("NODES=")[2] for line in told if line.startswith("Prometheus ")]
+    [nodes] = [line.partition("NODES=")[2] for line in lines if line.startswith("Prometheus ")]
     assert Path(nodes).is_file()
     [(python, script, dashes, _, training, *arguments)] = [
-        shlex.split(line) for line in told if "submit.py" in line
+        shlex.split(line) for line in lines if "submit.py" in line
     ]
     assert (Path(python), dashes) == (Path(sys.executable), "--")
     assert all((PROJECT / path).is_file() for path in (script, training, arguments[1]))
@@ -125,9 +125,9 @@ def test_next_cluster_kills_orphaned_members_and_sigterm_leaves_no_process(plain
         )
         assert first_cluster.processes(*first_cluster.members) == []
         third.send_signal(signal.SIGTERM)
-        _, told = third.communicate(timeout=60)
+        _, lines = third.communicate(timeout=60)
         assert third.returncode == 0
-        assert "killing the members that a previous cluster left" in told
+        assert "killing the members that a previous cluster left" in lines
     assert third_cluster.processes(*third_cluster.members) == []
     assert not (tmp_path / "cluster.json").exists()
     if not plain:

@@ -62,7 +62,7 @@ class Server:
         return [sys.executable, "-m", "cluster.mlflow_server", "serve",
                 "--host", self.address, "--port", str(self.port), "--workers", "1"]  # fmt: skip
 
-    def refusal(self, **changes: str) -> str:
+    def failed_start(self, **changes: str) -> str:
         """Return the error of a server that cannot start in this environment."""
         outcome = subprocess.run(
             self.command(), cwd=PROJECT, env=self.environment | changes,
@@ -152,9 +152,9 @@ def test_rejected_credentials_are_reported_before_the_run_is_opened(
     with pytest.raises(TrackingError, match="rejects calls without a user; set MLFLOW_TRACK"):
         client.check_reachable()
     user("ada", "wrong-password-Zq84")
-    with pytest.raises(TrackingError, match=r"rejects user ada with this password") as told:
+    with pytest.raises(TrackingError, match=r"rejects user ada with this password") as caught:
         client.check_reachable()
-    assert "Zq84" not in str(told.value)
+    assert "Zq84" not in str(caught.value)
     user("reader", passwords["reader"])
     client.check_reachable()
     with pytest.raises(TrackingError, match="user reader may not do this; ask its administrator"):
@@ -166,12 +166,14 @@ def test_rejected_credentials_are_reported_before_the_run_is_opened(
 
 
 def test_server_with_a_broken_configuration_does_not_start(server):
-    told = server.refusal(MLFLOW_SERVER_ALLOWED_HOSTS="*")
-    assert "MLFLOW_SERVER_ALLOWED_HOSTS must list the host names and ports" in told
-    assert "PostgreSQL cannot be used" in (told := server.refusal(PGPASSWORD="wrong-Zq85"))
-    assert "Zq85" not in told
-    assert "no such bucket" in server.refusal(MLFLOW_ARTIFACTS_DESTINATION="s3://nowhere/mlflow")
-    assert "S3 denies access" in server.refusal(AWS_SECRET_ACCESS_KEY="wrong")
+    error = server.failed_start(MLFLOW_SERVER_ALLOWED_HOSTS="*")
+    assert "MLFLOW_SERVER_ALLOWED_HOSTS must list the host names and ports" in error
+    assert "PostgreSQL cannot be used" in (error := server.failed_start(PGPASSWORD="wrong-Zq85"))
+    assert "Zq85" not in error
+    assert "no such bucket" in server.failed_start(
+        MLFLOW_ARTIFACTS_DESTINATION="s3://nowhere/mlflow"
+    )
+    assert "S3 denies access" in server.failed_start(AWS_SECRET_ACCESS_KEY="wrong")
 
 
 def test_unknown_host_name_of_the_server_is_named(server, user, monkeypatch):

@@ -244,13 +244,13 @@ def test_unwritable_s3_prepared_dir_raises_error_before_preparation(bucket, tmp_
         train=TrainConfig(batch_size=4),
         cluster=ClusterConfig(device="cpu", storage_path=str(tmp_path / "runs")),
     )
-    told = preflight(run)
-    assert told.missing == [
+    report = preflight(run)
+    assert report.missing == [
         "data.prepared_dir cannot be written: s3://no-such-bucket/prepared/writable: no such "
         "bucket; "
         "create it, or correct the URI"
     ]
-    told = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
-    assert told.can_start, told
+    report = preflight(replace(run, data=replace(config, prepared_dir=f"s3://{bucket}/prepared")))
+    assert report.can_start, report
     with ObjectStore() as store:
         assert not list(store.names(f"s3://{bucket}/prepared"))

@@ -74,15 +74,15 @@ def test_detached_job_can_be_followed_and_a_stopped_job_is_no_success(cluster, f
     [job] = re.findall(r"--follow (\S+)", detached.stderr)
     with following(cluster, folder, job) as left:
         left.send_signal(signal.SIGINT)
-        _, told = left.communicate(timeout=60)
+        _, errors = left.communicate(timeout=60)
         assert left.returncode == 130
-        assert "the job continues" in told
+        assert "the job continues" in errors
     with following(cluster, folder, job) as again:
         stop = [Path(sys.executable).with_name("ray"), "job", "stop", "--no-wait", job]
         subprocess.run(stop, env=environment(cluster), check=True, capture_output=True, timeout=60)
-        output, told = again.communicate(timeout=100)
-    assert again.returncode == 130, told
-    assert "STOPPED" in told
+        output, errors = again.communicate(timeout=100)
+    assert again.returncode == 130, errors
+    assert "STOPPED" in errors
     assert "ended" not in output
 
 
@@ -98,9 +98,9 @@ def test_follower_of_a_job_that_was_lost_with_the_head_is_told_to_submit_again(c
     with following(cluster, folder, job) as left:
         cluster.kill("head")
         cluster.start("head")
-        _, told = left.communicate(timeout=100)
+        _, errors = left.communicate(timeout=100)
     assert left.returncode == 1
-    assert f"the head of the cluster was restarted and lost job {job}; submit the same" in told
+    assert f"the head of the cluster was restarted and lost job {job}; submit the same" in errors
     assert not tokens_in_logs_of_head(cluster)
 
 

@@ -1,9 +1,11 @@
 """Training on an existing cluster, and on one that is too small."""
 
 import json
+import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,20 @@ RAY = Path(sys.executable).with_name("ray")
 @pytest.fixture
 def head(tmp_path, ray_folder):
     """Ray head with two CPUs; yields the environment of its clients."""
+    with started_head(tmp_path, ray_folder) as environment:
+        yield environment
+
+
+@contextmanager
+def started_head(tmp_path, ray_folder, *options, **variables):
     port, dashboard, agent = free_ports("127.0.0.1", 3)
     environment = user_environment() | {"RAY_AUTH_MODE": "disabled", "RAY_TMPDIR": ray_folder}
+    environment |= variables
     with (tmp_path / "head.log").open("w") as log:
         process = subprocess.Popen(
             [RAY, "start", "--head", "--block", f"--port={port}", "--num-cpus=2",
              f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}",
-             "--object-store-memory=100000000", "--disable-usage-stats"],
+             "--object-store-memory=100000000", "--disable-usage-stats", *options],
             stdout=log, stderr=log, start_new_session=True, env=environment,
         )  # fmt: skip
     environment["RAY_ADDRESS"] = f"127.0.0.1:{port}"
@@ -108,3 +117,24 @@ def test_run_larger_than_the_cluster_waits_and_then_fails(head, tmp_path):
     assert last.startswith("error: 2 workers with 1 CPUs and 1 GPU each did not start")
     assert "= 3: the cluster has" in last
     assert [run.info.status for run in runs(client(tmp_path))] == ["FAILED"]
+
+
+def test_old_nvidia_driver_of_a_node_ends_the_run_before_workers_start(tmp_path, ray_folder):
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 570.133.20\n")
+    program.chmod(0o755)
+    path = f"{program.parent}:{os.environ['PATH']}"
+    with started_head(tmp_path, ray_folder, "--num-gpus=1", PATH=path) as environment:
+        done = submit(
+            environment, tmp_path / "config.yaml", "--cluster.device=gpu",
+            f"--cluster.storage_path={tmp_path}/runs", f"--data.prepared_dir={tmp_path}/digits",
+            MLFLOW_TRACKING_URI=f"sqlite:///{tmp_path}/mlflow.db",
+        )  # fmt: skip
+    assert done.returncode == 1
+    # Ray repeats the end of the log.
+    [line] = {line for line in done.stdout.splitlines() if line.startswith("error: ")}
+    assert "its NVIDIA driver is 570.133.20; torch " in line
+    assert "Traceback" not in done.stdout
+    assert "consecutive failure" not in done.stdout

@@ -114,6 +114,21 @@ def test_run_interrupted_and_killed_twice_reaches_the_weights_of_an_uninterrupte
     assert steps(client(tmp_path), run.info.run_id, "test/exit1/top1") == [0]
 
 
+def test_run_stops_with_a_checkpoint_after_its_hours_and_resumes(trained_in_one_process, tmp_path):
+    with training(tmp_path, SMALL_BATCHES, "--cluster.max_hours=0.0001") as first:
+        assert first.wait() == 1, first.output()
+        output = first.output()
+    # The workers check the time after the first step, when the limit of 0.4 s has passed.
+    last = "error: cluster.max_hours is over: stopped after 0 epochs and 1 steps, with a checkpoint"
+    assert output.splitlines()[-1].startswith(last)
+    assert "Traceback" not in output
+    assert committed(tmp_path) == (0, 1)
+    with training(tmp_path, SMALL_BATCHES) as second:
+        assert second.wait() == 0, second.output()
+        assert "resuming after 0 epochs and 1 steps" in second.output()
+    check_against(trained_in_one_process, tmp_path)
+
+
 def test_s3_outage_during_a_checkpoint_and_a_killed_worker_do_not_change_the_weights(
     trained_in_one_process, s3, bucket, tmp_path
 ):

@@ -10,12 +10,14 @@ from mlflow import MlflowClient
 from cluster.config import RegistryConfig
 from pipelines.data.config import DataConfig, normalization
 from pipelines.evaluation.budgets import Evaluation, evaluate_outputs
+from pipelines.model_packaging.contents import make_saved_model
 from pipelines.model_packaging.package import RegisteredVersion, register_model
 from pipelines.run import EvaluationConfig, Run
 from ranet import ModelConfig, OptimConfig, RANet, TrainConfig, mult_adds
 from ranet.evaluation.exit_outputs import SplitOutputs, collect_exit_outputs
 from ranet.evaluation.forward import ForwardPass
 from ranet.model.preprocessing import Normalize
+from ranet.model.saved import SavedModel
 from ranet.training.loop import fit
 from ranet.training.state import TrainState
 from tests.support.image_files import dataset_info
@@ -74,6 +76,13 @@ def trained_network() -> TrainedNetwork:
     answers = [collect_exit_outputs(ForwardPass(model, normalize), split) for split in (val, test)]
     evaluation = evaluate_outputs(COSTS, answers[0], answers[1], RUN.evaluation.budget_fractions)
     return TrainedNetwork(model, answers[0], answers[1], evaluation, test.images, test.labels)
+
+
+def tiny_saved() -> SavedModel:
+    """Return the trained network as it is saved."""
+    network = trained_network()
+    tags = {"mlflow.source.git.commit": "a" * 40, "git.dirty": "false"}
+    return make_saved_model(RUN, network.model.state_dict(), network.evaluation, INFO, tags)
 
 
 def create_run(client: MlflowClient, folder: Path) -> str:

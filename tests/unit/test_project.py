@@ -45,6 +45,12 @@ def test_dependency_pins_satisfy_their_requirements():
         assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
+def test_trained_networks_are_in_the_wheel_and_not_in_jobs():
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    assert "pretrained/*/*" in tools["setuptools"]["package-data"]["ranet"]
+    assert "/ranet/pretrained/" in (ROOT / ".rayignore").read_text().splitlines()
+
+
 def test_base_installation_requires_only_torch():
     assert PROJECT["dependencies"] == ["torch"]
 
@@ -78,6 +84,18 @@ def test_port_in_use_is_named_with_the_option_to_change_it():
         )
     assert done.returncode != 0
     assert f"error: port {port} is in use; choose another: make ui PORT=" in done.stderr
+
+
+def test_page_of_a_folder_without_runs_is_rejected(tmp_path):
+    done = subprocess.run(
+        ["make", "--assume-old=setup", f"--file={ROOT}/Makefile", "ui", "PORT=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert f"error: {tmp_path} has no mlflow.db, as no run was logged here; train" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_unusable_python_is_rejected_by_name():

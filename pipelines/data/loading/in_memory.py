@@ -60,8 +60,9 @@ class MemoryBatches:
         yield self._read(self.sampler.epoch(epoch, first_step))
 
     def _read(self, order: EpochOrder) -> Iterator[tuple[Tensor, Tensor]]:
-        samples = torch.from_numpy(order.samples).to(self.labels.device)
-        boxes = torch.from_numpy(order.boxes).to(self.labels.device)
+        device = self.labels.device
+        samples = torch.from_numpy(order.samples).to(device, non_blocking=True)
+        boxes = torch.from_numpy(order.boxes).to(device, non_blocking=True)
         is_copied = bool(np.all(order.boxes[:, 2:4] == order.image_size))
         for start in range(0, len(samples), order.batch_size):
             rows = slice(start, start + order.batch_size)

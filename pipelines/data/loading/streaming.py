@@ -17,6 +17,7 @@ from torch import Tensor
 from pipelines.data.format.beton import Beton
 from pipelines.data.format.metadata import rewrite_hint
 from pipelines.data.loading.decoding import batch_decoder
+from pipelines.data.loading.device_copy import CopyStream, DeviceBatch, HostBatch
 from pipelines.data.loading.sampling import EpochOrder, EpochSampler
 
 GAP_BYTES = 1 << 16
@@ -40,7 +41,7 @@ class StreamingBatches:
     threads: int = 0
     """Decoding threads; 0: one per CPU that the process may use."""
     stall_seconds: float = STALL_SECONDS
-    _ring: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _ring: list[HostBatch] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         available = len(os.sched_getaffinity(0))
@@ -67,8 +68,9 @@ class StreamingBatches:
         order = self.sampler.epoch(epoch, first_step)
         pool = ThreadPool(self.threads)
         with self.beton.path.open("rb") as file:
+            decoded = self._decoded(pool, order, file.fileno())
             try:
-                yield self._read(pool, order, file.fileno())
+                yield self._on_device(decoded)
             except TimeoutError:
                 pool.terminate()  # the threads hang; they are daemons, and joining would hang too
                 raise
@@ -77,12 +79,30 @@ class StreamingBatches:
                 raise
             _close(pool)
 
-    def _read(
-        self, pool: ThreadPool, order: EpochOrder, file: int
+    def _on_device(
+        self, decoded: Iterator[tuple[Tensor, Tensor, HostBatch]]
     ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield batches on the device, copied to a GPU one batch ahead."""
+        if self.device.type != "cuda":
+            for images, labels, _ in decoded:
+                yield images, labels
+            return
+        stream = CopyStream(self.device)
+        previous: DeviceBatch | None = None
+        for images, labels, memory in decoded:
+            following = stream.start(images, labels, memory)
+            if previous is not None:
+                yield stream.finish(previous)
+            previous = following
+        if previous is not None:
+            yield stream.finish(previous)
+
+    def _decoded(
+        self, pool: ThreadPool, order: EpochOrder, file: int
+    ) -> Iterator[tuple[Tensor, Tensor, HostBatch]]:
+        """Yield images and labels, and the memory that holds the images."""
         # One buffer per thread, one that is ready, and one in use by the caller.
-        ring = self._buffers(self.threads + 2, order.image_size)
-        copy_stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        ring = self._buffers(self.threads + 2)
         waiting: deque[AsyncResult[Tensor]] = deque()
         submitted = 0
         for number in range(len(order)):
@@ -90,7 +110,10 @@ class StreamingBatches:
                 samples, boxes = order[submitted]
                 if len(prefetched := order.samples_to_prefetch(submitted)):
                     pool.apply_async(_prefetch, (file, self.beton.table, prefetched))
-                buffer = ring[submitted % len(ring)][: len(samples)]
+                memory = ring[submitted % len(ring)]
+                memory.wait_until_copied()
+                size = (len(samples), order.image_size, order.image_size, 3)
+                buffer = memory.images[: math.prod(size)].view(size)
                 waiting.append(pool.apply_async(self._decode, (samples, boxes, buffer)))
                 submitted += 1
             try:
@@ -101,10 +124,7 @@ class StreamingBatches:
                     "check its disk or network file system"
                 ) from None
             labels = torch.from_numpy(self.beton.labels[order[number][0]])
-            if copy_stream is None:
-                yield images, labels
-            else:
-                yield self._to_cuda(images, copy_stream), labels.to(self.device)
+            yield images, labels, ring[number % len(ring)]
 
     def _decode(self, samples: np.ndarray, boxes: np.ndarray, buffer: Tensor) -> Tensor:
         damaged = self._decode_batch(
@@ -117,24 +137,17 @@ class StreamingBatches:
             )
         return buffer.permute(0, 3, 1, 2)
 
-    def _buffers(self, count: int, image_size: int) -> list[Tensor]:
-        """Return the reused ring buffer of an image size."""
+    def _buffers(self, count: int) -> list[HostBatch]:
+        """Return the reused ring of buffers, for batches of the largest images."""
         if not self._ring:
-            largest = self.sampler.batch_size * self.sampler.image_size**2 * 3
-            pinned = self.device.type == "cuda"
-            self._ring = [
-                torch.empty(largest, dtype=torch.uint8, pin_memory=pinned) for _ in range(count)
-            ]
-        shape = (self.sampler.batch_size, image_size, image_size, 3)
-        return [memory[: math.prod(shape)].view(shape) for memory in self._ring]
-
-    def _to_cuda(self, images: Tensor, copy_stream: torch.cuda.Stream) -> Tensor:
-        """Copy in parallel to the computation and wait for the copy."""
-        with torch.cuda.stream(copy_stream):
-            copied = images.to(self.device, non_blocking=True)
-        copy_stream.synchronize()
-        copied.record_stream(torch.cuda.current_stream(self.device))
-        return copied
+            is_pinned = self.device.type == "cuda"
+            batch_size = self.sampler.batch_size
+            num_bytes = batch_size * self.sampler.image_size**2 * 3
+            # One allocation: pinned memory is rounded up to a power of two.
+            images = torch.empty((count, num_bytes), dtype=torch.uint8, pin_memory=is_pinned)
+            labels = torch.empty((count, batch_size), dtype=torch.int64, pin_memory=is_pinned)
+            self._ring = [HostBatch(*each) for each in zip(images, labels, strict=True)]
+        return self._ring
 
 
 def _prefetch(file: int, table: np.ndarray, samples: np.ndarray) -> None:

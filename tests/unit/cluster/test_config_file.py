@@ -106,9 +106,10 @@ def test_empty_setting_is_rejected_by_name(name, tmp_path):
 def test_setting_twice_in_a_file_is_rejected_by_name_and_line(text, name, lines, tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(text)
-    with pytest.raises(ValueError, match=f"contains {name} twice, in lines {lines[0]} and") as told:
+    first, second = lines
+    message = f"contains {name} twice, in lines {first} and {second}: keep one of them"
+    with pytest.raises(ValueError, match=message):
         parse_settings(Run, [f"--config={file}"])
-    assert f"{lines[1]}: keep one" in str(told.value)
 
 
 @pytest.mark.parametrize("form", [["--config={}"], ["--config", "{}"]])

@@ -38,9 +38,9 @@ def test_setting_that_ray_cannot_use_is_named_at_the_start_and_by_the_dry_run(
     with pytest.raises(RunError, match=message):
         on_this_machine(Run())
     [problem] = [each for each in preflight(Run()).missing if each.startswith(name)]
-    with pytest.raises(RunError) as told:
+    with pytest.raises(RunError) as caught:
         check_ray_settings()
-    assert str(told.value) == problem
+    assert str(caught.value) == problem
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_of_several_workers_all_but_one_speak_of_errors_alone(logging_as_it_was,
         configure_logging(only_errors=only_errors)
         speaker.info("loading %s", only_errors)
         speaker.error("failed %s", only_errors)
-    told = capsys.readouterr().err
-    assert "failed True" in told
-    assert "loading True" not in told
-    assert "loading False" in told
+    output = capsys.readouterr().err
+    assert "failed True" in output
+    assert "loading True" not in output
+    assert "loading False" in output

@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 
 import pytest
 import torch
 import yaml
 
 from cluster.cli import parse_settings
+from cluster.provisioning.preconditions import PRECONDITIONS
 from pipelines.data.preparation.prepare import prepare
 from pipelines.preflight import RATES, checkpoint_bytes, preflight, stored_rate
 from pipelines.run import Run
@@ -48,11 +50,11 @@ def test_run_on_this_machine_is_estimated_with_its_measured_rate(at_home, tmp_pa
     assert lines["steps"].startswith("10 epochs of 19, 190 in total; 12,160 training images")
     assert lines["images/s"].startswith("140 with 2 workers, 70 each")
     assert lines["time"].startswith("0.02 h")
-    assert "price" not in lines
+    assert "GPU-hours" not in lines
     assert not (tmp_path / "mlflow.db").exists()
 
 
-def test_run_on_rented_gpus_is_priced_and_unknown_rates_are_named(at_home, tmp_path):
+def test_run_on_rented_gpus_has_gpu_hours_and_unknown_rates_are_named(at_home, tmp_path):
     run = read("digits", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=[2,8]",
                "--train.precision=bfloat16")  # fmt: skip
     prepare(run.data, run.model.image_size)
@@ -62,13 +64,18 @@ def test_run_on_rented_gpus_is_priced_and_unknown_rates_are_named(at_home, tmp_p
     assert lines["to rent"] == "g6.12xlarge (spot), by ray_cluster.yaml"
     assert lines["images/s"].startswith("unknown: throughput.yaml has no rate of this network")
     assert lines["time"].startswith("at 100 images/s per worker: 0.00 h")
-    assert lines["price"].startswith("$3.88 per hour with 8 workers and the head")
+    assert lines["GPU-hours"] == (
+        "at 100 images/s per worker: 0.03 on 8 workers; 2 machines and the head, each 0.00 h"
+    )
+    checks = [text for name, text in report.lines if name == "check first"]
+    assert checks == [str(each) for each in PRECONDITIONS]
+    assert not re.search(r"\$\d", str(report))  # no prices: they have no dated source here
 
 
 def test_all_missing_requirements_are_reported_at_once(at_home, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     (tmp_path / "file").touch()
-    run = read("imagenet", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=9",
+    run = read("imagenet", tmp_path, "--cluster.device=gpu", "--cluster.num_workers=13",
                f"--cluster.storage_path={tmp_path}/file/runs",
                "--evaluation.budget_fractions=[0.01]")  # fmt: skip
     report = preflight(run)
@@ -110,7 +117,7 @@ def test_unprepared_imagenet_is_assumed_to_be_complete(
     assert lines["images"].endswith(images)
     assert "rented machines" in lines["images"]
     assert lines.get("time", "").startswith(time)
-    assert ("price" in lines) == bool(time)
+    assert ("GPU-hours" in lines) == bool(time)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,37 @@ def test_command_that_cannot_run_is_rejected_by_name(command, message, folder):
         check_command(words, folder)
 
 
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (
+            "python pipelines/train.py --config configs/digits.yaml --train.epochs=0",
+            "pipelines/train.py: train.epochs must be 1 or more, got 0",
+        ),
+        (
+            "python -m pipelines.train --train.epoch=3 --config=configs/digits.yaml",
+            "pipelines/train.py: train.epoch is not a setting; did you mean train.epochs?",
+        ),
+        (
+            "python pipelines/tune.py --config configs/digits.yaml",
+            "it is a config of pipelines/train.py",
+        ),
+        ("python pipelines/predict.py --budget_fraction=2", "pipelines/predict.py: "),
+        ("python pipelines/train.py --config configs/digits.yaml --train.epochs=2", None),
+        ("python pipelines/tune.py --config configs/sweeps/digits.yaml --num_trials 2", None),
+        ("python pipelines/train.py --config /only/on/the/cluster.yaml --train.epochs=0", None),
+        ("python pipelines/train.py --help", None),
+    ],
+)
+def test_settings_of_a_script_are_checked_before_it_is_sent(command, message):
+    if message is None:
+        check_command(command.split(), PROJECT)
+        return
+    with pytest.raises(JobError) as caught:
+        check_command(command.split(), PROJECT)
+    assert message in str(caught.value)
+
+
 def test_sent_files_are_those_that_no_ignore_file_excludes(folder):
     sent = sent_files(folder)
     assert {"pipelines/train.py", "configs/run.yaml"} <= sent

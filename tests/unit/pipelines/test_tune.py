@@ -1,5 +1,6 @@
 """Warm starts, and a whole sweep with known results."""
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +9,9 @@ from mlflow import MlflowClient, artifacts
 
 from cluster.cli import parse_settings
 from cluster.errors import UntrainableError
+from cluster.storage.checkpoints import RAY_LIST
 from cluster.tracking import runs
-from cluster.tracking.record import MetricWriter
+from cluster.tracking.record import MetricWriter, TrackedRun
 from pipelines import tune
 from pipelines.data.preparation.prepare import prepare
 from pipelines.run import Run
@@ -59,6 +61,38 @@ def test_warm_start_learns_the_trials_of_a_comparable_sweep(database, monkeypatc
         tune.make_sampler(sweep, other)
     with pytest.raises(ValueError, match=r"differs in sweep.objective: "):
         tune.make_sampler(replace(sweep, objective=Objective(budgets_mult_adds=(1e9,))), BASE)
+
+
+def test_unfinished_trial_without_checkpoints_is_reported(database, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    monkeypatch.setattr(runs, "SETTLE_SECONDS", 0.0)
+
+    def open_sweep() -> AbstractContextManager[TrackedRun]:
+        return runs.open_run("sweep", settings={}, parameters={}, tags={}, config_text="")
+
+    names = []
+
+    def interrupted_sweep() -> None:
+        with open_sweep() as record, TrialStore(record, make_config) as store:
+            for number in (1, 2, 3):
+                trial, _ = store.open(number, accept({"model.growth_rate": number}))
+                names.append(trial.storage_name)
+                if number > 1:
+                    trial.client.log_metric(trial.run_id, "epoch", 1.0, step=1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_sweep()
+    (tmp_path / names[1] / "checkpoint_1").mkdir(parents=True)
+    (tmp_path / names[1] / RAY_LIST).touch()
+
+    with open_sweep() as record, TrialStore(record, make_config) as store:
+        assert [each.number for each in store.unfinished] == [1, 2, 3]
+        tune.warn_of_lost_checkpoints(store, str(tmp_path))
+    assert [each.message for each in caplog.records if "are gone" in each.message] == [
+        f"trial 3 is unfinished, but its checkpoints {tmp_path}/{names[2]} are gone: it starts "
+        "from scratch"
+    ]
 
 
 @pytest.mark.timeout(300)

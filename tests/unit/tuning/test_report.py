@@ -155,8 +155,8 @@ def test_summary_says_why_importances_are_omitted(tmp_path):
         tmp_path, sweep_results(*results[:7], trial(9, state="failed")), config_of
     )
     assert not picture.exists()
-    told = "importances.png is omitted: it needs 8 measured trials and has 7"
-    assert summary.splitlines()[-1] == told
+    reason = "importances.png is omitted: it needs 8 measured trials and has 7"
+    assert summary.splitlines()[-1] == reason
     summary = write_report(tmp_path, sweep_results(*results), config_of)
     assert picture.exists()
     assert "importances" not in summary

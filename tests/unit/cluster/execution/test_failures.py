@@ -4,9 +4,10 @@ import pytest
 import torch
 from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from torch.distributed import DistBackendError
 
 from cluster.config import ClusterConfig
-from cluster.errors import RunError, UntrainableError
+from cluster.errors import RunError, TimeLimitError, UntrainableError
 from cluster.execution.failures import FailurePolicy
 from ranet.training.optim import NonFiniteLoss
 
@@ -84,6 +85,24 @@ def test_preempted_node_does_not_count_as_a_failure():
     preempted = RayActorError(error_msg="a node was preempted", preempted=True)
     for failure in (preempted, WorkerHealthCheckFailedError("it does not answer", preempted)):
         policy.after_exception(None, {0: DISCONNECTED, 1: failure})
+
+
+def test_time_limit_ends_the_run_with_the_message_of_the_workers():
+    stopped = TimeLimitError("cluster.max_hours is over: stopped after 1 epochs and 3 steps")
+    assert message_of({0: DISCONNECTED, 1: stopped}) == str(stopped)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        DistBackendError("NCCL error: Cuda failure 2 'out of memory'"),
+    ],
+)
+def test_failed_allocation_of_a_cuda_library_ends_the_run_at_once(failure):
+    message = message_of({0: failure}, max_consecutive_failures=3)
+    assert message.startswith("worker 0 failed: not enough memory: ")
 
 
 def test_recurring_errors_are_distinguished_from_failures_of_the_cluster():

@@ -1,5 +1,6 @@
 """Prometheus configuration, alert rule and Grafana dashboard."""
 
+import inspect
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import yaml
 
 import cluster.monitoring.prometheus
 from tests.support.paths import PROJECT
+from tests.support.private_apis import require_module
 
 FOLDER = PROJECT / "cluster" / "monitoring"
 
@@ -39,6 +41,16 @@ def test_dashboard_and_alert_query_exactly_the_exported_metrics():
     text = " ".join([*queries, (FOLDER / "alerts.yml").read_text()])
     queried = {name.removesuffix("_total") for name in re.findall(r"ray_(ranet_\w+)", text)}
     assert queried == exported
+
+
+def test_dashboard_shows_utilization_and_memory_of_each_gpu_by_metrics_that_ray_exports():
+    panels = json.loads((FOLDER / "grafana.json").read_text())["panels"]
+    queries = [target["expr"] for panel in panels for target in panel["targets"]]
+    queried = {name for query in queries for name in re.findall(r"ray_(node_\w+)", query)}
+    assert {"node_gpus_utilization", "node_gram_used", "node_gram_available"} <= queried
+    reporter = "ray.dashboard.modules.reporter.reporter_agent"
+    source = inspect.getsource(require_module(reporter, f"Ray has no {reporter}"))
+    assert not [name for name in queried if f'"{name}": Gauge(' not in source]
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="needs Debian's prometheus (make test)")

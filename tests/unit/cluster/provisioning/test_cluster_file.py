@@ -95,9 +95,9 @@ def test_problems_describe_why_a_run_does_not_fit_the_cluster():
         return spec.problems(config, gpus=1, cache_bytes=cache_bytes)
 
     assert problems("--cluster.num_workers=8", "--cluster.cpus_per_worker=8") == []
-    [many] = problems("--cluster.num_workers=[2,9]")
-    assert "requests up to 9 workers of 1 CPUs and 1 GPU, but" in many
-    assert "has capacity for 8; increase max_workers there" in many
+    [many] = problems("--cluster.num_workers=[2,13]")
+    assert "requests up to 13 workers of 1 CPUs and 1 GPU, but" in many
+    assert "has capacity for 12; increase max_workers there" in many
     few = replace(spec, max_workers=0).problems(read_config("imagenet").cluster, gpus=1)
     assert ["has capacity for 0; increase max_workers there" in sentence for sentence in few] == [
         True
@@ -106,3 +106,20 @@ def test_problems_describe_why_a_run_does_not_fit_the_cluster():
     assert "no node type of" in wide
     [large] = problems("--cluster.num_workers=2", cache_bytes=10**12)
     assert "1000 GB of images do not fit the disk of spot_gpu_worker" in large
+
+
+def test_nodes_are_counted_and_spot_nodes_come_first():
+    spec = read_cluster_spec(ROOT / "ray_cluster.yaml")
+    cluster = read_config("imagenet").cluster
+    for num_workers, machines in ((1, 1), (4, 1), (5, 2), (8, 2), (9, 3)):
+        assert spec.num_nodes(cluster, gpus=1, num_workers=num_workers) == machines
+    kinds = [node.is_spot for node in spec.worker_nodes(cluster, gpus=1)]
+    assert kinds == [True] * 8 + [False] * 4
+
+
+def test_cpus_have_a_node_type_without_gpu():
+    spec = read_cluster_spec(ROOT / "ray_cluster.yaml")
+    [cpu] = [group for group in spec.workers if not group.resources.get("GPU")]
+    assert cpu.capacity(1, 0) == cpu.machine.cpus
+    assert cpu.machine.gpus == 0
+    assert cpu.machine.cache_gb * 1e9 > IMAGENET_BYTES

@@ -10,9 +10,18 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 
 from cluster.cli import parse_settings
+from cluster.execution.preemption import PREEMPTION_CHECK_SECONDS
 from cluster.provisioning.instance_types import INSTANCE_TYPES
+from cluster.provisioning.spot_notice import NOTICE_SECONDS
 from pipelines.run import Run
-from tests.unit.cluster.provisioning.definitions import IMAGENET_BYTES, groups_of, kuberay
+from tests.unit.cluster.provisioning.definitions import (
+    IMAGENET_BYTES,
+    RAY_SECONDS,
+    SLOW_UPLOAD_BYTES_PER_SECOND,
+    groups_of,
+    kuberay,
+    largest_checkpoint_bytes,
+)
 from tests.unit.test_project import ROOT
 
 KUBERAY_FIELDS = {  # of ray.io/v1, by KubeRay's own types: docs/decisions/011
@@ -26,14 +35,15 @@ KUBERAY_FIELDS = {  # of ray.io/v1, by KubeRay's own types: docs/decisions/011
     },
     "autoscalerOptions": {
         "resources", "image", "imagePullPolicy", "env", "envFrom", "volumeMounts",
-        "securityContext", "idleTimeoutSeconds", "upscalingMode",
+        "securityContext", "idleTimeoutSeconds", "upscalingMode", "version",
     },
     "gcsFaultToleranceOptions": {
         "redisAddress", "redisPassword", "redisUsername", "externalStorageNamespace",
     },
     "headGroupSpec": {"rayStartParams", "template"},
     "workerGroupSpec": {
-        "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template",
+        "groupName", "replicas", "minReplicas", "maxReplicas", "priority", "rayStartParams",
+        "template",
     },
 }  # fmt: skip
 
@@ -43,15 +53,18 @@ def test_kuberay_has_the_same_node_types_as_the_cluster_file(aws):
     cluster["metadata"]["namespace"] = "default"
     derived = _derive_autoscaling_config_from_ray_cr(cluster)  # as Ray's autoscaler reads it
     assert derived["idle_timeout_minutes"] == aws["idle_timeout_minutes"]
-    names = {"head": "headgroup", "gpu_worker": "gpu-worker", "spot_gpu_worker": "spot-gpu-worker"}
+    names = {name: name.replace("_", "-") for name in aws["available_node_types"]}
+    names["head"] = "headgroup"
     assert derived["available_node_types"].keys() == set(names.values())
     for name, node in aws["available_node_types"].items():
         there = derived["available_node_types"][names[name]]
         assert {key: there["resources"].get(key, 0) for key in node["resources"]} == (
             node["resources"]
         )
-        for count in ("min_workers", "max_workers"):
-            assert there[count] == node.get(count, 0)
+        for key in ("min_workers", "max_workers", "priority"):
+            assert there.get(key, 0) == node.get(key, 0)
+    # Only this version of Ray's autoscaler reads the priority.
+    assert cluster["spec"]["autoscalerOptions"]["version"] == "v2"
     machines = [
         node["node_config"]["InstanceType"] for node in aws["available_node_types"].values()
     ]
@@ -72,6 +85,23 @@ def test_kuberay_has_the_same_node_types_as_the_cluster_file(aws):
         assert limit.endswith("Gi")
         cache_bytes = int(limit[:-2]) * 2**30
         assert IMAGENET_BYTES < cache_bytes < INSTANCE_TYPES[machine].cache_gb * 1e9 * 0.95
+
+
+def test_terminated_pod_has_time_for_the_largest_checkpoint():
+    _, *workers = groups_of(kuberay("raycluster")["spec"])
+    for group in workers:
+        pod = group["template"]["spec"]
+        [container] = pod["containers"]
+        [drain] = [
+            int(each["value"])
+            for each in container["env"]
+            if each["name"] == "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+        ]
+        seconds = drain - RAY_SECONDS - PREEMPTION_CHECK_SECONDS
+        assert seconds > largest_checkpoint_bytes() / SLOW_UPLOAD_BYTES_PER_SECOND
+        assert pod["terminationGracePeriodSeconds"] >= drain + 10  # Ray's processes have to end
+        # AWS terminates a spot machine 120 s after its notice.
+        assert pod["terminationGracePeriodSeconds"] <= NOTICE_SECONDS
 
 
 def test_mlflow_credentials_are_in_the_home_folder_of_the_image():

@@ -88,11 +88,11 @@ def store(monkeypatch) -> Iterator[Store]:
 def test_answer_of_the_store_is_named_at_once(status, code, message, store):
     store.answer = lambda _: (status, code)
     began = time.monotonic()
-    with pytest.raises(ValueError, match=r"cluster.storage_path cannot be written") as told:
+    with pytest.raises(ValueError, match=r"cluster.storage_path cannot be written") as caught:
         resolve_storage("s3://team/runs")
-    assert message in str(told.value)
-    assert "check the network" not in str(told.value)
-    assert "planted" not in str(told.value)
+    assert message in str(caught.value)
+    assert "check the network" not in str(caught.value)
+    assert "planted" not in str(caught.value)
     assert time.monotonic() - began < 10
 
 
@@ -165,10 +165,10 @@ def test_uri_is_read_in_the_same_way_by_all_clients(folder, store, tmp_path):
     ],
 )
 def test_uri_that_cannot_be_used_is_rejected_with_the_reason(uri, reason):
-    with pytest.raises(ValueError, match=r"data.prepared_dir must be") as told:
+    with pytest.raises(ValueError, match=r"data.prepared_dir must be") as caught:
         check_uri("data.prepared_dir", uri)
-    assert reason in str(told.value)
-    assert "secret@" not in str(told.value)
+    assert reason in str(caught.value)
+    assert "secret@" not in str(caught.value)
 
 
 @pytest.mark.parametrize("where", ["environment", "config", "profile", "services"])

@@ -21,9 +21,9 @@ def test_error_messages_mask_passwords(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     with pytest.raises(
         TrackingError, match=r"http://\*\*\*@127\.0\.0\.1:9, with a password"
-    ) as told:
+    ) as caught:
         begin().__enter__()
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(caught.value)
     error = OSError("API request to http://user:secret@host/api failed: postgresql://u:p@db/x")
     assert first_line(error) == "API request to http://***@host/api failed: postgresql://***@db/x"
 

@@ -27,6 +27,7 @@ CREATE = "import sys; from cluster.tracking.database import ensure_database as e
     [
         ("sqlite:///mlflow.db", "mlflow.db"),
         ("sqlite:////x/mlflow.db", "/x/mlflow.db"),
+        ("sqlite:///~/mlflow.db", str(Path("~/mlflow.db").expanduser())),
         ("sqlite:////x/mlflow.db?timeout=5", "/x/mlflow.db"),
         ("sqlite://", None),
         ("http://127.0.0.1:5000", None),
@@ -100,9 +101,9 @@ def test_moved_or_copied_folder_is_rejected_until_its_paths_are_corrected(
         lambda: begin().__enter__(),
         lambda: load("models:/identity/1"),
     ):
-        with pytest.raises(TrackingError, match="was moved or copied from") as told:
+        with pytest.raises(TrackingError, match="was moved or copied from") as caught:
             call()
-        assert command in str(told.value)
+        assert command in str(caught.value)
     assert relocate(new / "mlflow.db") == str(trained)
     assert load("models:/identity/1").predict(["x"]) == ["x"]
     with begin() as record:

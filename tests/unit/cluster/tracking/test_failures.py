@@ -71,7 +71,7 @@ def test_failure_has_a_remedy_that_fits(error, permanent, remedy):
 
 def test_run_deleted_while_it_trains_ends_at_once_and_resumes_after_its_restoration(client, caplog):
     began = time.monotonic()
-    with pytest.raises(TrackingError) as told, begin() as record:  # noqa: PT012
+    with pytest.raises(TrackingError) as caught, begin() as record:  # noqa: PT012
         writer = MetricWriter(record, keep_checkpoints=2, retry_seconds=0.1)
         client.delete_run(record.run_id)
         writer.put({"epoch": 1.0})
@@ -79,9 +79,9 @@ def test_run_deleted_while_it_trains_ends_at_once_and_resumes_after_its_restorat
         record.log_history([{"epoch": 1.0}])
     assert time.monotonic() - began < 30
     restore = f"mlflow runs restore --run-id {record.run_id}"
-    assert restore in str(told.value)
-    assert "start digits again" in str(told.value)
-    assert SERVER not in str(told.value)
+    assert restore in str(caught.value)
+    assert "start digits again" in str(caught.value)
+    assert SERVER not in str(caught.value)
     rejections = [each.message for each in caplog.records if "rejects metrics" in each.message]
     assert len(rejections) == 1
     assert restore in rejections[0]
@@ -100,12 +100,12 @@ def test_run_deleted_while_it_trains_ends_at_once_and_resumes_after_its_restorat
 )  # fmt: skip
 def test_model_that_does_not_exist_is_rejected_without_advice_on_servers(uri, client):
     client.create_registered_model("ranet")
-    with pytest.raises(TrackingError) as told:
+    with pytest.raises(TrackingError) as caught:
         load(uri)
-    assert uri in str(told.value)
-    assert "ranet" in str(told.value)
-    assert "start its server" not in str(told.value)
-    assert "\n" not in str(told.value)
+    assert uri in str(caught.value)
+    assert "ranet" in str(caught.value)
+    assert "start its server" not in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_model_is_not_looked_up_in_a_new_database(tmp_path, monkeypatch):

@@ -68,14 +68,14 @@ def test_changed_settings_of_an_unfinished_name_are_rejected_with_the_difference
         first.log_history([{"epoch": 1.0}])
         raise RuntimeError
     changed = {**SETTINGS, "train.optim.lr": "0.3", "data.augment.flip": "true"}
-    with pytest.raises(TrackingError) as refusal, begin(settings=changed):
+    with pytest.raises(TrackingError) as caught, begin(settings=changed):
         pass
-    assert "train.optim.lr: 0.1 -> 0.3; data.augment.flip: (none) -> true;" in str(refusal.value)
-    assert "model.scales" not in str(refusal.value)
-    assert "--new-attempt" in str(refusal.value)
+    assert "train.optim.lr: 0.1 -> 0.3; data.augment.flip: (none) -> true;" in str(caught.value)
+    assert "model.scales" not in str(caught.value)
+    assert "--new-attempt" in str(caught.value)
     with pytest.raises(TrackingError) as before_it_opens:
         check_can_start("digits", settings=changed)
-    assert str(before_it_opens.value) == str(refusal.value)
+    assert str(before_it_opens.value) == str(caught.value)
     assert status(client, first) == "FAILED"
     check_can_start("digits", settings=SETTINGS)
     check_can_start("digits", settings=changed, new_attempt=True)
@@ -212,8 +212,8 @@ def test_second_of_two_simultaneous_drivers_is_rejected(client, monkeypatch, is_
         try:
             with begin():
                 return "ran"
-        except TrackingError as refusal:
-            return str(refusal)
+        except TrackingError as caught:
+            return str(caught)
 
     with ThreadPoolExecutor() as pool:
         outcomes = sorted(future.result() for future in [pool.submit(drive) for _ in range(2)])

@@ -30,7 +30,7 @@ def run_stages(
     return torch.stack(logits)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(configs())
 def test_stages_equal_the_full_pass(config: ModelConfig):
     model = randomised(config).eval()

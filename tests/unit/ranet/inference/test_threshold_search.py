@@ -54,7 +54,7 @@ def problems(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[float], list[float]]
 
 
 @pytest.mark.parametrize("rule", ["joint", "geometric"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(problem=problems())
 def test_mean_cost_on_the_fitting_images_never_exceeds_the_budget(problem, rule) -> None:
     confidences, correct, costs, budgets = problem
@@ -65,7 +65,7 @@ def test_mean_cost_on_the_fitting_images_never_exceeds_the_budget(problem, rule)
         assert exact_mean_cost(confidences, costs, thresholds) <= Fraction(budget)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(problem=problems())
 def test_joint_rule_is_at_least_as_accurate_as_geometric_rule_and_last_exit(
     problem,
@@ -182,7 +182,7 @@ def test_geometric_shares_decrease_by_one_factor_and_use_the_budget() -> None:
     assert score.mean_cost == pytest.approx(budget, rel=1e-3)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(problem=problems(), seed=st.integers(0, 100))
 def test_exit_assignment_is_independent_of_image_order_and_confidence_scale(
     problem, seed: int

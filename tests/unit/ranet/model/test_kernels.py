@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ranet.model.kernels import conv1x1, conv3x3, resize
+from ranet.model.kernels import conv1x1, conv3x3, resize, resize_weights
 from tests.support.tensors import channels_last, gradients
 
 
@@ -64,3 +64,11 @@ def test_gradient_of_a_resize_equals_that_of_torch(size: tuple[int, int], to: tu
     torch.testing.assert_close(
         gradients(ours, [features]), gradients(theirs, [features]), rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize(("in_size", "out_size"), [(56, 28), (7, 14), (28, 56), (5, 3), (1, 4)])
+def test_resize_weights_equal_those_of_torch(in_size: int, out_size: int):
+    unit = torch.eye(in_size, dtype=torch.float64)[None]
+    theirs = F.interpolate(unit, size=out_size, mode="linear", align_corners=True)[0]
+    ours = resize_weights(in_size, out_size, torch.float32, torch.device("cpu"))
+    assert torch.equal(ours, theirs.float())

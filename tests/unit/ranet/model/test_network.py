@@ -23,7 +23,7 @@ def plain_twin(model: RANet) -> PlainRANet:
     return plain
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(configs(), st.integers(1, 40), st.sampled_from(["none", "mean_logits"]), st.floats(0, 1))
 def test_all_forms_give_equal_outputs_in_float32(
     config: ModelConfig, batch: int, ensemble: ExitEnsemble, share: float
@@ -78,7 +78,7 @@ def test_inference_form_supports_empty_batches_and_type_conversion():
     torch.testing.assert_close(optimized.double()(images), exact, rtol=0, atol=1e-5)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(configs())
 def test_network_equals_the_plain_network_in_outputs_and_gradients(config: ModelConfig):
     model = randomised(config)

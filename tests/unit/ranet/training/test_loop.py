@@ -6,6 +6,8 @@ from functools import partial
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from ranet import RANet
 from ranet.config import LossConfig, OptimConfig, TrainConfig
@@ -106,7 +108,6 @@ def test_compiled_training_matches_eager_training(monkeypatch):
         assert now["val/loss"] == pytest.approx(then["val/loss"], rel=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_compiled_ranet_is_a_single_graph_and_matches_eager_training(monkeypatch):
     in_one = partial(torch.compile, backend="aot_eager", fullgraph=True)
     monkeypatch.setattr(torch, "compile", in_one)
@@ -118,6 +119,30 @@ def test_compiled_ranet_is_a_single_graph_and_matches_eager_training(monkeypatch
     )
     for name, value in plain["model"].items():
         torch.testing.assert_close(compiled["model"][name], value, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_images", [4, 16])
+def test_compiled_graphs_contain_no_constants_and_no_copies_between_devices(num_images):
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return make_boxed_func(graph.forward)
+
+    network = RANet(replace(small_ranet().config, num_blocks=1, extra_blocks=1))
+    backend = aot_autograd(fw_compiler=keep, bw_compiler=keep)
+    called = torch.compile(network, backend=backend, fullgraph=True, dynamic=False)
+    called(torch.rand(num_images, 3, 16, 16)).sum().backward()
+    assert len(graphs) == 2  # forward, backward
+    for graph in graphs:
+        nodes = list(graph.graph.nodes)
+        assert len(nodes) > 200
+        assert not [node for node in nodes if node.op == "get_attr"]
+        names = " ".join(str(node.target) for node in nodes)
+        assert "eye" not in names
+        assert "device_put" not in names
+    # Matrices of the resizes are computed on the device of the gradient.
+    assert "aten.arange" in str(graphs[1].code).replace("torch.ops.", "")
 
 
 GPU = pytest.param(
