@@ -1,4 +1,4 @@
-"""Compare engines and forms of the network on a CPU, interleaved in one process.
+"""Compare engines and forms of the network on a CPU.
 
     python -m benchmarks.engines                              # CIFAR, full pass and cascade
     python -m benchmarks.engines --networks imagenet --batches 1 8 --threads 2
@@ -106,7 +106,7 @@ def make_case(name: str, num_images: int, folder: Path) -> Case:
 
 
 def describe(model: RANet, images: Tensor) -> ModelMetadata:
-    """Describe a random network, with thresholds for each share of the full cost."""
+    """Describe a random network, with thresholds for each share."""
     costs = mult_adds(model.config)
     with torch.inference_mode():
         confidences = model.optimized()(Normalize(MEAN, STD)(images)).softmax(2).amax(2)
@@ -171,7 +171,7 @@ class Seconds:
 def time_in_turn(
     contenders: dict[str, Contender], images: np.ndarray, batch: int, rounds: int
 ) -> dict[str, Seconds]:
-    """Time each contender on all images in batches, round by round, after two warm-up rounds."""
+    """Time each contender in turn, after two warm-up rounds."""
     seconds = {name: Seconds([], []) for name in contenders}
     for number in range(-2, rounds):
         for name, classify in contenders.items():

@@ -161,7 +161,7 @@ class PlainRANet(nn.Module):
         return torch.stack(self.exits(images))
 
     def exits(self, images: Tensor) -> list[Tensor]:
-        """Map images (batch, 3, height, width) to logits (batch, classes) of every exit."""
+        """Map images to the logits (batch, classes) of every exit."""
         logits: list[Tensor] = []
         lower: list[list[Tensor]] = []
         for base, blocks in zip(self.FirstLayer(images), self.scale_flows, strict=True):

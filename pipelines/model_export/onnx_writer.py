@@ -108,8 +108,8 @@ class OnnxWriter:
             self.outputs.append(_describe(result, name))
 
     def name(self, node: Any) -> str:
-        """Return the name of a node's result in the graph; empty for None."""
-        return "" if node is None else self.names[node]
+        """Return the name of a node's result in the graph."""
+        return self.names[node]
 
     def add_constant(self, name: str, value: np.ndarray) -> str:
         """Add a constant to the graph and return its name."""
@@ -135,7 +135,7 @@ def _output_names(program: ExportedProgram, names: list[str]) -> dict[Node, str]
 
 
 def _describe(node: Node, name: str) -> Any:
-    """Describe an input or output of the graph: name, type and shape with a free batch."""
+    """Describe an input or output of the graph."""
     value = node.meta["val"]
     return helper.make_tensor_value_info(name, _TYPES[value.dtype], ["batch", *value.shape[1:]])
 

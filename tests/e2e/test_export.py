@@ -1,4 +1,4 @@
-"""Export in a new environment that has an engine, numpy and PIL only."""
+"""Export in a new environment without PyTorch."""
 
 import subprocess
 import sys

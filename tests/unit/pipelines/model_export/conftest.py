@@ -1,4 +1,4 @@
-"""A small trained network and its export in the formats of the engines."""
+"""A small trained network and its exports."""
 
 from pathlib import Path
 

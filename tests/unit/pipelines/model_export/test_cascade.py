@@ -1,4 +1,4 @@
-"""Cascade that travels with an export: answers of the cascade in PyTorch, and bad input."""
+"""Cascade of an export: equal to PyTorch; bad input."""
 
 import ast
 import hashlib

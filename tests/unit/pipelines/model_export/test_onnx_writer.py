@@ -1,4 +1,4 @@
-"""ONNX graphs of stages: the same logits in every engine, for any number of images."""
+"""ONNX graphs of stages: the same logits in every engine."""
 
 import pytest
 import torch

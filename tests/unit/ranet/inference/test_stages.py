@@ -1,4 +1,4 @@
-"""Stages: equal to the full pass, for every network and number of images."""
+"""Stages: equal to the full pass for every network."""
 
 from collections.abc import Callable
 
