@@ -18,6 +18,7 @@ from tuning.config import Sweep
 
 LIST = Path(__file__).with_name("command_lines.txt")
 MODULES = (
+    "pipelines.train", "pipelines.tune", "pipelines.evaluate", "pipelines.predict",
     "pipelines.save_model", "pipelines.export", "pipelines.prepare_data", "pipelines.submit",
     "cluster.local.__main__", "cluster.mlflow_server", "cluster.provisioning.aws_resources",
     "cluster.tracking.relocate",
