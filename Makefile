@@ -44,10 +44,10 @@ format: setup ## format the code and mend what the linter can
 	.venv/bin/ruff check --fix .
 
 ui: setup ## runs, curves and models of this folder in the browser
-	@test -e mlflow.db || { echo "error: $(CURDIR) has no mlflow.db, as no run was logged here;" \
-		"train a network first: make train" >&2; exit 1; }
 	@! (: </dev/tcp/127.0.0.1/$(PORT)) 2>/dev/null || \
 		{ echo "error: port $(PORT) is in use; choose another: make ui PORT=5001" >&2; exit 1; }
+	@test -e mlflow.db || { echo "error: $(CURDIR) has no mlflow.db, as no run was logged here; train" \
+		"a network first: make train" >&2; exit 1; }
 	PATH="$(CURDIR)/.venv/bin:$$PATH" mlflow ui --port $(PORT)
 
 cluster: setup ## Ray hosts, S3 and MLflow on this machine, to try a cloud on; HOSTS=3 for more

@@ -158,6 +158,10 @@ class PlainRANet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (batch, 3, height, width) to logits (exits, batch, classes)."""
+        return torch.stack(self.exits(images))
+
+    def exits(self, images: Tensor) -> list[Tensor]:
+        """Map images (batch, 3, height, width) to logits (batch, classes) of every exit."""
         logits: list[Tensor] = []
         lower: list[list[Tensor]] = []
         for base, blocks in zip(self.FirstLayer(images), self.scale_flows, strict=True):
@@ -169,4 +173,4 @@ class PlainRANet(nn.Module):
                 if below is None:
                     logits.append(self.classifier[len(logits)](features))
             lower = passed_up
-        return torch.stack(logits)
+        return logits

@@ -111,15 +111,13 @@ def _is_full_disk(cause: Exception) -> bool:
 def is_out_of_memory(cause: Exception) -> bool:
     """Return whether an allocation failed on the GPU or CPU.
 
-    For failed allocations on the CPU, in cuDNN and in cuBLAS torch raises a plain RuntimeError, and
-    for those of NCCL a DistBackendError.
+    For failed allocations on the CPU, in cuDNN, cuBLAS and NCCL torch raises RuntimeErrors.
     """
     if isinstance(cause, MemoryError | torch.OutOfMemoryError):
         return True
-    if isinstance(cause, DistError):
-        return "out of memory" in str(cause)
-    texts = ("can't allocate memory", "STATUS_ALLOC_FAILED")
-    return type(cause) is RuntimeError and any(text in str(cause) for text in texts)
+    text = str(cause)
+    signs = ("can't allocate memory", "ALLOC_FAILED", "out of memory")
+    return isinstance(cause, RuntimeError) and any(sign in text for sign in signs)
 
 
 def describe_failure(cause: Exception, storage: str) -> str:

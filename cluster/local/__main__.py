@@ -74,7 +74,7 @@ def command_line() -> CommandLine:
         command.add_argument("members", nargs="+", metavar="MEMBER", help="head, host1, s3, ...")
         if name == "preempt":
             command.add_argument(
-                "--seconds", type=float, default=20.0, help="time between notice and kill"
+                "--seconds", type=float, default=30.0, help="time between notice and kill"
             )
         commands.add_subcommand(name, command, help=text)
     return parser

@@ -32,6 +32,11 @@ PRECONDITIONS = (
         "grep -cwE 'REGISTRY|SECURITYGROUP|SUBNET|PLACEMENTGROUP' ray_cluster.yaml",
         "0",
     ),
+    Precondition(
+        "SSH is allowed from here",
+        "curl -s https://checkip.amazonaws.com",
+        "the IP address that the stack was deployed with",
+    ),
     Precondition("vCPUs of G instances on demand", f"{_QUOTA} L-DB2E81BA", "48.0 or more"),
     Precondition("vCPUs of G instances on spot", f"{_QUOTA} L-3819A6DF", "96.0 or more"),
     Precondition(

@@ -1,4 +1,4 @@
-"""Cascade on an exported network; needs numpy and an engine, and PIL for image files.
+"""Cascade on an exported network; needs numpy, an engine and PIL.
 
 python cascade.py IMAGE... --budget-fraction 0.5
 """
@@ -31,7 +31,7 @@ class Prediction:
 
 
 class CompiledCascade:
-    """Classifier of uint8 images, compiled by an engine; one thread at a time may use it.
+    """Classifier of uint8 images, compiled by an engine; not thread-safe.
 
     An unusable folder, engine or budget raises an OSError, ImportError or ValueError.
 
@@ -67,7 +67,7 @@ class CompiledCascade:
         return prediction
 
     def stream(self, images: np.ndarray) -> Iterator[tuple[Prediction, np.ndarray]]:
-        """Yield predictions and whether they are final (batch,) after every exit, in place."""
+        """Yield predictions and whether each is final after every exit."""
         prediction, is_final = self._empty(images), np.zeros(len(images), bool)
         for left in self._steps(images, prediction, 0):
             is_final[left] = True
@@ -81,7 +81,7 @@ class CompiledCascade:
         return Prediction(*(np.zeros(len(images), kind) for kind in ("i8", "f4", "i8", "i8")))
 
     def _steps(self, images: np.ndarray, result: Prediction, first: int) -> Iterator[np.ndarray]:
-        """Run the stages on a chunk; yield the indices of the images that leave at each exit."""
+        """Run the stages; yield the images that leave at each exit."""
         remaining = np.arange(len(images))
         values = {"images": (np.ascontiguousarray(images), remaining)}
         logits_sum = np.zeros((len(images), 1), np.float32)
@@ -142,7 +142,7 @@ def load_engine(name: str, manifest: dict[str, Any]) -> Any:
 
 
 def compile_stage(engine: Any, file: Path, manifest: dict[str, Any], threads: int) -> Any:
-    """Compile the file of a stage to a function from its inputs to its outputs."""
+    """Compile the file of a stage to a function on arrays."""
     for part in [file, file.with_suffix(".bin")][: 2 if file.suffix == ".xml" else 1]:
         if hashlib.sha256(part.read_bytes()).hexdigest() != manifest["sha256"][part.name]:
             raise ValueError(f"{part} is damaged: it does not match its checksum; copy it again")
@@ -164,7 +164,7 @@ def compile_stage(engine: Any, file: Path, manifest: dict[str, Any], threads: in
 
 
 def read_image(file: str, preprocessing: dict[str, Any]) -> np.ndarray:
-    """Read an image file as (3, height, width), uint8, resized as in the evaluation."""
+    """Read an image file as (3, height, width), uint8."""
     from PIL import Image, ImageOps  # only the command line needs PIL
 
     size = preprocessing["image_size"]

@@ -1,4 +1,4 @@
-"""Folder of an export: one graph per stage, a manifest, and the cascade that runs them."""
+"""Folder of an export: graphs of the stages, manifest, cascade."""
 
 import hashlib
 import json
@@ -49,7 +49,7 @@ class ExportOptions:
 
 
 def write_export(saved: SavedModel, options: ExportOptions, folder: Path) -> None:
-    """Write the export of a trained network to a folder, which is created if missing.
+    """Write the export of a trained network to a folder.
 
     Args:
         saved: the network.
@@ -107,7 +107,7 @@ def _examples(stages: list[Stage], image_size: int) -> dict[str, Tensor]:
 def _write_stage(
     stages: list[Stage], number: int, examples: dict[str, Tensor], format_: Format, folder: Path
 ) -> dict[str, Any]:
-    """Write the graphs of one stage, with and without its exit; return its entry."""
+    """Write the graphs of one stage; return its manifest entry."""
     stage = stages[number - 1]
     read_later = {name for later in stages[number:] for name in later.inputs}
     row: dict[str, Any] = {
@@ -187,7 +187,7 @@ def _manifest(
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of the packages that wrote or may run the export."""
+    """Return the versions of the packages that run exports."""
     versions = {}
     for name in _PACKAGES:
         try:

@@ -58,14 +58,17 @@ class OnnxWriter:
         self.outputs: list[Any] = []
         self.initializers: list[TensorProto] = []
         self.names: dict[Node, str] = {}
+        self.output_names: dict[Node, str] = {}
 
     def translate(self, input_names: list[str], output_names: list[str]) -> None:
         """Translate all nodes of the program."""
         free_names = iter(input_names)
-        buffers = self.program.graph_signature.inputs_to_buffers
+        signature = self.program.graph_signature
+        weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        self.output_names = _output_names(self.program, output_names)
         for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node.name in buffers:
-                self.names[node] = self.add_constant(node.name, self._buffer(buffers[node.name]))
+            if node.op == "placeholder" and node.name in weights:
+                self.names[node] = self.add_constant(node.name, self._weight(weights[node.name]))
             elif node.op == "placeholder":
                 self.names[node] = next(free_names)
                 self.inputs.append(_describe(node, self.names[node]))
@@ -74,11 +77,11 @@ class OnnxWriter:
             elif node.op == "output":
                 self._name_outputs(node, output_names)
 
-    def _buffer(self, name: str) -> np.ndarray:
+    def _weight(self, name: str) -> np.ndarray:
         stored = self.program.state_dict.get(name)
         value = self.program.constants[name] if stored is None else stored
         assert isinstance(value, torch.Tensor)
-        return value.numpy()
+        return value.detach().numpy()
 
     def _translate_call(self, node: Node) -> None:
         if node.target is operator.getitem:
@@ -92,7 +95,7 @@ class OnnxWriter:
                 f"the exported program contains {node.target}, which the ONNX writer does not "
                 "translate; add it to pipelines/model_export/onnx_writer.py"
             )
-        self.names[node] = node.name
+        self.names[node] = self.output_names.get(node, node.name)
         self.nodes += _WRITERS[node.target](self, node)
 
     def _name_outputs(self, node: Node, output_names: list[str]) -> None:
@@ -100,8 +103,8 @@ class OnnxWriter:
         assert isinstance(results, tuple | list)
         for result, name in zip(results, output_names, strict=True):
             assert isinstance(result, Node)
-            # An engine removes the copy; renaming the producer would need a second pass.
-            self.nodes.append(helper.make_node("Identity", [self.name(result)], [name]))
+            if self.name(result) != name:
+                self.nodes.append(helper.make_node("Identity", [self.name(result)], [name]))
             self.outputs.append(_describe(result, name))
 
     def name(self, node: Any) -> str:
@@ -116,6 +119,19 @@ class OnnxWriter:
     def single(self, kind: str, node: Node, inputs: Iterable[str], **attributes: Any) -> NodeProto:
         """Create the ONNX node of a call with one result."""
         return helper.make_node(kind, list(inputs), [self.names[node]], **attributes)
+
+
+def _output_names(program: ExportedProgram, names: list[str]) -> dict[Node, str]:
+    """Return the name of each output by the call that computes it.
+
+    An output under its own name needs no Identity, which engines carry out as a copy.
+    """
+    results: Any = program.graph.output_node().args[0]
+    return {
+        result: name
+        for result, name in zip(results, names, strict=True)
+        if result.op == "call_function" and result.target is not operator.getitem
+    }
 
 
 def _describe(node: Node, name: str) -> Any:

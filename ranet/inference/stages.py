@@ -1,4 +1,4 @@
-"""Stages of a network: the parts between two exits, for engines that compile graphs.
+"""Stages of a network, the parts between two exits, for engines.
 
 (features of the remaining images) -> (features, lateral features, logits)
 """
@@ -27,7 +27,7 @@ LOGITS = "logits"
 
 @dataclass(frozen=True)
 class Step:
-    """Module of a stage with the names of the tensors that it reads and writes."""
+    """Module of a stage and the names of its tensors."""
 
     module: nn.Module
     reads: tuple[str, ...]
@@ -35,7 +35,7 @@ class Step:
 
 
 class Stage(nn.Module):
-    """Part of a network between two exits, from named tensors to named tensors.
+    """Part of a network between two exits, on named tensors.
 
     `inputs` and `outputs` are the names, in the order of the arguments and results. The first axis
     of every tensor is the batch. An output is read by a later stage, except `logits`, the last one.
@@ -70,12 +70,12 @@ class Stage(nn.Module):
             return torch.export.export(self, example, dynamic_shapes=shapes)
 
     def without_exit(self) -> "Stage":
-        """Return the stage without its exit, for a cascade that skips this exit."""
+        """Return the stage without its exit."""
         return Stage(self.steps[:-1], self.outputs[:-1]).eval()
 
 
 def names_read(steps: Iterable[Step]) -> tuple[str, ...]:
-    """Names that steps read and do not write themselves, in the order of reading."""
+    """List the tensors that steps read from earlier stages."""
     read: dict[str, None] = {}
     written: set[str] = set()
     for step in steps:
@@ -113,7 +113,7 @@ def make_stages(model: RANet, normalize: Normalize | None = None) -> list[Stage]
 
 
 def stage_mult_adds(config: ModelConfig) -> list[tuple[int, int]]:
-    """Mult-adds per image of each stage: of its blocks, and of its exit."""
+    """Mult-adds per image of the blocks and exit of each stage."""
     spec = make_network_spec(config)
     blocks = sum(step.cost.mult_adds for step in spec.stem)
     costs: list[tuple[int, int]] = []
@@ -126,7 +126,7 @@ def stage_mult_adds(config: ModelConfig) -> list[tuple[int, int]]:
 
 
 def _network_steps(model: RANet, normalize: Normalize | None) -> Iterable[Step]:
-    """Yield all steps of a network; an exit is the last step of its stage."""
+    """Yield all steps of a network; an exit ends its stage."""
     yield from _stem_steps(model, normalize)
     specs = make_network_spec(model.config).subnetworks
     lower: list[tuple[BlockSpec, tuple[str, ...]]] = []

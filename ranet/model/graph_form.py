@@ -1,4 +1,4 @@
-"""Graph form of a network: folded norms, fixed sizes, no branches on the data.
+"""Graph form of a network: folded norms, fixed sizes, no branches.
 
 An engine compiles a graph once, for any number of images. The modules here therefore decide
 nothing by batch size, pixel count or thread count, and all sizes of a resize are constants from the

@@ -121,7 +121,7 @@ def interrupt_spot_instance(cluster):
 
 
 def terminate_pod(cluster):
-    """Send SIGTERM to the first process of a pod, as Kubernetes does, and wait for its end."""
+    """Send SIGTERM to the first process of a pod, as Kubernetes does."""
     [ray_start] = [
         process
         for process in cluster.processes("host2")

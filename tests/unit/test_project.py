@@ -86,6 +86,18 @@ def test_port_in_use_is_named_with_the_option_to_change_it():
     assert f"error: port {port} is in use; choose another: make ui PORT=" in done.stderr
 
 
+def test_page_of_a_folder_without_runs_is_rejected(tmp_path):
+    done = subprocess.run(
+        ["make", "--assume-old=setup", f"--file={ROOT}/Makefile", "ui", "PORT=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert f"error: {tmp_path} has no mlflow.db, as no run was logged here; train" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_unusable_python_is_rejected_by_name():
     done = subprocess.run(
         [ROOT / "cluster" / "provisioning" / "setup.sh"],

@@ -1,13 +1,14 @@
 """Workers of a run on one machine without a cluster."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError
-from cluster.preflight import describe_reduction, fit_to_machine
+from cluster.preflight import current_capacity, describe_reduction, fit_to_machine
 
 
 @pytest.fixture(autouse=True)
@@ -65,3 +66,18 @@ def test_missing_gpus_end_the_run_before_it_starts(gpus, workers, share, starts,
     else:
         with pytest.raises(RunError, match=f"this machine has {gpus} GPUs; set RAY_ADDRESS"):
             fit_to_machine(asked)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "is_named"), [("auto", 0, True), ("auto", 2, False), ("cpu", 0, False)]
+)
+def test_training_on_the_cpus_of_a_cluster_that_may_start_gpus_is_named(
+    monkeypatch, device, gpus, is_named
+):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    monkeypatch.setattr("cluster.preflight.connected", lambda cluster: nullcontext())
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "GPU": float(gpus)})
+    findings, _ = current_capacity(ClusterConfig(num_workers=2, device=device))
+    texts = [each.text for each in findings if each.name == "device"]
+    assert bool(texts) == is_named
+    assert all("cluster.device=gpu starts GPU nodes" in text for text in texts)

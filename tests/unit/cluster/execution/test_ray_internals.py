@@ -23,6 +23,17 @@ INTERNALS = "cluster/execution/ray_internals.py"
             "_derive_autoscaling_config_from_ray_cr",
             "tests/unit/cluster/provisioning/test_kubernetes.py",
         ),
+        ("ray.scripts.scripts", "drain_node", "cluster/provisioning/spot_notice.py"),
+        (
+            "ray._private.ray_constants",
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
+            "cluster/provisioning/kuberay",
+        ),
+        (
+            "ray.autoscaler._private.aws.config",
+            "bootstrap_aws",
+            "tests/unit/cluster/provisioning/test_node_creation.py",
+        ),
         ("ray.train.v2._internal.callbacks.datasets", "DatasetsCallback", INTERNALS),
         (
             "ray.train.v2._internal.callbacks.placement_group_callback",
