@@ -1,4 +1,4 @@
-"""Evaluation on a folder of class folders, with the thresholds of the network."""
+"""Evaluation on a folder of images with the network's thresholds."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
