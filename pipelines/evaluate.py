@@ -4,6 +4,11 @@
 
 The config provides the images, the budgets and the workers; the model provides the network, its
 weights and its normalization. The results are logged to a separate MLflow run.
+
+    python pipelines/evaluate.py TRAINED_MODEL --test-folder FOLDER
+
+evaluates on FOLDER/<class>/<image> instead, in this process and with the model's own thresholds;
+the classes may be a subset of the model's. The results are printed only.
 """
 
 from dataclasses import replace
@@ -20,6 +25,7 @@ from cluster.tracking import client
 from pipelines.data.preparation.prepare import prepare
 from pipelines.data.summary import describe
 from pipelines.evaluation.budgets import check_budgets, evaluate_outputs
+from pipelines.evaluation.image_folder import evaluate_folder
 from pipelines.evaluation.mlflow_log import log_evaluation
 from pipelines.evaluation.report import curve_line, format_tables
 from pipelines.model_packaging.load import MODEL_HELP, load_saved
@@ -36,6 +42,9 @@ def main() -> None:
     trained_model, run = options.trained_model, options.settings
     configure_logging()
     with main_guard():
+        if options.test_folder:
+            print(evaluate_test_folder(trained_model, run, Path(options.test_folder)))
+            return
         client.check_reachable()
         run = on_this_machine(run)
         resolve_storage(run.cluster.storage_path)
@@ -67,7 +76,30 @@ def command_line() -> CommandLine:
         __doc__, Run, usage="%(prog)s TRAINED_MODEL [--config FILE] [--section.field=value ...]"
     )
     parser.add_argument("trained_model", metavar="TRAINED_MODEL", help=MODEL_HELP)
+    parser.add_argument(
+        "--test-folder",
+        default="",
+        metavar="FOLDER",
+        help="folder of class folders to evaluate on with the thresholds of the network; empty: "
+        "the test images of the config",
+    )
     return parser
+
+
+def evaluate_test_folder(trained_model: str, run: Run, folder: Path) -> str:
+    """Evaluate on a folder of images with the network's thresholds.
+
+    Returns:
+        Tables of all exits and budgets.
+    """
+    saved = load_saved(trained_model)
+    evaluation = evaluate_folder(
+        saved, folder, run.evaluation.budget_fractions, run.data.max_pixels
+    )
+    return (
+        f"{trained_model} on the images of {folder}, thresholds of the network\n\n"
+        f"{format_tables(evaluation)}"
+    )
 
 
 def with_model(run: Run, metadata: ModelMetadata) -> Run:

@@ -14,17 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from cluster.cli import CommandLine, configure_logging, main_guard
 from pipelines.data.config import MAX_PIXELS
-from pipelines.data.loading.augmentation import evaluation_boxes
-from pipelines.data.sources.files import printable, read_image_file
-from pipelines.data.sources.images import UnreadableImageError, decode_image
+from pipelines.data.loading.image_files import read_images
+from pipelines.data.sources.files import printable
 from pipelines.data.sources.scan import images_below
 from pipelines.model_packaging.load import MODEL_HELP, load_classifier
 from ranet.inference.classifier import BudgetedClassifier
-from ranet.model.metadata import Preprocessing
 
 _CHUNK_FILES = 256
 """Images that are read and classified together, so that a large folder fits into memory."""
@@ -91,41 +88,6 @@ def image_files(paths: Sequence[str]) -> tuple[list[str], list[str]]:
         if not found:
             errors.append(f"{printable(path)} contains no image files")
     return files, errors
-
-
-def read_images(
-    paths: Sequence[str], preprocessing: Preprocessing, max_pixels: int
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return images by path, and one sentence per unreadable file."""
-    images: dict[str, np.ndarray] = {}
-    errors: list[str] = []
-    for path in paths:
-        try:
-            images[path] = read_image(path, preprocessing, max_pixels)
-        except (UnreadableImageError, OSError) as error:
-            errors.append(str(error))
-    return images, errors
-
-
-def read_image(path: str, preprocessing: Preprocessing, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Read an image file for the network: (3, size, size), uint8."""
-    content = read_image_file(path)
-    return preprocess(decode_image(content, printable(path), max_pixels).pixels, preprocessing)
-
-
-def preprocess(pixels: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Crop and resize an image (height, width, 3), uint8.
-
-    Returns:
-        Image of the network's size (3, size, size), uint8.
-    """
-    size = preprocessing.image_size
-    box = evaluation_boxes(size, np.array([pixels.shape[:2]]), preprocessing.crop_share)[0]
-    top, left, side = (int(value) for value in box[:3])
-    square = pixels[top : top + side, left : left + side]
-    resampling = Image.Resampling.BOX if side > size else Image.Resampling.BILINEAR
-    resized = Image.fromarray(square).resize((size, size), resampling)
-    return np.asarray(resized).transpose(2, 0, 1)
 
 
 def classify(

@@ -37,7 +37,7 @@ def check_address(address: str) -> None:
 
 
 def check_command(command: Sequence[str], folder: Path) -> None:
-    """Check that the files that a command names are sent, and that its settings are valid.
+    """Check the files and the settings of a job's command.
 
     Args:
         command: words of the job's command.
@@ -76,7 +76,7 @@ def sent_files(folder: Path) -> frozenset[str]:
 
 
 def _script(command: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Return the script of a command, None without one, and the script's arguments."""
+    """Return the script of a command, if any, and its arguments."""
     program, arguments = Path(command[0]).name, list(command[1:])
     if not program.startswith("python"):
         is_path = "/" in command[0] or program.endswith((".py", ".sh"))

@@ -2,7 +2,8 @@
 
 import os
 
-from pipelines.predict import image_files, read_images
+from pipelines.data.loading.image_files import read_images
+from pipelines.predict import image_files
 from ranet.model.metadata import Preprocessing
 from tests.support.image_files import encoded, pixels
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+from pipelines.data.loading.image_files import preprocess
 from pipelines.data.sources.images import decode_image
 from pipelines.model_packaging.card import CARD, model_card
-from pipelines.predict import preprocess
 from ranet import BudgetedClassifier, RANet, pretrained_names, read_model
 from ranet.model.saved import TENSORS, find_model
 
