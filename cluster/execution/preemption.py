@@ -31,6 +31,11 @@ class PreemptionNotices:
         self._steps_since_check, self._steps_between_checks = 0, 1
         self._is_preempted = False
 
+    @property
+    def is_preempted(self) -> bool:
+        """True if the last check found a notice."""
+        return self._is_preempted
+
     def check(self) -> bool:
         """Return whether a node is about to be preempted.
 

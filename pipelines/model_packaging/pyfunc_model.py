@@ -19,6 +19,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.pyfunc.model import PythonModel
 
 from ranet import Cascade, ModelConfig, RANet, mult_adds
+from ranet.inference.precision import tf32
 from ranet.model.preprocessing import Normalize
 
 _CHUNK_IMAGES = 256
@@ -76,9 +77,11 @@ class BudgetedClassifier(PythonModel):
         thresholds = self._thresholds_within(1.0 if fraction is None else fraction)
         cascade = Cascade(self.model, thresholds, self.settings["exit_ensemble"])
         images = torch.from_numpy(np.ascontiguousarray(pixels))
-        parts = [
-            cascade(self.normalize(chunk.to(self.device))) for chunk in images.split(_CHUNK_IMAGES)
-        ]
+        with tf32(allowed=False):  # the thresholds were fitted without it
+            parts = [
+                cascade(self.normalize(chunk.to(self.device)))
+                for chunk in images.split(_CHUNK_IMAGES)
+            ]
         labels = [label for part in parts for label in part.labels.tolist()]
         return pd.DataFrame(
             {
