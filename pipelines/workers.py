@@ -1,5 +1,6 @@
 """Ray Train worker functions of runs and trials, and their results."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -15,6 +16,7 @@ from ray.train import Checkpoint
 from torch import Tensor, nn
 
 from cluster.cli import configure_logging
+from cluster.execution.failures import memory_advice
 from cluster.execution.reporter import RayReporter
 from cluster.storage.cache import Cache
 from cluster.storage.checkpoints import SNAPSHOT, load_checkpoint, load_newest
@@ -98,12 +100,15 @@ def trial_worker(task: TrialTask) -> None:
         cost = mult_adds(run.model)
 
         def measure(network: nn.Module) -> Metrics:
-            outputs = collect_exit_outputs(ForwardPass(network, normalize), val)
+            outputs = collect_exit_outputs(_scoring(run, network, normalize), val)
             metrics = objective.measure(outputs.single, cost, latency) if is_first else {}
             return {**metrics, SECONDS: before + time.monotonic() - started}
 
         training = TrainState(run.train, model, normalize)
-        fit(training, train, val, RayReporter(), resume=saved.get(SNAPSHOT), measure=measure)
+        reporter = RayReporter()
+        with memory_advice("training", _smaller_step(run)):
+            # Popped: the snapshot is not kept for the whole trial.
+            fit(training, train, val, reporter, resume=saved.pop(SNAPSHOT, None), measure=measure)
 
 
 def evaluate_worker(task: EvaluateTask) -> None:
@@ -113,7 +118,7 @@ def evaluate_worker(task: EvaluateTask) -> None:
         model, normalize = _make_model(run, device)
         model.load_state_dict(task.weights)
         splits = {split: _open_split(run, split, device) for split in ("val", "test")}
-        outputs = _collect_outputs(ForwardPass(model, normalize), splits)
+        outputs = _collect_outputs(run, model, normalize, splits)
         RayReporter().save({}, {EXIT_OUTPUTS: outputs})
 
 
@@ -136,21 +141,49 @@ def _train(run: Run, device: torch.device) -> None:
     train, val, test = (_open_split(run, split, device) for split in SPLITS)
     reporter = RayReporter()
     training = TrainState(run.train, model, normalize)
-    snapshot = fit(training, train, val, reporter, resume=saved.get(SNAPSHOT))
-    model.load_state_dict(snapshot["best"]["model"])
-    outputs = _collect_outputs(ForwardPass(model, normalize), {"val": val, "test": test})
+    with memory_advice("training", _smaller_step(run)):
+        # Popped: the snapshot is not kept for the whole run.
+        snapshot = fit(training, train, val, reporter, resume=saved.pop(SNAPSHOT, None))
+    best = copy.deepcopy(model)  # the snapshot to save holds the tensors of the model
+    best.load_state_dict(snapshot["best"]["model"])
+    outputs = _collect_outputs(run, best, normalize, {"val": val, "test": test})
     reporter.save(snapshot["history"][-1], {SNAPSHOT: snapshot, EXIT_OUTPUTS: outputs})
 
 
-def _collect_outputs(forward: ForwardPass, splits: Mapping[str, Batches]) -> dict[str, Any]:
-    """Collect exit outputs; `forward` runs in float32 like the registered model.
+def _collect_outputs(
+    run: Run, model: nn.Module, normalize: Normalize, splits: Mapping[str, Batches]
+) -> dict[str, Any]:
+    """Collect exit outputs in float32, like the registered model.
 
     Returns:
         Serialized exit outputs by split, for `exit_outputs_in`.
     """
-    return {
-        name: collect_exit_outputs(forward, batches).state() for name, batches in splits.items()
-    }
+    forward = _scoring(run, model, normalize)
+    with memory_advice("evaluating the network", _fewer_images(run)):
+        return {
+            name: collect_exit_outputs(forward, batches).state() for name, batches in splits.items()
+        }
+
+
+def _scoring(run: Run, model: nn.Module, normalize: Normalize) -> ForwardPass:
+    """Return the forward pass in float32 that exit outputs are collected with."""
+    return ForwardPass(model, normalize, max_images=run.train.evaluation_batch_size)
+
+
+def _smaller_step(run: Run) -> str:
+    """Advice for a training step that does not fit into the memory."""
+    share = -(-run.train.batch_size // ray.train.get_context().get_world_size())
+    size = min(run.train.micro_batch_size or share, share)
+    return (
+        f"{size} images pass through the network at once: set train.micro_batch_size below that, "
+        "or use more workers or a smaller model"
+    )
+
+
+def _fewer_images(run: Run) -> str:
+    """Advice for a network that does not fit into the memory."""
+    size = run.train.evaluation_batch_size
+    return f"set train.micro_batch_size below {size}, or use fewer workers per GPU or node"
 
 
 def exit_outputs_in(files: Mapping[str, Any]) -> dict[str, SplitOutputs]:

@@ -144,6 +144,10 @@ class OptimConfig:
             raise ValueError(f"train.optim.gamma must be in (0, 1], got {self.gamma}")
 
 
+EVALUATION_IMAGES = 128
+"""Images per forward pass of an evaluation, where no micro-batch size is set."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """Training loss: weighted sum of the cross-entropy of every exit."""
@@ -204,6 +208,9 @@ class TrainConfig:
     """Seed of the weights, the image order and the augmentation."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the forward pass; bfloat16 uses autocast, the weights stay float32."""
+    gradient_precision: Literal["float32", "bfloat16"] = "float32"
+    """Data type in which workers exchange gradients; bfloat16 halves the traffic and rounds the
+    gradients."""
     channels_last: bool = True
     """Use the channels-last memory format for images and features."""
     compile: bool = False
@@ -220,6 +227,11 @@ class TrainConfig:
     """Validation top-1 that selects the best epoch: of the last exit, or the mean over exits."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """Optimizer and learning rate."""
+
+    @property
+    def evaluation_batch_size(self) -> int:
+        """Images per forward pass of evaluation and scoring on one worker."""
+        return self.micro_batch_size or EVALUATION_IMAGES
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "progressive_sizes", tuple(self.progressive_sizes))

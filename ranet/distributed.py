@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -18,13 +20,20 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
-def wrap(model: nn.Module) -> nn.Module:
+def wrap(
+    model: nn.Module, gradient_precision: Literal["float32", "bfloat16"] = "float32"
+) -> nn.Module:
     """Wrap a model in DDP, which averages gradients over the workers."""
     if world_size() == 1:
         return model
     # Every worker keeps the batch norm statistics of its own images until the epoch ends; then
     # `average` makes the statistics equal.
-    return DistributedDataParallel(model, forward_sync_buffers=False, gradient_as_bucket_view=True)
+    wrapped = DistributedDataParallel(
+        model, forward_sync_buffers=False, gradient_as_bucket_view=True
+    )
+    if gradient_precision == "bfloat16":
+        wrapped.register_comm_hook(None, bf16_compress_hook)
+    return wrapped
 
 
 def accumulating(model: nn.Module) -> AbstractContextManager[None]:

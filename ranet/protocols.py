@@ -10,8 +10,9 @@ Metrics: TypeAlias = dict[str, float]
 """Metrics of one epoch by name, such as `val/exit3/top1` in percent."""
 
 Snapshot: TypeAlias = dict[str, Any]
-"""Complete training state, from which a run resumes exactly. It has CPU tensors, numbers, strings,
-lists and dicts only, so that `torch.load(weights_only=True)` reads it.
+"""Complete training state, from which a run resumes exactly. It has tensors, numbers, strings,
+lists and dicts only, so that `torch.load(weights_only=True)` reads it. A saved snapshot has CPU
+tensors; while the training runs, `model`, `optimizer` and `ema` are its own tensors.
 
 - `epoch`: number of complete epochs; `step`: steps done in the epoch that follows, 0 after an
   epoch; `seed`: seed of the training; the learning rate follows from epoch and step;
@@ -53,7 +54,11 @@ class Batches(Protocol):
 
 
 class Reporter(Protocol):
-    """Receiver of metrics and snapshots; every worker calls each method equally often."""
+    """Receiver of metrics and snapshots; every worker calls each method equally often.
+
+    A reporter copies the tensors of a snapshot before the method returns: the next step changes
+    them.
+    """
 
     def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
         """Handle an epoch's metrics, and its snapshot if one is due."""

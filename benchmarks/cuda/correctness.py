@@ -3,7 +3,6 @@
 import copy
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from benchmarks.plain import PlainRANet
 from benchmarks.reference import conformance_images, conformance_weights, random_network
 from ranet import Cascade, ModelConfig, RANet, model_from_official, official_state_dict
 from ranet.config import EmaConfig, OptimConfig, TrainConfig
+from ranet.inference.precision import tf32
 from ranet.training.loop import take_step
 from ranet.training.optim import FiniteGuard
 from ranet.training.state import TrainState
@@ -46,17 +46,6 @@ def correctness_items(
     }
     for name, check in checks.items():
         yield Item("correctness", name, partial(check, config, device))
-
-
-@contextmanager
-def tf32(allowed: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in float32 products and convolutions."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def _conformance(file: Path, device: torch.device) -> dict[str, Any]:

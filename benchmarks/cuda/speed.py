@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from benchmarks.cuda.correctness import tf32
 from benchmarks.cuda.items import Item
 from benchmarks.plain import PlainRANet
 from benchmarks.reference import random_network
 from ranet import Cascade, ModelConfig, RANet, fit_thresholds, mult_adds
+from ranet.inference.precision import tf32
 from ranet.training.losses import exit_loss
 
 SHARES = (0.25, 0.5, 0.75)

@@ -3,7 +3,8 @@
 import errno
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -120,8 +121,35 @@ def is_out_of_memory(cause: Exception) -> bool:
     return isinstance(cause, RuntimeError) and any(sign in text for sign in signs)
 
 
+class OutOfMemory(MemoryError):  # noqa: N818 - named after its condition
+    """Failed allocation, with advice for the work that needed the memory."""
+
+
+@contextmanager
+def memory_advice(work: str, advice: str) -> Iterator[None]:
+    """Add advice to errors of allocations.
+
+    Args:
+        work: the work that runs, for the message, such as "training".
+        advice: what the user can do.
+
+    Raises:
+        OutOfMemory: an allocation failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(
+            f"not enough memory while {work}: {_first_line(error)}; {advice}"
+        ) from error
+
+
 def describe_failure(cause: Exception, storage: str) -> str:
     """Describe a failure in one sentence, with a remedy if known."""
+    if isinstance(cause, OutOfMemory):
+        return str(cause)
     if is_out_of_memory(cause):
         return f"not enough memory: {_first_line(cause)}; use a smaller model or train.batch_size"
     if _is_full_disk(cause):

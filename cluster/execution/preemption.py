@@ -36,6 +36,11 @@ class PreemptionNotices:
         self._deadline = float(os.environ.get(DEADLINE, "inf"))
         self._is_over_limit = False
 
+    @property
+    def is_stopping(self) -> bool:
+        """True if the last check found that the workers must stop."""
+        return self._is_preempted or self._is_over_limit
+
     def check(self) -> bool:
         """Return whether the workers must stop after a checkpoint.
 
@@ -55,7 +60,7 @@ class PreemptionNotices:
             time.time() > self._deadline,
         ))  # fmt: skip
         self._last_check, self._steps_since_check = now, 0
-        return self._is_preempted or self._is_over_limit
+        return self.is_stopping
 
     def stop_if_preempted(self, snapshot: Snapshot) -> None:
         """Stop this worker if a notice was found.

@@ -1,6 +1,7 @@
 """Supervision of a run by its driver, and of its driver."""
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from concurrent import futures
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 30.0
 """Interval between two warnings about missing workers."""
+SHUTDOWN_SECONDS = "5"
+"""Time limit for closing the workers' process group, in an environment variable."""
 
 
 def run_supervised(
@@ -102,7 +105,10 @@ class ControllerRegistration(ControllerCallback):
         self._heartbeats, self._name = heartbeats, name
 
     def after_controller_start(self, train_run_context: Any) -> None:
-        """Register the controller with the heartbeat actor."""
+        """Register the controller; limit the time to close process groups."""
+        # Ray reads the variable in this process. Closing an NCCL group blocks while a collective
+        # waits for a peer, and Ray's limit of 30 seconds would be spent at each growth.
+        os.environ.setdefault("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", SHUTDOWN_SECONDS)
         self._heartbeats.register_controller(self._name)
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:

@@ -34,7 +34,9 @@ class WorkerMetrics:
             "ranet_data_wait_seconds", "Seconds of the steps spent waiting for data."
         )
         self._saves = counter("ranet_checkpoints", "Checkpoints written and uploaded.")
-        self._saving = counter("ranet_checkpoint_seconds", "Seconds spent on checkpoints.")
+        self._saving = counter(
+            "ranet_checkpoint_seconds", "Seconds of writing and uploading checkpoints."
+        )
         self._value = Gauge(
             "ranet_epoch_value",
             description="Metrics of the last epoch, with the names used in MLflow.",

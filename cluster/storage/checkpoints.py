@@ -4,15 +4,19 @@ import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import torch
 from ray.train import Checkpoint, CheckpointConsistencyMode
-from ray.train.collective import broadcast_from_rank_zero
+from ray.train.collective import barrier, broadcast_from_rank_zero
 
+from cluster.storage.filesystem import upload
 from cluster.storage.s3 import ObjectStore, is_uri
 
 logger = logging.getLogger(__name__)
@@ -67,40 +71,76 @@ def write_checkpoint(folder: Path, files: Mapping[str, Any]) -> None:
     (folder / CHECKSUMS).write_text(json.dumps(checksums, indent=1))
 
 
+def store_checkpoint(checkpoint: Checkpoint, files: Mapping[str, Any]) -> None:
+    """Write states to a checkpoint of a run.
+
+    Raises:
+        OSError: a file was not stored.
+    """
+    if _is_local(checkpoint):
+        Path(checkpoint.path).mkdir(parents=True)
+        write_checkpoint(Path(checkpoint.path), files)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        write_checkpoint(Path(folder), files)
+        assert checkpoint.filesystem is not None
+        upload(Path(folder), checkpoint.filesystem, checkpoint.path)
+
+
+def _is_local(checkpoint: Checkpoint) -> bool:
+    filesystem = checkpoint.filesystem
+    assert filesystem is not None, "the storage of a run has one"
+    return filesystem.type_name == "local"
+
+
 def load_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
     """Load the states of a checkpoint onto the CPU, by file name.
 
     Raises:
         DamagedCheckpointError: a file is missing or differs from its checksum.
     """
-    location = checkpoint_uri(checkpoint)
+    with _damage_named(checkpoint), checkpoint.as_directory() as folder:
+        return _load_folder(checkpoint, Path(folder))
+
+
+def _load_folder(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Load the states of a checkpoint from its local folder."""
     files = {}
+    for name, checksum in json.loads((folder / CHECKSUMS).read_text()).items():
+        path = folder / name
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != checksum:
+                raise DamagedCheckpointError(
+                    f"the checkpoint {checkpoint_uri(checkpoint)} is damaged: {name}, of "
+                    f"{path.stat().st_size} bytes, differs from its checksum"
+                )
+        files[name] = torch.load(path, map_location="cpu", weights_only=True)
+    return files
+
+
+@contextmanager
+def _damage_named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the checkpoint whose files are missing or cannot be read."""
     try:
-        with checkpoint.as_directory() as folder:
-            for name, checksum in json.loads((Path(folder) / CHECKSUMS).read_text()).items():
-                content = (Path(folder) / name).read_bytes()
-                if hashlib.sha256(content).hexdigest() != checksum:
-                    raise DamagedCheckpointError(
-                        f"the checkpoint {location} is damaged: {name}, of {len(content)} bytes, "
-                        "differs from its checksum"
-                    )
-                files[name] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        yield
     except FileNotFoundError as error:
+        location = checkpoint_uri(checkpoint)
         raise DamagedCheckpointError(
             f"the checkpoint {location} is damaged: {Path(error.filename or location).name} is "
             "missing"
         ) from error
     except json.JSONDecodeError as error:
         raise DamagedCheckpointError(
-            f"the checkpoint {location} is damaged: {CHECKSUMS} cannot be read ({error})"
+            f"the checkpoint {checkpoint_uri(checkpoint)} is damaged: {CHECKSUMS} cannot be read "
+            f"({error})"
         ) from error
-    return files
 
 
 def load_newest() -> dict[str, Any]:
     """Load the newest intact checkpoint of the run, if any.
 
-    A barrier: rank 0 selects the checkpoint, and the other workers load the same one.
+    A barrier: rank 0 selects the checkpoint, and the other workers load the same one. One worker
+    of each node downloads it.
 
     Raises:
         DamagedCheckpointError: all checkpoints of the run are damaged.
@@ -108,18 +148,45 @@ def load_newest() -> dict[str, Any]:
     newest = ray.train.get_checkpoint()
     if newest is None:
         return {}
-    if ray.train.get_context().get_world_rank() == 0:
-        files, selected = _newest_intact(newest)
-        broadcast_from_rank_zero(selected.path)
-        return files
-    path: str | None = broadcast_from_rank_zero(None)
-    assert path is not None, "rank 0 sends a path"
-    return load_checkpoint(Checkpoint(path, newest.filesystem))
-
-
-def _newest_intact(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
+    context = ray.train.get_context()
+    run = hashlib.sha256(newest.path.encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir(), f"checkpoint-{run}-node{context.get_node_rank()}")
+    is_downloader = context.get_local_rank() == 0
     try:
-        return load_checkpoint(newest), newest
+        files, selected = {}, newest
+        if context.get_world_rank() == 0:
+            files, selected = _newest_intact(newest, folder)
+        selected = Checkpoint(broadcast_from_rank_zero(selected.path), newest.filesystem)
+        if is_downloader and not files:
+            files = _download(selected, folder)
+        barrier()
+        if not is_downloader:
+            with _damage_named(selected):
+                files = _load_folder(selected, _local_folder(selected, folder))
+        barrier()  # every worker of the node has read the folder
+        return files
+    finally:
+        if is_downloader:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _local_folder(checkpoint: Checkpoint, folder: Path) -> Path:
+    """Return the folder of a checkpoint's files on this node."""
+    return Path(checkpoint.path) if _is_local(checkpoint) else folder
+
+
+def _download(checkpoint: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Load a checkpoint, downloaded to a folder if it is remote."""
+    with _damage_named(checkpoint):
+        if not _is_local(checkpoint):
+            shutil.rmtree(folder, ignore_errors=True)
+            checkpoint.to_directory(folder)
+        return _load_folder(checkpoint, _local_folder(checkpoint, folder))
+
+
+def _newest_intact(newest: Checkpoint, folder: Path) -> tuple[dict[str, Any], Checkpoint]:
+    try:
+        return _download(newest, folder), newest
     except DamagedCheckpointError as error:
         logger.warning("%s; resuming from the previous checkpoint", error)
     for reported in reversed(
@@ -128,7 +195,7 @@ def _newest_intact(newest: Checkpoint) -> tuple[dict[str, Any], Checkpoint]:
         if reported.checkpoint.path == newest.path:
             continue
         try:
-            return load_checkpoint(reported.checkpoint), reported.checkpoint
+            return _download(reported.checkpoint, folder), reported.checkpoint
         except DamagedCheckpointError as error:
             logger.warning("%s; resuming from the previous checkpoint", error)
     raise DamagedCheckpointError(

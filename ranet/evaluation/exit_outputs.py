@@ -14,6 +14,7 @@ from ranet.evaluation.cross_fit import cross_fit
 from ranet.evaluation.forward import ForwardPass
 from ranet.inference.ensemble import mean_logits
 from ranet.inference.policies import TOP_PROBABILITY, ExitPolicy
+from ranet.inference.precision import tf32
 from ranet.inference.thresholds import assign_exits
 from ranet.protocols import Batches
 
@@ -71,6 +72,8 @@ def collect_exit_outputs(
 ) -> SplitOutputs:
     """Evaluate all exits on a split, over all workers.
 
+    A GPU computes without TF32, so that thresholds fitted on the outputs suit any device.
+
     Args:
         forward: forward pass of the network, which is left in evaluation mode.
         batches: batches of the split, each image once over all workers.
@@ -81,7 +84,7 @@ def collect_exit_outputs(
     """
     forward.model.eval()
     parts: list[Tensor] = []
-    with batches.epoch(0) as reader:
+    with tf32(allowed=False), batches.epoch(0) as reader:
         for images, labels in reader:
             single = forward(images).float()
             rows = []

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ranet.inference.cascade import Cascade, Prediction
+from ranet.inference.precision import tf32
 from ranet.model.network import RANet
 from ranet.model.preprocessing import Normalize
 from ranet.model.saved import SavedModel
@@ -49,9 +50,11 @@ class BudgetedClassifier:
             raise ValueError(f"images must be uint8, got {images.dtype}")
         thresholds = torch.tensor(self.metadata.thresholds(budget_fraction))
         cascade = Cascade(self.network, thresholds, self.metadata.exit_ensemble)
-        parts = [
-            cascade(self.normalize(chunk.to(self.device))) for chunk in images.split(_CHUNK_IMAGES)
-        ]
+        with tf32(allowed=False):  # the thresholds were fitted without it
+            parts = [
+                cascade(self.normalize(chunk.to(self.device)))
+                for chunk in images.split(_CHUNK_IMAGES)
+            ]
         return Prediction(
             *(
                 torch.cat([getattr(part, field.name) for part in parts]).cpu()

@@ -169,7 +169,7 @@ class FusedDenseLayers(FastModule):
 
 def add_product(share: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Add pixels (pixels, in) times weight (in, out) to a share."""
-    is_narrow = weight.shape[1] < 12 and pixels.dtype == torch.float32
+    is_narrow = weight.shape[1] < 12 and pixels.dtype == torch.float32 and pixels.is_cpu
     if not is_narrow or len(pixels) <= 4096 or len(pixels) % 16:
         return torch.addmm(share, pixels, weight)
     # A float32 product with few columns is slow: they do not fill a vector register. The same

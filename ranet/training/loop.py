@@ -69,12 +69,14 @@ def fit(
             f"train.batch_size is {config.batch_size}, but there are only {train.num_samples} "
             "training images, less than one batch; lower train.batch_size"
         )
-    snapshot = resume
+    snapshot = None
     if resume is not None:
         training.restore(resume)
+        snapshot = resume if training.epoch == config.epochs else None
     progress = ProgressLog(config.epochs, len(train), training.epoch * len(train) + training.step)
     if resume is not None:
         progress.log_resumed(training.epoch, training.step)
+    del resume  # gigabytes that nobody needs any more
     while training.epoch < config.epochs:
         train_one_epoch(training, train, reporter, progress)
         metrics = _epoch_metrics(training, val, len(train))

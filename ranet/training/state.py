@@ -1,6 +1,6 @@
 """Training state: model, optimizer, EMA and progress, with snapshots."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -51,7 +51,7 @@ class TrainState:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.config = config
         self.model = model.to(memory_format=layout)
-        self.ddp_model = wrap(model)
+        self.ddp_model = wrap(model, config.gradient_precision)
         self.ema = ExponentialMovingAverage(model, config.ema.decay) if config.ema.decay else None
         stepped = self.ddp_model
         if config.compile:
@@ -59,7 +59,11 @@ class TrainState:
         self.train_forward = ForwardPass(stepped, normalize, config.precision, layout)
         """Forward pass of a training step."""
         self.eval_forward = ForwardPass(
-            self.ema.model if self.ema else model, normalize, config.precision, layout
+            self.ema.model if self.ema else model,
+            normalize,
+            config.precision,
+            layout,
+            config.evaluation_batch_size,
         )
         """Forward pass of the network to evaluate and keep: the EMA, else the model."""
         self.loss = ExitLosses(config.loss)
@@ -86,11 +90,16 @@ class TrainState:
         self.history.append(metrics)
         # Among equally good epochs, the last is the best: it was trained longest.
         if (value := _selection_value(self.config, metrics)) >= self.best["value"]:
-            weights = _to_cpu(self.eval_forward.model.state_dict())
+            kept = self.eval_forward.model.state_dict()
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in kept.items()}
             self.best = {"epoch": self.epoch, "value": value, "model": weights}
 
     def snapshot(self) -> Snapshot:
-        """Return a snapshot to resume from; a collective call."""
+        """Return a snapshot to resume from; a collective call.
+
+        The tensors of model, optimizer and EMA are those of the training, which the next step
+        changes; `HostCopies` copies them.
+        """
         workers = None
         if self.step:
             own = self._statistics()
@@ -102,9 +111,9 @@ class TrainState:
             "epoch": self.epoch,
             "step": self.step,
             "seed": self.config.seed,
-            "model": _to_cpu(self.model.state_dict()),
-            "optimizer": _to_cpu(optimizer_state(self.optimizer, self.model)),
-            "ema": _to_cpu(self.ema.model.state_dict()) if self.ema else None,
+            "model": dict(self.model.state_dict()),
+            "optimizer": optimizer_state(self.optimizer, self.model),
+            "ema": dict(self.ema.model.state_dict()) if self.ema else None,
             "workers": workers,
             "history": [dict(each) for each in self.history],
             "best": self.best,
@@ -168,10 +177,3 @@ def _check(config: TrainConfig, snapshot: Snapshot) -> None:
 def _selection_value(config: TrainConfig, metrics: Metrics) -> float:
     top1 = validation_top1(metrics)
     return top1[-1] if config.select_by == "last_exit" else sum(top1) / len(top1)
-
-
-def _to_cpu(value: Any) -> Any:
-    """Copy nested dicts of tensors to new memory on the CPU."""
-    if isinstance(value, Mapping):
-        return {key: _to_cpu(each) for key, each in value.items()}
-    return value.detach().to("cpu", copy=True) if isinstance(value, Tensor) else value

@@ -163,6 +163,12 @@ def everything(rank, num_workers):
         "killed odd": train_and_be_killed(
             rank, num_workers, replace(QUICK, batch_size=33, ema=EmaConfig(decay=0.9))
         ),
+        "bfloat16 gradients": train(
+            replace(ONE_EPOCH, gradient_precision="bfloat16"),
+            rank,
+            num_workers,
+            TwoExits(normed=False),
+        )[-1],
         "diverged": diverge_on_one_worker(rank, num_workers),
         "evaluated": {n: evaluate_shares(rank, num_workers, n) for n in (57, 1)},
     }
@@ -194,6 +200,17 @@ def test_two_workers_take_the_same_steps_as_one_worker(two_workers):
         torch.testing.assert_close(together["model"][name], weight, atol=1e-5, rtol=1e-5)
     for name in ("train/loss", "val/loss", "val/exit1/top1", "val/exit2/top5"):
         assert together["history"][0][name] == pytest.approx(alone["history"][0][name], rel=1e-5)
+
+
+def test_gradients_in_bfloat16_train_nearly_the_same_weights(two_workers):
+    first, second = (worker["bfloat16 gradients"] for worker in two_workers)
+    assert_same(first, second)
+    exact = two_workers[0]["normless"]
+    for name, weight in exact["model"].items():
+        torch.testing.assert_close(first["model"][name], weight, atol=5e-3, rtol=5e-2)
+    assert not torch.equal(first["model"]["first.weight"], exact["model"]["first.weight"])
+    loss = first["history"][0]["train/loss"]
+    assert loss == pytest.approx(exact["history"][0]["train/loss"], rel=1e-2)
 
 
 @pytest.mark.parametrize("micro_batch", [0, 5])

@@ -1,5 +1,6 @@
 """Shared parts of training tests: digits as batches, a network, a reporter."""
 
+import copy
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -123,7 +124,7 @@ class Recorder:
     def report(self, metrics: Metrics, snapshot: Snapshot | None) -> None:
         self.metrics.append(metrics)
         if snapshot is not None:
-            self.snapshots.append(snapshot)
+            self.snapshots.append(copy.deepcopy(snapshot))
             self.weights_then.append({k: v.clone() for k, v in snapshot["model"].items()})
 
     def step(self, num_images: int, seconds: float, waited: float) -> None:
@@ -139,7 +140,7 @@ class Recorder:
         return True
 
     def checkpoint(self, snapshot: Snapshot) -> None:
-        self.snapshots.append(snapshot)
+        self.snapshots.append(copy.deepcopy(snapshot))
         if self.num_steps == self.kill_after:
             raise Killed
 

@@ -8,7 +8,7 @@ from torch.distributed import DistBackendError
 
 from cluster.config import ClusterConfig
 from cluster.errors import RunError, TimeLimitError, UntrainableError
-from cluster.execution.failures import FailurePolicy
+from cluster.execution.failures import FailurePolicy, memory_advice
 from ranet.training.optim import NonFiniteLoss
 
 LOST = WorkerHealthCheckFailedError("it does not answer", RayActorError())
@@ -118,3 +118,27 @@ def test_recurring_errors_are_distinguished_from_failures_of_the_cluster():
         with pytest.raises(RunError) as raised:
             policy.after_exception(None, {0: failure})
         assert raised.type is kind
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_lack_of_memory_names_the_work_and_its_remedy_and_ends_the_run(error):
+    with (
+        pytest.raises(MemoryError) as raised,
+        memory_advice("training", "set train.micro_batch_size below 128"),
+        memory_advice("evaluating", "no other advice"),
+    ):
+        raise error
+    expected = f"not enough memory while evaluating: {error}; no other advice"
+    assert message_of({0: raised.value}) == f"worker 0 failed: {expected}"
+
+
+def test_other_errors_pass_unchanged():
+    with pytest.raises(RuntimeError, match=r"^connection closed"), memory_advice("a", "b"):
+        raise DISCONNECTED

@@ -1,5 +1,6 @@
 """Forward pass from uint8 images to logits."""
 
+import pytest
 import torch
 
 from ranet.evaluation.forward import ForwardPass
@@ -44,3 +45,16 @@ def test_device_is_that_of_weights_or_buffers():
     assert forward.device.type == "meta"
     only_buffers = Normalize((0.5,), (0.5,))
     assert ForwardPass(only_buffers, normalize).device.type == "cpu"
+
+
+@pytest.mark.parametrize(("max_images", "sizes"), [(0, [9]), (9, [9]), (4, [3, 3, 3]), (5, [5, 4])])
+def test_large_batch_passes_in_even_parts(max_images, sizes):
+    model, images, passed = TwoExits().eval(), Digits(0, 9, 9).images, []
+
+    def record(part):
+        passed.append(len(part))
+        return normalize(part)
+
+    logits = ForwardPass(model, record, max_images=max_images)(images)
+    assert passed == sizes
+    torch.testing.assert_close(logits, model(normalize(images)))

@@ -13,7 +13,14 @@ from ranet import RANet
 from ranet.config import LossConfig, OptimConfig, TrainConfig
 from ranet.training.optim import NonFiniteLoss
 from tests.support.digit_training import CPU, QUICK, NanOnCall, train
-from tests.support.tiny import Killed, Recorder, TwoExits, normalize, small_ranet
+from tests.support.tiny import (
+    Killed,
+    Recorder,
+    TwoExits,
+    assert_same,
+    normalize,
+    small_ranet,
+)
 
 
 def test_training_reaches_high_accuracy_on_digits():
@@ -36,7 +43,7 @@ def test_every_epoch_is_reported_with_all_metrics():
     assert [metrics["epoch"] for metrics in recorder.metrics] == [1, 2, 3, 4]
     assert [snapshot["epoch"] for snapshot in recorder.snapshots] == [1, 2, 3, 4]
     assert [len(snapshot["history"]) for snapshot in recorder.snapshots] == [1, 2, 3, 4]
-    assert last is recorder.snapshots[-1]
+    assert_same(last, recorder.snapshots[-1])
     assert last["history"] == recorder.metrics
     assert recorder.num_images == recorder.num_steps * QUICK.batch_size == 40 * QUICK.batch_size
     assert all(0 < metrics["train/data_wait"] < 1 for metrics in recorder.metrics)

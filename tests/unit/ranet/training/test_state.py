@@ -1,6 +1,7 @@
 """Training state: snapshots, resuming, and the best epoch."""
 
 import random
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,16 @@ import torch
 from torch import nn
 
 from ranet.config import EmaConfig, LossConfig, OptimConfig, TrainConfig
+from ranet.training.loop import fit
+from ranet.training.state import TrainState
 from tests.support.digit_training import QUICK, train
 from tests.support.tiny import (
+    Digits,
     Killed,
     Recorder,
     TwoExits,
     assert_same,
+    normalize,
     saved_and_loaded,
     small_ranet,
 )
@@ -85,6 +90,24 @@ def test_run_preempted_with_notice_repeats_no_step(notice_after):
     resumed = train(model=TwoExits(3), resume=first.snapshots[-1], recorder=second)
     assert_same(resumed, train())
     assert second.num_steps == 40 - notice_after
+
+
+def test_loaded_snapshot_is_freed_after_the_training_has_restored_it():
+    recorder = Recorder()
+    train(recorder=recorder)
+    resume = [saved_and_loaded(recorder.snapshots[1])]
+    loaded = weakref.ref(resume[0]["model"]["first.weight"])
+    alive = []
+
+    def measure(_):
+        alive.append(loaded() is not None)
+        return {}
+
+    training = TrainState(QUICK, TwoExits(3), normalize)
+    batches = Digits(0, 320, QUICK.batch_size, shuffled=True)
+    val = Digits(1000, 1080, 32)
+    fit(training, batches, val, Recorder(), resume=resume.pop(), measure=measure)
+    assert alive == [False, False]
 
 
 def test_finished_snapshot_is_returned_and_its_weights_are_loaded():
