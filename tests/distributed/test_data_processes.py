@@ -119,7 +119,7 @@ def test_two_processes_can_prepare_the_same_files_concurrently(config, start):
         print(prepare(folder_config(Path(sys.argv[1])), 32).sha256["train"])
     """
     processes = [start(script, config.source_dir) for _ in range(2)]
-    answers = {process.communicate(timeout=60)[0] for process in processes}
+    answers = {process.communicate(timeout=240)[0] for process in processes}
     assert [process.returncode for process in processes] == [0, 0]
     assert len(answers) == 1
     for split in ("train", "val", "test"):
