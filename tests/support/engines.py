@@ -14,6 +14,7 @@ from ranet import RANet
 from ranet.inference.stages import Stage, make_stages
 from ranet.model.preprocessing import Normalize
 
+ENGINES = ("onnxruntime", "openvino")
 Run = Callable[[Sequence[np.ndarray]], list[Any]]
 
 
@@ -46,11 +47,9 @@ def compile_graph(engine: str, graph: bytes) -> Run:
 class EngineNetwork:
     """All stages of a network in one engine."""
 
-    def __init__(
-        self, engine: str, model: RANet, images: Tensor, normalize: Normalize | None = None
-    ) -> None:
-        self.stages = make_stages(model, normalize)
-        self.runs = [compile_graph(engine, graph) for graph in onnx_graphs(self.stages, images)]
+    def __init__(self, engine: str, stages: Sequence[Stage], graphs: Sequence[bytes]) -> None:
+        self.stages = stages
+        self.runs = [compile_graph(engine, graph) for graph in graphs]
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return logits (exits, batch, classes)."""
@@ -60,3 +59,12 @@ class EngineNetwork:
             values.update(zip(stage.outputs, outputs, strict=True))
             logits.append(values["logits"])
         return torch.from_numpy(np.stack(logits))
+
+
+def compile_in_engines(
+    model: RANet, images: Tensor, normalize: Normalize | None = None
+) -> list[EngineNetwork]:
+    """Export a network once, which takes most of the time, and compile it in each engine."""
+    stages = make_stages(model, normalize)
+    graphs = onnx_graphs(stages, images)
+    return [EngineNetwork(engine, stages, graphs) for engine in ENGINES]
