@@ -64,7 +64,7 @@ class EngineNetwork:
 def compile_in_engines(
     model: RANet, images: Tensor, normalize: Normalize | None = None
 ) -> list[EngineNetwork]:
-    """Export a network once, which takes most of the time, and compile it in each engine."""
+    """Export a network once and compile it in each engine."""
     stages = make_stages(model, normalize)
     graphs = onnx_graphs(stages, images)
     return [EngineNetwork(engine, stages, graphs) for engine in ENGINES]
