@@ -15,6 +15,7 @@ Features are ordered (input, lateral 1..L, own 1..L, compressed), not layer by l
 `ranet.model.official` maps between this order and the authors' order.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeAlias
 
@@ -54,6 +55,18 @@ def _staircase(steps: nn.ParameterList, first_rows: int, width: int) -> Tensor:
     return torch.cat(rows)
 
 
+@dataclass(frozen=True)
+class FoldedDenseLayers:
+    """Weights of `DenseLayers` with their norms folded in."""
+
+    shared: tuple[Tensor, Tensor]
+    """Weight and bias of all layers' products with the input and lateral channels."""
+    own: list[Tensor]
+    """Weight of each later layer's product with the own channels."""
+    convs: list[tuple[Tensor, Tensor, int]]
+    """Weight, bias and stride of each layer's 3x3 convolution."""
+
+
 class DenseLayers(BottleneckUnits):
     """Dense layers of a block, which compute the block's own channels.
 
@@ -91,6 +104,22 @@ class DenseLayers(BottleneckUnits):
             own = torch.cat([own, newest], dim=1) if own.shape[1] else newest
             newest = self._run_unit(j, share + conv1x1(own, weight))
         return own, newest
+
+    def fold(self) -> FoldedDenseLayers:
+        """Fold the norms into the weights of inference."""
+        norms = [norm for norm in self.norms if isinstance(norm, NormRelu)]
+        conv_norms = [norm for norm in self.conv_norms if isinstance(norm, NormRelu)]
+        shares = self.reduce_weight().split(self.widths)
+        fused = [norm.fuse(share) for norm, share in zip(norms, shares, strict=True)]
+        strides = [1] * (len(self.widths) - 1) + [self.stride]
+        return FoldedDenseLayers(
+            (torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])),
+            [norm.fuse(weight)[0] for norm, weight in zip(norms[1:], self.reduce_own, strict=True)],
+            [
+                (*norm.fuse(conv), stride)
+                for norm, conv, stride in zip(conv_norms, self.convs, strides, strict=True)
+            ],
+        )
 
     def _run_unit(self, j: int, features: Tensor) -> Tensor:
         """Run unit j after its 1x1 convolution."""

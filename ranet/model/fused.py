@@ -17,7 +17,7 @@ from ranet.model.blocks import DenseBlock, DenseLayers, FusionBlock
 from ranet.model.exit import Exit
 from ranet.model.feature_buffer import FeatureBuffer, as_features, as_pixels, halved, resize_pixels
 from ranet.model.kernels import conv3x3
-from ranet.model.layers import ConvNormRelu, NormRelu
+from ranet.model.layers import ConvNormRelu
 from ranet.model.stem import LargeStemStep
 from ranet.torch_internals import BoundModule
 
@@ -124,22 +124,10 @@ class FusedDenseLayers(FastModule):
     def __init__(self, layers: DenseLayers) -> None:
         super().__init__()
         self.widths = layers.widths
-        norms = [norm for norm in layers.norms if isinstance(norm, NormRelu)]
-        conv_norms = [norm for norm in layers.conv_norms if isinstance(norm, NormRelu)]
-        shares = layers.reduce_weight().split(self.widths)
-        fused = [norm.fuse(share) for norm, share in zip(norms, shares, strict=True)]
-        self.shared = FusedProduct(
-            torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])
-        )
-        own = [
-            norm.fuse(weight)[0].flatten(1).t()
-            for norm, weight in zip(norms[1:], layers.reduce_own, strict=True)
-        ]
-        strides = [1] * (len(self.widths) - 1) + [layers.stride]
-        convs = (
-            FusedConv(*norm.fuse(conv), stride=stride)
-            for norm, conv, stride in zip(conv_norms, layers.convs, strides, strict=True)
-        )
+        folded = layers.fold()
+        self.shared = FusedProduct(*folded.shared)
+        own = [weight.flatten(1).t() for weight in folded.own]
+        convs = (FusedConv(weight, bias, stride=stride) for weight, bias, stride in folded.convs)
         self.units = nn.ModuleList(map(FusedUnit, (None, *own), convs))
         self.is_down = layers.stride == 2
 

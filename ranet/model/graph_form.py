@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ranet.architecture import BlockSpec
 from ranet.model.blocks import DenseBlock, DenseLayers, FusionBlock
 from ranet.model.exit import Exit
-from ranet.model.layers import ConvNormRelu, NormRelu
+from ranet.model.layers import ConvNormRelu
 from ranet.model.preprocessing import Normalize
 from ranet.model.stem import LargeStemStep
 
@@ -72,21 +72,11 @@ class GraphDenseLayers(nn.Module):
     def __init__(self, layers: DenseLayers) -> None:
         super().__init__()
         self.widths = layers.widths
-        norms = [norm for norm in layers.norms if isinstance(norm, NormRelu)]
-        conv_norms = [norm for norm in layers.conv_norms if isinstance(norm, NormRelu)]
-        shares = layers.reduce_weight().split(self.widths)
-        fused = [norm.fuse(share) for norm, share in zip(norms, shares, strict=True)]
-        self.shared = GraphConv(
-            torch.cat([weight for weight, _ in fused]), torch.cat([bias for _, bias in fused])
-        )
-        self.own = nn.ModuleList(
-            GraphConv(norm.fuse(weight)[0], None)
-            for norm, weight in zip(norms[1:], layers.reduce_own, strict=True)
-        )
-        strides = [1] * (len(self.widths) - 1) + [layers.stride]
+        folded = layers.fold()
+        self.shared = GraphConv(*folded.shared)
+        self.own = nn.ModuleList(GraphConv(weight, None) for weight in folded.own)
         self.convs = nn.ModuleList(
-            GraphConv(*norm.fuse(conv), stride=stride)
-            for norm, conv, stride in zip(conv_norms, layers.convs, strides, strict=True)
+            GraphConv(weight, bias, stride=stride) for weight, bias, stride in folded.convs
         )
 
     def forward(self, features: Tensor) -> list[Tensor]:
