@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from mlflow.models import Model
-from mlflow.pyfunc import PyFuncModel
 
 from cluster.errors import TrackingError
 from cluster.tracking import registry
@@ -54,15 +53,6 @@ def load_saved(trained_model: str) -> SavedModel:
         return read_model(model / NETWORK)
 
 
-def load_registered(model_uri: str) -> PyFuncModel:
-    """Load a registered model, which runs its own code.
-
-    Raises:
-        TrackingError: MLflow has no such model, or cannot be used.
-    """
-    return registry.load(model_uri)
-
-
 def load_classifier(trained_model: str) -> BudgetedClassifier:
     """Load a classifier; a registered model runs its own code.
 
@@ -75,7 +65,7 @@ def load_classifier(trained_model: str) -> BudgetedClassifier:
         ValueError: the files of the network are damaged.
     """
     if _is_uri(trained_model) and not _RUN.fullmatch(trained_model):
-        return load_registered(trained_model).unwrap_python_model().classifier
+        return registry.load(trained_model).unwrap_python_model().classifier
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return BudgetedClassifier(load_saved(trained_model), device)
 

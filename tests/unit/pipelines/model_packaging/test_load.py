@@ -14,7 +14,7 @@ from cluster.errors import TrackingError
 from cluster.storage.checkpoints import SNAPSHOT, write_checkpoint
 from cluster.tracking import registry
 from pipelines.data.summary import summary_of
-from pipelines.model_packaging.load import load_classifier, load_registered, load_saved
+from pipelines.model_packaging.load import load_classifier, load_saved
 from pipelines.model_packaging.package import RegisteredVersion
 from pipelines.run import Run, config_text
 from pipelines.workers import EXIT_OUTPUTS
@@ -55,7 +55,7 @@ def test_folder_and_registered_model_classify_alike(version: RegisteredVersion, 
     found = [each.classify(images, 0.5) for each in (own, registered)]
     assert torch.equal(found[0].labels, found[1].labels)
     assert torch.equal(found[0].exits, found[1].exits)
-    table = load_registered(uri).predict(images.numpy(), params={"budget_fraction": 0.5})
+    table = registry.load(uri).predict(images.numpy(), params={"budget_fraction": 0.5})
     assert table["label"].tolist() == found[0].labels.tolist()
 
 
