@@ -75,7 +75,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(micro_batch):
 
 def test_nan_in_a_micro_batch_stops_training_before_its_step():
     model = TwoExits()
-    poison = NanOnCall(model, call=2 * 10 + 3 + 5)
+    # Ten steps of two micro-batches, 80 validation images by 16, then the third step's first half.
+    poison = NanOnCall(model, call=2 * 10 + 80 // 16 + 5)
     config = replace(QUICK, micro_batch_size=16)
     with pytest.raises(NonFiniteLoss, match="epoch 2 of 4, step 3 of 10"):
         train(config, model, prepare=poison)
